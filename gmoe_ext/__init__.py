@@ -1,0 +1,47 @@
+"""gmoe_ext: mixtures of experts on graphs. Train GMoE, distill to RbM, serve without torch.
+
+Submodules load on first use, so that ``import gmoe_ext.runtime`` never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data, export, models, nn, ops, reference, runtime
+    from ._native import backend, build_info
+    from .graph import Graph
+
+__all__ = [
+    "Graph",
+    "__version__",
+    "backend",
+    "build_info",
+    "data",
+    "export",
+    "models",
+    "nn",
+    "ops",
+    "reference",
+    "runtime",
+]
+
+_MODULES = ("data", "distill", "errors", "export", "models", "nn", "ops", "reference", "runtime")
+_NAMES = {"Graph": "graph", "backend": "_native", "build_info": "_native"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gmoe_ext")
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
