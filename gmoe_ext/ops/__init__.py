@@ -1,13 +1,23 @@
 """The operators. Each is one name in one file; compiled where the native library is there, else the reference."""
 
+from .aggregate import aggregate
+from .edge_aggregate import edge_aggregate
 from .expert_linear import expert_linear
 from .expert_plan import expert_plan
 from .memory_update import memory_update
+from .random_walk import random_walk
+from .routed_edge_aggregate import routed_edge_aggregate
 from .topk_softmax import topk_softmax
+from .two_hop_graph import two_hop_graph
 
 __all__ = [
+    "aggregate",
+    "edge_aggregate",
     "expert_linear",
     "expert_plan",
     "memory_update",
+    "random_walk",
+    "routed_edge_aggregate",
     "topk_softmax",
+    "two_hop_graph",
 ]

@@ -1,15 +1,25 @@
 """Naive PyTorch of every operator, same names and signatures: fp64-capable, differentiable by autograd."""
 
+from .aggregate import aggregate
 from .cosine_topk import cosine_topk
+from .edge_aggregate import edge_aggregate
 from .expert_linear import expert_linear
 from .expert_plan import expert_plan
 from .memory_update import memory_update
+from .random_walk import random_walk
+from .routed_edge_aggregate import routed_edge_aggregate
 from .topk_softmax import topk_softmax
+from .two_hop_graph import two_hop_graph
 
 __all__ = [
+    "aggregate",
     "cosine_topk",
+    "edge_aggregate",
     "expert_linear",
     "expert_plan",
     "memory_update",
+    "random_walk",
+    "routed_edge_aggregate",
     "topk_softmax",
+    "two_hop_graph",
 ]

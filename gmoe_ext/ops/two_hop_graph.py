@@ -1,0 +1,34 @@
+"""two_hop_graph: who is reached in exactly two steps."""
+
+from __future__ import annotations
+
+from .. import reference
+from ..graph import Graph
+
+
+def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool = True) -> Graph:
+    """List the strict two-hop neighbours of every node as a graph of their own.
+
+    j is in row i when some path j -> m -> i exists   (GMoE, section 3.2: the hop-2 experts' neighbourhood)
+
+    Args:
+        graph: CSR by destination, with or without edge types; weights are not used.
+        exclude_self: leave out j = i.
+        exclude_one_hop: leave out j that have an edge j -> i of their own.
+
+    Returns:
+        A graph with one edge per pair (j, i), columns ascending in each row, no weights. With edge types, the type of
+        an edge is type(j -> m) * T + type(m -> i) along the path through the lowest m (the first of parallel edges),
+        and num_edge_types is T * T.
+
+    Raises:
+        GraphIndexError: a column or an edge type of the graph is out of range.
+
+    Deterministic: yes, bit for bit, for any number of threads.
+
+    Example:
+        >>> path = Graph.from_edge_index(torch.tensor([[0, 1], [1, 2]]), num_nodes=3)
+        >>> two_hop_graph(path).edge_index().tolist()
+        [[0], [2]]
+    """
+    return reference.two_hop_graph(graph, exclude_self, exclude_one_hop)
