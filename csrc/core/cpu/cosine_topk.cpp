@@ -1,0 +1,171 @@
+// Rows are independent, each is read once from memory: its squared norm and its dot products with four experts at a time
+// come from the first-level cache. The embeddings are normalised once per call, and cosines lie in [-1, 1], so the
+// softmax needs no maximum. Floor: the time to read x.
+#include "core/cpu/cosine_topk.h"
+
+#include <cmath>
+#include <vector>
+
+#include "core/parallel.h"
+#include "core/simd.h"
+
+namespace gmoe::core::GMOE_ISA {
+namespace {
+
+constexpr int kExpertsPerPass = 4;  // independent sums that hide the latency of the multiply-add
+
+// out[b] = x . rows[b] for B rows of `dim` accumulator values.
+template <int B, typename T, typename A>
+void dot(const T* x, const A* const* rows, std::int64_t dim, A* out) {
+  Vector<A> sum[B] = {};
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= dim; d += kLanes<A>) {
+    const Vector<A> value = load(x + d);
+    for (int b = 0; b < B; ++b) sum[b] += value * load(rows[b] + d);
+  }
+  for (int b = 0; b < B; ++b) out[b] = horizontal_sum<A>(sum[b]);
+  for (; d < dim; ++d) {
+    for (int b = 0; b < B; ++b) out[b] += widen(x[d]) * rows[b][d];
+  }
+}
+
+template <typename T, typename A = Accumulator<T>>
+A squared_norm(const T* x, std::int64_t dim) {
+  Vector<A> sum = {};
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= dim; d += kLanes<A>) {
+    const Vector<A> value = load(x + d);
+    sum += value * value;
+  }
+  A total = horizontal_sum<A>(sum);
+  for (; d < dim; ++d) total += widen(x[d]) * widen(x[d]);
+  return total;
+}
+
+template <typename T, typename A = Accumulator<T>>
+std::vector<A> unit_rows(const T* rows, std::int64_t n, std::int64_t dim, A eps) {
+  std::vector<A> unit(static_cast<std::size_t>(n * dim));
+  for (std::int64_t i = 0; i < n; ++i) {
+    const A scale = A{1} / std::fmax(std::sqrt(squared_norm(rows + i * dim, dim)), eps);
+    for (std::int64_t d = 0; d < dim; ++d) unit[i * dim + d] = widen(rows[i * dim + d]) * scale;
+  }
+  return unit;
+}
+
+template <typename T, typename A>
+void cosines(const T* x, const A* unit, std::int64_t num_experts, std::int64_t dim, A scale, A* out) {
+  std::int64_t e = 0;
+  for (; e + kExpertsPerPass <= num_experts; e += kExpertsPerPass) {
+    const A* rows[kExpertsPerPass];
+    for (int b = 0; b < kExpertsPerPass; ++b) rows[b] = unit + (e + b) * dim;
+    dot<kExpertsPerPass>(x, rows, dim, out + e);
+  }
+  for (; e < num_experts; ++e) {
+    const A* row = unit + e * dim;
+    dot<1>(x, &row, dim, out + e);
+  }
+  for (std::int64_t i = 0; i < num_experts; ++i) out[i] *= scale;
+}
+
+// NaN ranks above every number, as in torch.sort.
+template <typename A>
+bool ranks_above(A a, A b) {
+  return a > b || (std::isnan(a) && !std::isnan(b));
+}
+
+// The k best by insertion: a later equal value never passes an earlier one, so ties go to the lower expert.
+template <typename A>
+void select_top(const A* value, std::int64_t n, std::int64_t k, A* top, std::int64_t* index) {
+  std::int64_t count = 0;
+  for (std::int64_t e = 0; e < n; ++e) {
+    if (count == k && !ranks_above(value[e], top[k - 1])) continue;
+    std::int64_t slot = count < k ? count++ : k - 1;
+    for (; slot > 0 && ranks_above(value[e], top[slot - 1]); --slot) {
+      top[slot] = top[slot - 1];
+      index[slot] = index[slot - 1];
+    }
+    top[slot] = value[e];
+    index[slot] = e;
+  }
+}
+
+// In place; cosines are bounded, so exp cannot overflow.
+template <typename A>
+void softmax_bounded(A* value, std::int64_t k) {
+  A sum = 0;
+  for (std::int64_t r = 0; r < k; ++r) sum += value[r] = std::exp(value[r]);
+  for (std::int64_t r = 0; r < k; ++r) value[r] /= sum;
+}
+
+}  // namespace
+
+template <typename T>
+void cosine_topk(const CosineTopk<T>& a) {
+  using A = Accumulator<T>;
+  const A eps = static_cast<A>(a.eps);
+  const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
+  parallel_for(a.num_rows, grain_rows(a.dim * (a.num_experts + 1)), [&](std::int64_t begin, std::int64_t end) {
+    std::vector<A> work(static_cast<std::size_t>(a.num_experts + a.k));
+    A* cosine = work.data();
+    A* top = cosine + a.num_experts;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const T* x = a.x + i * a.dim;
+      const A norm = std::sqrt(squared_norm(x, a.dim));
+      // Written so that a NaN norm stays NaN: fmax would drop it.
+      const A clamped = norm < eps ? eps : norm;
+      cosines(x, unit.data(), a.num_experts, a.dim, A{1} / clamped, cosine);
+      select_top(cosine, a.num_experts, a.k, top, a.index + i * a.k);
+      softmax_bounded(top, a.k);
+      for (std::int64_t r = 0; r < a.k; ++r) a.gate[i * a.k + r] = narrow<T>(top[r]);
+    }
+  });
+}
+
+// dcos_r = g_r (dg_r - sum_s g_s dg_s);  dx = (sum_r dcos_r (q_r - cos_r x^)) / |x|, without the x^ term where the norm
+// was clamped. The cosines and gates are recomputed: they cost one read of a row that is needed anyway.
+template <typename T>
+void cosine_topk_grad_x(const CosineTopkGradX<T>& a) {
+  using A = Accumulator<T>;
+  const A eps = static_cast<A>(a.eps);
+  const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
+  parallel_for(a.num_rows, grain_rows(2 * a.dim * (a.k + 1)), [&](std::int64_t begin, std::int64_t end) {
+    std::vector<A> work(static_cast<std::size_t>(2 * a.k + a.dim));
+    A* cosine = work.data();
+    A* gate = cosine + a.k;
+    A* sum = gate + a.k;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const T* x = a.x + i * a.dim;
+      const std::int64_t* index = a.index + i * a.k;
+      const A norm = std::sqrt(squared_norm(x, a.dim));
+      const bool clamped = norm < eps;
+      const A scale = A{1} / (clamped ? eps : norm);
+      for (std::int64_t r = 0; r < a.k; ++r) {
+        const A* row = unit.data() + index[r] * a.dim;
+        dot<1>(x, &row, a.dim, cosine + r);
+        gate[r] = cosine[r] *= scale;
+      }
+      softmax_bounded(gate, a.k);
+      A mean = 0;
+      for (std::int64_t r = 0; r < a.k; ++r) mean += gate[r] * widen(a.grad_gate[i * a.k + r]);
+      A along_x = 0;
+      for (std::int64_t d = 0; d < a.dim; ++d) sum[d] = 0;
+      for (std::int64_t r = 0; r < a.k; ++r) {
+        const A grad_cosine = gate[r] * (widen(a.grad_gate[i * a.k + r]) - mean) * scale;
+        along_x += grad_cosine * cosine[r];
+        const A* row = unit.data() + index[r] * a.dim;
+        for (std::int64_t d = 0; d < a.dim; ++d) sum[d] += grad_cosine * row[d];
+      }
+      const A shrink = clamped ? A{0} : along_x * scale;
+      for (std::int64_t d = 0; d < a.dim; ++d) a.grad_x[i * a.dim + d] = narrow<T>(sum[d] - shrink * widen(x[d]));
+    }
+  });
+}
+
+template void cosine_topk(const CosineTopk<float>&);
+template void cosine_topk(const CosineTopk<double>&);
+template void cosine_topk(const CosineTopk<bfloat16>&);
+template void cosine_topk_grad_x(const CosineTopkGradX<float>&);
+template void cosine_topk_grad_x(const CosineTopkGradX<double>&);
+template void cosine_topk_grad_x(const CosineTopkGradX<bfloat16>&);
+
+}  // namespace gmoe::core::GMOE_ISA

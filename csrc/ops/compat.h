@@ -1,0 +1,139 @@
+// The only place that knows torch's stable C++ interface: names, checks with the project's wording, dtype dispatch.
+// Everything here works from torch 2.11 on, whatever torch the package was built against.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "core/cpu/check_index.h"
+#include "core/types.h"
+
+namespace gmoe::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+std::string join(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+template <typename... Parts>
+void check(bool ok, const Parts&... message) {
+  if (!ok) throw std::runtime_error(join(message...));
+}
+
+inline std::string shape(const Tensor& t) {
+  std::ostringstream text;
+  for (std::int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "[") << t.size(d);
+  return t.dim() == 0 ? "[]" : text.str() + "]";
+}
+
+inline bool is_floating(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16;
+}
+inline bool is_index(ScalarType t) { return t == ScalarType::Int || t == ScalarType::Long; }
+
+// ---- checks shared by the operators; every message names the operator, the argument, what was expected and what came
+
+inline void check_dim(const char* op, const char* name, const Tensor& t, std::int64_t dim) {
+  check(t.dim() == dim, op, ": expected '", name, "' to have ", dim, " dimension(s), got shape ", shape(t));
+}
+inline void check_floating(const char* op, const char* name, const Tensor& t) {
+  check(is_floating(t.scalar_type()), op, ": expected '", name, "' of dtype float32, bfloat16 or float64");
+}
+inline void check_index_dtype(const char* op, const char* name, const Tensor& t) {
+  check(is_index(t.scalar_type()), op, ": expected '", name, "' of dtype int32 or int64");
+}
+inline void check_int64(const char* op, const char* name, const Tensor& t) {
+  check(t.scalar_type() == ScalarType::Long, op, ": expected '", name, "' of dtype int64");
+}
+inline void check_same_dtype(const char* op, const char* name, const Tensor& t, const char* other_name,
+                             const Tensor& other) {
+  check(t.scalar_type() == other.scalar_type(), op, ": expected '", name, "' to have the dtype of '", other_name, "'");
+}
+inline void check_size(const char* op, const char* name, const Tensor& t, std::int64_t dim, std::int64_t size,
+                       const char* because) {
+  check(t.size(dim) == size, op, ": expected '", name, "' of size ", size, " in dimension ", dim, " to match ", because,
+        ", got ", shape(t));
+}
+
+// The text is parsed by gmoe_ext/ops/_dispatch.py into a GraphIndexError: change both together.
+[[noreturn]] inline void throw_bad_index(const char* op, const char* name, std::int64_t position, std::int64_t value,
+                                         std::int64_t bound) {
+  throw std::runtime_error(join(op, ": index out of range: '", name, "' at position ", position, " is ", value,
+                                ", expected 0 <= index < ", bound));
+}
+
+// ---- CPU tensors as dense pointers
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
+}
+inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// f(Type<T>{}) with the C++ type of a floating dtype.
+template <typename F>
+auto dispatch_floating(const char* op, ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(Type<float>{});
+    case ScalarType::Double: return f(Type<double>{});
+    case ScalarType::BFloat16: return f(Type<core::bfloat16>{});
+    default: break;
+  }
+  throw std::runtime_error(join(op, ": expected dtype float32, bfloat16 or float64"));
+}
+
+// f(Type<T>{}) with int32_t or int64_t.
+template <typename F>
+auto dispatch_index(const char* op, ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Int: return f(Type<std::int32_t>{});
+    case ScalarType::Long: return f(Type<std::int64_t>{});
+    default: break;
+  }
+  throw std::runtime_error(join(op, ": expected dtype int32 or int64"));
+}
+
+// Raises at the first value of t (dense, int32 or int64) outside [0, bound).
+inline void check_indices(const char* op, const char* name, const Tensor& t, std::int64_t bound) {
+  dispatch_index(op, t.scalar_type(), [&](auto type) {
+    using Index = typename decltype(type)::type;
+    const Index* values = data<Index>(t);
+    const std::int64_t bad = core::find_bad_index(values, t.numel(), bound);
+    if (bad >= 0) throw_bad_index(op, name, bad, static_cast<std::int64_t>(values[bad]), bound);
+  });
+}
+
+}  // namespace gmoe::ops

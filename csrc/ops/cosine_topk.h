@@ -1,0 +1,11 @@
+// Checks of gmoe::cosine_topk and its gradient, the same for every device.
+#pragma once
+
+#include "ops/compat.h"
+
+namespace gmoe::ops {
+
+void check_cosine_topk(const Tensor& x, const Tensor& memory, std::int64_t k);
+void check_cosine_topk_grad_x(const Tensor& grad_gate, const Tensor& x, const Tensor& memory, const Tensor& index);
+
+}  // namespace gmoe::ops
