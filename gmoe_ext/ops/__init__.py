@@ -1,6 +1,7 @@
 """The operators. Each is one name in one file; compiled where the native library is there, else the reference."""
 
 from .aggregate import aggregate
+from .cosine_topk import cosine_topk
 from .edge_aggregate import edge_aggregate
 from .expert_linear import expert_linear
 from .expert_plan import expert_plan
@@ -12,6 +13,7 @@ from .two_hop_graph import two_hop_graph
 
 __all__ = [
     "aggregate",
+    "cosine_topk",
     "edge_aggregate",
     "expert_linear",
     "expert_plan",

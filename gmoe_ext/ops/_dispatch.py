@@ -1,0 +1,110 @@
+"""What every operator file shares: argument checks, the native call, and the registration of its gradients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..errors import GraphIndexError
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float64)
+INTEGER = (torch.int32, torch.int64)
+
+# The text of csrc/ops/compat.h: change both together.
+_BAD_INDEX = re.compile(
+    r"(gmoe::\w+): index out of range: '(\w+)' at position (\d+) is (-?\d+), expected 0 <= index < (\d+)"
+)
+
+
+def native() -> bool:
+    """Whether the compiled operators are loaded."""
+    return _native.available
+
+
+def call(name: str, *args: Any) -> Any:
+    """Call ``torch.ops.gmoe.<name>``; a bad index found inside becomes a :class:`GraphIndexError`."""
+    op = getattr(torch.ops.gmoe, name)
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        found = _BAD_INDEX.search(str(error))
+        if found is None:
+            raise
+        where, argument, position, value, bound = found.groups()
+        raise GraphIndexError(where, argument, int(position), int(value), int(bound)) from None
+
+
+def expect(ok: bool, op: str, argument: str, expected: str, got: object) -> None:
+    """Raise ``ValueError`` in the project's wording unless ``ok``."""
+    if not ok:
+        raise ValueError(f"gmoe::{op}: expected '{argument}' {expected}, got {got}")
+
+
+def expect_dim(op: str, argument: str, value: Tensor, dim: int, names: str) -> None:
+    """Check the number of dimensions; ``names`` is the expected shape as text, such as ``[N, D]``."""
+    if value.dim() != dim:
+        raise ValueError(f"gmoe::{op}: expected '{argument}' of shape {names}, got {list(value.shape)}")
+
+
+def expect_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Check the dtype; raises ``TypeError``."""
+    if value.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        got = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"gmoe::{op}: expected '{argument}' of dtype {names}, got {got}")
+
+
+def expect_device(op: str, argument: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Check that two tensors are on one device."""
+    expect(value.device == other.device, op, argument, f"on the device of '{other_name}' ({other.device})", value.device)
+
+
+def expect_like(op: str, argument: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Check that two tensors share device (``ValueError``) and, outside autocast, dtype (``TypeError``)."""
+    if value.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
+        raise TypeError(
+            f"gmoe::{op}: expected '{argument}' to have the dtype of '{other_name}' ({other.dtype}), got {value.dtype}"
+        )
+    expect_device(op, argument, value, other_name, other)
+
+
+def register(
+    name: str,
+    fake: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+    autocast: torch.dtype | None = None,
+) -> None:
+    """Give a native operator its shapes, its gradient and the dtype it takes under autocast.
+
+    Does nothing where the library is absent. An operator without ``backward`` refuses to be differentiated.
+    """
+    if not _native.available:
+        return
+    qualified = f"gmoe::{name}"
+    torch.library.register_fake(qualified, fake)
+    if backward is None:
+        torch.library.register_autograd(qualified, _refusal(qualified))
+    else:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+    if autocast is not None:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(qualified, device, autocast)
+
+
+def _refusal(qualified: str) -> Callable[..., NoReturn]:
+    def refuse(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{qualified} has no derivative: it is either not differentiable or a gradient already, and second "
+            "derivatives are not implemented; mend: call without create_graph, or use gmoe_ext.reference"
+        )
+
+    return refuse

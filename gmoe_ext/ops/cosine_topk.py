@@ -1,0 +1,73 @@
+"""cosine_topk: each row goes to its k nearest expert embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _dispatch as op
+
+
+def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
+    """Route each row to its k nearest expert embeddings by cosine similarity.
+
+    gate_i = softmax of the k largest of x_i . q_e / (|x_i| |q_e|)   (RbM, eq. 3)
+
+    Args:
+        x: [N, D] rows to route, float32 or bfloat16 (float64 in tests).
+        memory: [E, D] one embedding per expert, of x's dtype; gets no gradient (stop-gradient in eq. 3).
+        k: experts per row, 1 <= k <= E.
+        eps: smallest norm; a zero row has cosine 0 to every expert.
+
+    Returns:
+        gate [N, k] in x's dtype, descending, and index [N, k] int64. Equal cosines go to the lower expert; NaN ranks
+        highest, as in torch.sort.
+
+    Raises:
+        ValueError: shapes or devices do not fit, or k is out of [1, E].
+        TypeError: dtypes are not floating or differ.
+
+    Deterministic: yes, bit for bit, for any number of threads.
+
+    Example:
+        >>> gate, index = cosine_topk(torch.ones(1, 4), torch.eye(4), k=2)
+        >>> index.tolist(), gate.tolist()
+        ([[0, 1]], [[0.5, 0.5]])
+    """
+    op.expect_dim("cosine_topk", "x", x, 2, "[N, D]")
+    op.expect_dim("cosine_topk", "memory", memory, 2, "[E, D]")
+    op.expect_dtype("cosine_topk", "x", x, op.FLOATING)
+    op.expect_like("cosine_topk", "memory", memory, "x", x)
+    dim = x.shape[1]
+    op.expect(memory.shape[1] == dim, "cosine_topk", "memory", f"of shape [E, {dim}] to match 'x'", list(memory.shape))
+    op.expect(1 <= k <= memory.shape[0], "cosine_topk", "k", f"in [1, E] = [1, {memory.shape[0]}]", k)
+    if not op.native():
+        return reference.cosine_topk(x, memory, k, eps)
+    gate, index = op.call("cosine_topk", x, memory, k, eps)
+    return gate, index
+
+
+def _fake(x: Tensor, memory: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, memory, _, ctx.eps = inputs
+    ctx.save_for_backward(x, memory, output[1])
+
+
+def _backward(ctx: Any, grad_gate: Tensor, _grad_index: Tensor | None) -> tuple[Tensor, None, None, None]:
+    x, memory, index = ctx.saved_tensors
+    return torch.ops.gmoe.cosine_topk_grad_x(grad_gate, x, memory, index, ctx.eps), None, None, None
+
+
+def _fake_grad_x(grad_gate: Tensor, x: Tensor, memory: Tensor, index: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+# Routing decides which expert runs: under autocast it stays in float32, so that ties do not depend on the precision.
+op.register("cosine_topk", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("cosine_topk_grad_x", _fake_grad_x)
