@@ -1,0 +1,59 @@
+# Two commands are enough on a fresh machine with Python >= 3.11, a C++20 compiler and make:
+#   make train   sets up .venv, builds, and runs the whole story (train, distill, serve)
+#   make test    sets up .venv, builds, and runs the tests
+PYTHON ?= python3
+# torch is installed before the build, so that no build environment pulls a second one. Another build of torch (CUDA,
+# a newer version): make TORCH="torch==2.12.0" train
+TORCH ?= torch==2.13.0
+MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+export MAX_JOBS
+
+VENV := .venv
+BIN := $(VENV)/bin
+ifneq ($(wildcard ../shared/data),)
+export GMOE_EXT_DATA ?= ../shared/data
+endif
+
+NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: train test bench lint docs clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/installed
+	$(BIN)/python -m gmoe_ext.train
+
+test: $(VENV)/installed
+	GMOE_EXT_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --cov=gmoe_ext --cov-report=term:skip-covered --cov-fail-under=85
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest bench --benchmark-only -o python_files='bench_*.py' -o addopts= --benchmark-columns=median,iqr,ops
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+clean:
+	rm -rf build dist *.egg-info gmoe_ext/*.so $(VENV)
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "pybind11>=2.13" "cmake>=3.24" "ninja>=1.11"
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml $(NATIVE_SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/torch
+	$(BIN)/python -m pip install --quiet "mkdocs>=1.6"
+	touch $@
