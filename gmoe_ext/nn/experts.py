@@ -1,0 +1,75 @@
+"""The experts of a layer: E linear maps in one stacked weight.
+
+N rows, R source rows, E experts, K chosen experts a row, D in, F out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ops import expert_linear
+from ..plan import ExpertPlan
+
+
+class LinearExperts(nn.Module):
+    """E linear layers applied to the rows routed to them, combined by the rows' gates.
+
+    y_i = sum_r gate_ir (W_e(i,r) x_i + b_e(i,r))   (RbM, eq. 1)
+
+    Args:
+        in_dim: D.
+        out_dim: F.
+        num_experts: E.
+
+    Example:
+        >>> experts = LinearExperts(16, 8, num_experts=4)
+        >>> y = experts(x, ops.expert_plan(index, 4), gate)
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_experts: int) -> None:
+        super().__init__()
+        if min(in_dim, out_dim, num_experts) < 1:
+            raise ValueError(
+                "LinearExperts: expected 'in_dim', 'out_dim' and 'num_experts' of at least 1, "
+                f"got {in_dim}, {out_dim}, {num_experts}"
+            )
+        self.in_dim, self.out_dim, self.num_experts = in_dim, out_dim, num_experts
+        self.weight = nn.Parameter(torch.empty(num_experts, out_dim, in_dim))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Each expert starts as an ``nn.Linear`` does."""
+        bound = 1.0 / math.sqrt(self.in_dim)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    @torch.no_grad()
+    def clone_first(self) -> None:
+        """Copy expert 0 over all others (RbM, section 4.3)."""
+        self.weight.copy_(self.weight[:1].expand_as(self.weight))
+        self.bias.copy_(self.bias[:1].expand_as(self.bias))
+
+    def first(self, x_ND: Tensor) -> Tensor:
+        """Every row through expert 0 alone: [N, F]."""
+        return functional.linear(x_ND, self.weight[0], self.bias[0])
+
+    def forward(
+        self,
+        x_RD: Tensor,
+        plan: ExpertPlan,
+        gate_NK: Tensor,
+        input_scale_ED: Tensor | None = None,
+        source_NK: Tensor | None = None,
+    ) -> Tensor:
+        # Scaling expert e's inputs is scaling the columns of its matrix: E*F*D products instead of N*K*D.
+        weight_EFD = self.weight if input_scale_ED is None else self.weight * input_scale_ED[:, None, :]
+        y_NF: Tensor = expert_linear(x_RD, weight_EFD, self.bias, plan, gate_NK, source_NK)
+        return y_NF
+
+    def extra_repr(self) -> str:
+        return f"in_dim={self.in_dim}, out_dim={self.out_dim}, num_experts={self.num_experts}"

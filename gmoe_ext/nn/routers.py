@@ -1,0 +1,127 @@
+"""Routing by memory: the nearest expert embeddings serve a row, and follow the rows they serve.
+
+N rows, E experts, K chosen experts a row, D router dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import cosine_topk, memory_update
+from .losses.memory import self_similarity
+
+
+class MemoryRouting(NamedTuple):
+    """What a :class:`CosineMemoryRouter` decided for a batch.
+
+    Attributes:
+        gate: [N, k] routing weights, descending; their gradient flows to the router's input.
+        index: int64 [N, k] expert ids.
+        memory: [E, D] the embeddings that decided, before this batch moved them; no gradient.
+    """
+
+    gate: Tensor
+    index: Tensor
+    memory: Tensor
+
+
+class CosineMemoryRouter(nn.Module):
+    """Route each row to its k nearest expert embeddings; in training the embeddings follow their rows.
+
+    gate = softmax of the k largest cosines (RbM, eq. 3); memory <- moving average of the rows served (eq. 4) at a rate
+    that may anneal to 1 (eq. 14).
+
+    Args:
+        dim: D.
+        num_experts: E.
+        k: experts per row, 1 <= k <= E.
+        ema_rate: lambda_0, share of the old embedding kept at each training forward.
+        annealing: Delta in [0, 1); 0 keeps the rate constant.
+        annealing_epochs: T, epochs after which a fraction Delta of the way to rate 1 is gone.
+        normalize_inputs: average directions of rows; False averages the rows as they are.
+        memory: "buffer" moves by the average and by :meth:`spread_` alone; "parameter" is also seen by the optimizer.
+        eps: smallest norm.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> router = CosineMemoryRouter(dim=16, num_experts=4, k=2)
+        >>> gate, index, memory = router(torch.randn(10, 16))
+    """
+
+    memory: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        k: int,
+        ema_rate: float = 0.9,
+        annealing: float = 0.0,
+        annealing_epochs: int = 200,
+        normalize_inputs: bool = True,
+        memory: Literal["buffer", "parameter"] = "buffer",
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"CosineMemoryRouter: expected 'k' in [1, num_experts = {num_experts}], got {k}")
+        if not 0.0 <= ema_rate <= 1.0:
+            raise ValueError(f"CosineMemoryRouter: expected 'ema_rate' in [0, 1], got {ema_rate}")
+        if not 0.0 <= annealing < 1.0:
+            raise ValueError(f"CosineMemoryRouter: expected 'annealing' in [0, 1), got {annealing}")
+        if annealing_epochs < 1:
+            raise ValueError(f"CosineMemoryRouter: expected 'annealing_epochs' >= 1, got {annealing_epochs}")
+        if memory not in ("buffer", "parameter"):
+            raise ValueError(f"CosineMemoryRouter: expected 'memory' to be 'buffer' or 'parameter', got {memory!r}")
+        self.dim, self.num_experts, self.k, self.eps = dim, num_experts, k, eps
+        self.ema_rate, self.annealing, self.annealing_epochs = ema_rate, annealing, annealing_epochs
+        self.normalize_inputs = normalize_inputs
+        self.epoch = 0
+        start_ED = F.normalize(torch.randn(num_experts, dim), dim=1, eps=eps)
+        if memory == "parameter":
+            self.memory = nn.Parameter(start_ED)
+        else:
+            self.register_buffer("memory", start_ED)
+
+    def rate(self) -> float:
+        """Share of the old embedding kept at this epoch: lambda(t) of eq. 14, at most 1."""
+        slope = (1.0 - self.ema_rate) * self.annealing / self.annealing_epochs
+        return min(1.0, self.ema_rate + slope * self.epoch)
+
+    @torch.no_grad()
+    def set_memory(self, memory_ED: Tensor) -> None:
+        """Replace the embeddings by the directions of ``memory_ED`` (k-means centres)."""
+        if memory_ED.shape != self.memory.shape:
+            raise ValueError(
+                f"CosineMemoryRouter: expected 'memory' of shape {list(self.memory.shape)}, got {list(memory_ED.shape)}"
+            )
+        self.memory.copy_(F.normalize(memory_ED.to(self.memory), dim=1, eps=self.eps))
+
+    def spread_(self, step: float) -> None:
+        """One plain SGD step of the self-similarity loss (eq. 7) on the embeddings."""
+        with torch.enable_grad():
+            leaf_ED = self.memory.detach().clone().requires_grad_()
+            (slope_ED,) = torch.autograd.grad(self_similarity(leaf_ED, self.eps), leaf_ED)
+        with torch.no_grad():
+            self.memory.sub_(slope_ED, alpha=step)
+
+    def forward(self, x_ND: Tensor) -> MemoryRouting:
+        # The copy keeps what autograd has saved for the gate's gradient apart from the update below.
+        memory_ED = self.memory.detach().clone() if self.training else self.memory.detach()
+        gate_NK, index_NK = cosine_topk(x_ND, memory_ED, self.k, self.eps)
+        if self.training:
+            with torch.no_grad():
+                moved_ED = memory_update(
+                    memory_ED, x_ND.detach(), gate_NK.detach(), index_NK, self.rate(), self.normalize_inputs, self.eps
+                )
+                self.memory.copy_(moved_ED)
+        return MemoryRouting(gate_NK, index_NK, memory_ED)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}, ema_rate={self.ema_rate}"
