@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .mlp import MLP
 from .output import Output
+from .rbm import RbM
 from .registry import Model, build, names, register
 
-__all__ = ["Model", "Output", "build", "names", "register"]
+__all__ = ["MLP", "Model", "Output", "RbM", "build", "names", "register"]

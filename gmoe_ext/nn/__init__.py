@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from . import losses
+from .experts import LinearExperts
+from .rbm_layer import RbMLayer
+from .routers import CosineMemoryRouter, MemoryRouting
 
 __all__ = [
+    "CosineMemoryRouter",
+    "LinearExperts",
+    "MemoryRouting",
+    "RbMLayer",
     "losses",
 ]

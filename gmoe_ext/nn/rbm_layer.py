@@ -94,6 +94,12 @@ class RbMLayer(nn.Module):
         """exp(s), a scalar."""
         return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
 
+    def inactive_parameters(self) -> int:
+        """Parameters of the E - k experts that do not serve a given row."""
+        per_expert = self.experts.out_dim * (self.experts.in_dim + 1)
+        per_expert += 0 if self.log_attention is None else self.experts.in_dim
+        return (self.num_experts - self.k) * per_expert
+
     def spread_(self, learning_rate: float) -> None:
         """The memory's own step along its self-similarity gradient; nothing for a "parameter" memory."""
         if self.self_similarity > 0 and not self.pretraining and not isinstance(self.router.memory, nn.Parameter):

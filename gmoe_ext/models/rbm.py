@@ -1,0 +1,147 @@
+"""The Routing-by-Memory student (RbM, section 4): layers of experts that stand where their inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..nn.rbm_layer import RbMLayer
+from .mlp import Norm, build_norm
+from .output import Output
+from .registry import Model, register
+
+
+@register("rbm")
+class RbM(Model):
+    """RbM layers with norm and ReLU between them; no dropout but inside the layers.
+
+    Training: :meth:`set_pretraining` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` then clones it
+    and places the memories. A model that was never pre-trained routes by random memories from its first batch on.
+
+    Args:
+        in_dim: features (and positions) of a node.
+        hidden_dim: width of the hidden layers.
+        out_dim: classes.
+        num_layers: RbM layers, >= 1.
+        num_experts: experts of each layer.
+        k: experts per row.
+        dropout: drop probability of expert inputs.
+        norm: "none", "batch" or "layer", before each ReLU.
+        first_layer_dropout: also drop inputs of the first layer's experts (published program).
+        input_attention: learn a factor per expert and input dimension.
+        commitment: weight of eq. 6.
+        self_similarity: weight of eq. 7.
+        load_balance: weight of eq. 8.
+        gate_gradient: let the task's gradient flow through the gates.
+        shared_dropout: one mask per row instead of one per row and expert.
+        ema_rate: share of the old memory kept at each training forward.
+        annealing: Delta of eq. 14; 0 keeps the rate constant.
+        annealing_epochs: T of eq. 14.
+        normalize_inputs: average directions of rows into the memory.
+        memory: "buffer", or "parameter" to let the optimizer see it (published program).
+
+    Returns:
+        forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux scalar).
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> student = build("rbm", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=4, k=2)
+        >>> student(torch.randn(5, 16)).logits.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        num_layers: int = 2,
+        num_experts: int = 4,
+        k: int = 3,
+        dropout: float = 0.0,
+        norm: Norm = "none",
+        first_layer_dropout: bool = False,
+        input_attention: bool = True,
+        commitment: float = 0.05,
+        self_similarity: float = 0.01,
+        load_balance: float = 0.01,
+        gate_gradient: bool = False,
+        shared_dropout: bool = False,
+        ema_rate: float = 0.9,
+        annealing: float = 0.0,
+        annealing_epochs: int = 200,
+        normalize_inputs: bool = True,
+        memory: Literal["buffer", "parameter"] = "buffer",
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"expected 'num_layers' of at least 1, got {num_layers}")
+        dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
+        self.layers = nn.ModuleList(
+            RbMLayer(
+                dims[i],
+                dims[i + 1],
+                num_experts,
+                k,
+                dropout=dropout if i > 0 or first_layer_dropout else 0.0,
+                input_attention=input_attention,
+                commitment=commitment,
+                self_similarity=self_similarity,
+                load_balance=load_balance,
+                gate_gradient=gate_gradient,
+                shared_dropout=shared_dropout,
+                ema_rate=ema_rate,
+                annealing=annealing,
+                annealing_epochs=annealing_epochs,
+                normalize_inputs=normalize_inputs,
+                memory=memory,
+            )
+            for i in range(num_layers)
+        )
+        self.norms = nn.ModuleList(build_norm(norm, d) for d in dims[1:-1])
+
+    def rbm_layers(self) -> Iterator[RbMLayer]:
+        """The layers, typed, from the input up."""
+        for layer in self.layers:
+            assert isinstance(layer, RbMLayer)
+            yield layer
+
+    def between(self, position: int, h_NF: Tensor) -> Tensor:
+        """What layer ``position``'s output goes through before the next layer; the identity after the last."""
+        if position == len(self.norms):
+            return h_NF
+        return functional.relu(self.norms[position](h_NF))
+
+    def set_pretraining(self, on: bool) -> None:
+        """Send all rows to expert 0 (on) or route them."""
+        for layer in self.rbm_layers():
+            layer.pretraining = on
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the memories the epoch t of the annealing schedule (eq. 14)."""
+        for layer in self.rbm_layers():
+            layer.router.epoch = epoch
+
+    def spread_memories_(self, learning_rate: float) -> None:
+        """One step along the memories' own loss, eq. 7; call it beside the optimizer's step."""
+        for layer in self.rbm_layers():
+            layer.spread_(learning_rate)
+
+    def num_parameters(self) -> tuple[int, int]:
+        """Count (active, total) as RbM's table 9 does: the memories are routed by, so they count in both."""
+        active, total = super().num_parameters()
+        memories = [layer.router.memory for layer in self.rbm_layers()]
+        extra = sum(m.numel() for m in memories if not isinstance(m, nn.Parameter))
+        return active + extra, total + extra
+
+    def forward(self, x_ND: Tensor) -> Output:
+        h, aux = x_ND, x_ND.new_zeros(())
+        for position, layer in enumerate(self.layers):
+            y, layer_aux = layer(h)
+            h, aux = self.between(position, y), aux + layer_aux
+        return Output(h, aux)

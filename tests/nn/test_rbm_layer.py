@@ -1,0 +1,134 @@
+"""One RbM layer against eq. 5 written out in float64."""
+
+import pytest
+import torch
+
+from gmoe_ext.nn import RbMLayer
+
+
+def layer_of(**options):
+    torch.manual_seed(0)
+    return RbMLayer(**{"in_dim": 5, "out_dim": 3, "num_experts": 4, "k": 2, **options}).double()
+
+
+def rows(n=9):
+    torch.manual_seed(1)
+    return torch.randn(n, 5, dtype=torch.float64, requires_grad=True)
+
+
+def written_out(layer, x, gate, index):
+    out = []
+    for i in range(x.shape[0]):
+        y = 0
+        for r in range(layer.k):
+            e = index[i, r]
+            y = y + gate[i, r] * (layer.experts.weight[e] @ (layer.log_attention[e].exp() * x[i]) + layer.experts.bias[e])
+        out.append(layer.log_scale.exp() * y)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("gate_gradient", [False, True])
+def test_forward_and_gradients_are_equation_5(gate_gradient):
+    layer, x = layer_of(gate_gradient=gate_gradient), rows()
+    layer.eval()
+    gate, index, _ = layer.router(x)
+    written = written_out(layer, x, gate if gate_gradient else gate.detach(), index)
+    ours, aux = layer(x)
+    assert aux == 0
+    torch.testing.assert_close(ours, written)
+    wanted = [x, layer.experts.weight, layer.experts.bias, layer.log_attention, layer.log_scale]
+    slope = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, wanted, slope), torch.autograd.grad(written, wanted, slope)
+    )
+
+
+def test_scales_start_at_two_and_one_point_one_and_never_exceed_a_hundred():
+    layer = layer_of()
+    torch.testing.assert_close(layer.output_scale().item(), 2.0, rtol=1e-6, atol=0)
+    torch.testing.assert_close(layer.input_scale().mean().item(), 1.1, rtol=1e-6, atol=0)
+    with torch.no_grad():
+        layer.log_scale.fill_(50.0)
+        layer.log_attention.fill_(50.0)
+    assert layer.output_scale().item() == pytest.approx(100.0)
+    assert layer.input_scale().max().item() == pytest.approx(100.0)
+
+
+def test_aux_is_the_weighted_sum_of_its_losses():
+    from gmoe_ext.nn.losses import commitment, load_balance, self_similarity
+
+    layer, x = layer_of(commitment=0.3, self_similarity=0.7, load_balance=0.2), rows()
+    gate, index, memory = layer.eval().router(x)
+    want = 0.3 * commitment(x, memory, gate, index) + 0.2 * load_balance(gate, index, 4)
+    torch.testing.assert_close(layer.train()(x)[1], want)
+
+    layer = layer_of(commitment=0.3, self_similarity=0.7, load_balance=0.2, memory="parameter")
+    aux = layer.train()(x)[1]
+    torch.testing.assert_close(aux, want + 0.7 * self_similarity(layer.router.memory))
+
+
+def test_pretraining_sends_every_row_through_expert_zero_alone():
+    layer, x = layer_of(), rows()
+    layer.pretraining = True
+    memory = layer.router.memory.clone()
+    y, aux = layer(x)
+    torch.testing.assert_close(y, x @ layer.experts.weight[0].T + layer.experts.bias[0])
+    assert aux == 0 and torch.equal(layer.router.memory, memory)
+    y.sum().backward()
+    assert layer.experts.weight.grad[1:].abs().max() == 0
+
+
+def test_start_routing_clones_expert_zero_and_takes_the_centres():
+    layer = layer_of()
+    layer.pretraining = True
+    layer.start_routing(2 * torch.eye(5, dtype=torch.float64)[:4])
+    assert not layer.pretraining
+    assert torch.equal(layer.experts.weight, layer.experts.weight[:1].expand(4, -1, -1))
+    assert torch.equal(layer.experts.bias, layer.experts.bias[:1].expand(4, -1))
+    torch.testing.assert_close(layer.router.memory, torch.eye(5, dtype=torch.float64)[:4])
+
+
+def test_clones_give_the_scaled_output_of_expert_zero():
+    layer, x = layer_of(input_attention=False), rows()
+    layer.start_routing(torch.eye(5, dtype=torch.float64)[:4])
+    torch.testing.assert_close(layer.eval()(x)[0], layer.output_scale() * layer.experts.first(x))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_dropout_reaches_experts_but_not_the_router(shared):
+    layer, x = layer_of(dropout=0.5, shared_dropout=shared), rows()
+    seen = {}
+    layer.router.register_forward_hook(lambda module, given, out: seen.update(x=given[0]))
+    first, second = layer(x)[0], layer(x)[0]
+    assert torch.equal(seen["x"], x)
+    assert not torch.equal(first, second)
+    layer.eval()
+    torch.testing.assert_close(layer(x)[0], layer(x)[0])
+
+
+def test_shared_dropout_gives_one_mask_to_all_experts_of_a_row():
+    x = torch.ones(6, 5, dtype=torch.float64)
+    torch.manual_seed(3)
+    kept, source = layer_of(dropout=0.5)._expert_inputs(x)
+    assert kept.shape == (12, 5) and source.tolist() == [[2 * i, 2 * i + 1] for i in range(6)]
+    assert not torch.equal(kept[source[:, 0]], kept[source[:, 1]])
+    kept, source = layer_of(dropout=0.5, shared_dropout=True)._expert_inputs(x)
+    assert kept.shape == (6, 5) and source is None
+
+
+def test_spread_moves_a_buffer_memory_only_after_pretraining():
+    layer = layer_of(self_similarity=0.5)
+    old = layer.router.memory.clone()
+    layer.pretraining = True
+    layer.spread_(0.1)
+    assert torch.equal(layer.router.memory, old)
+    layer.pretraining = False
+    layer.spread_(0.1)
+    assert not torch.equal(layer.router.memory, old)
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match=r"'dropout' in \[0, 1\), got 1"):
+        layer_of(dropout=1.0)
+    with pytest.raises(ValueError, match="balance needs two"):
+        layer_of(num_experts=1, k=1)
