@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class MLP(Model):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"expected 'dropout' in [0, 1), got {dropout}")
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(d, f) for d, f in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(d, f) for d, f in itertools.pairwise(dims))
         self.norms = nn.ModuleList(build_norm(norm, d) for d in dims[1:-1])
         self.dropout = dropout
 

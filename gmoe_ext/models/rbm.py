@@ -18,7 +18,7 @@ from .registry import Model, register
 class RbM(Model):
     """RbM layers with norm and ReLU between them; no dropout but inside the layers.
 
-    Training: :meth:`set_pretraining` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` then clones it
+    Training: :meth:`set_pretraining` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
     and places the memories. A model that was never pre-trained routes by random memories from its first batch on.
 
     Args:

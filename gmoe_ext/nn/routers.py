@@ -25,7 +25,7 @@ class MemoryRouting(NamedTuple):
     """
 
     gate: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     memory: Tensor
 
 

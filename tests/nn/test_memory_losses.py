@@ -22,9 +22,7 @@ def batch():
 
 def test_commitment_is_equation_6_with_its_gradient(batch):
     x, memory, gate, index = batch
-    written = -sum(
-        gate[i, r] * cosine(x[i], memory[index[i, r]].detach()) for i in range(7) for r in range(3)
-    ) / 7
+    written = -sum(gate[i, r] * cosine(x[i], memory[index[i, r]].detach()) for i in range(7) for r in range(3)) / 7
     ours = commitment(x, memory, gate, index)
     torch.testing.assert_close(ours, written)
     want = torch.autograd.grad(written, x, retain_graph=True)

@@ -22,7 +22,8 @@ def written_out(layer, x, gate, index):
         y = 0
         for r in range(layer.k):
             e = index[i, r]
-            y = y + gate[i, r] * (layer.experts.weight[e] @ (layer.log_attention[e].exp() * x[i]) + layer.experts.bias[e])
+            inputs = layer.log_attention[e].exp() * x[i]
+            y = y + gate[i, r] * (layer.experts.weight[e] @ inputs + layer.experts.bias[e])
         out.append(layer.log_scale.exp() * y)
     return torch.stack(out)
 
@@ -38,9 +39,7 @@ def test_forward_and_gradients_are_equation_5(gate_gradient):
     torch.testing.assert_close(ours, written)
     wanted = [x, layer.experts.weight, layer.experts.bias, layer.log_attention, layer.log_scale]
     slope = torch.randn_like(ours)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, wanted, slope), torch.autograd.grad(written, wanted, slope)
-    )
+    torch.testing.assert_close(torch.autograd.grad(ours, wanted, slope), torch.autograd.grad(written, wanted, slope))
 
 
 def test_scales_start_at_two_and_one_point_one_and_never_exceed_a_hundred():

@@ -115,9 +115,7 @@ def _expected_log(mass_NC: Tensor, log_NC: Tensor) -> Tensor:
     return torch.where(mass_NC > 0, mass_NC * log_NC, torch.zeros_like(mass_NC)).sum(dim=1)
 
 
-def krd(
-    student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.0, normalized: bool = True
-) -> Tensor:
+def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.0, normalized: bool = True) -> Tensor:
     """Match the summed targets of each node's pairs.
 
     1/N sum_v sum_u w_vu KL(t_u || s_v) = 1/N sum_v (offset_v - <mass_v, log s_v>)   (RbM, eq. 12)
