@@ -1,0 +1,270 @@
+"""Settings of a run: one tree of dataclasses, read from YAML recipes and from flags by the same types.
+
+A value of None means "not set": the model, the data set or another section decides. Only set values are handed on, so a
+recipe for another model never has to unset what does not concern it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import ConfigError
+
+DEFAULT_DATA = "synthetic"  # data.name of the embedded default; needs no file
+
+
+@dataclass
+class DataConfig:
+    """Which data, and how it is split.
+
+    Args:
+        name: data set; NAME.npz or NAME_graphs.npz under root, or "synthetic" (communities, made on the spot).
+        root: folder with the data files; else the environment variable GMOE_EXT_DATA, else "data".
+        setting: transductive sees all nodes in training, inductive holds part of the test nodes out.
+        split_seed: seed of a drawn split and of the held-out nodes; None takes the run's seed.
+        heldout_rate: share of the test nodes held out in the inductive setting.
+        metric: accuracy, rocauc or rmse; None infers it from the labels.
+        num_nodes: size of the synthetic graph; None takes its default.
+    """
+
+    name: str = DEFAULT_DATA
+    root: str | None = None
+    setting: Literal["transductive", "inductive"] = "transductive"
+    split_seed: int | None = None
+    heldout_rate: float = 0.2
+    metric: Literal["accuracy", "rocauc", "rmse"] | None = None
+    num_nodes: int | None = None
+
+
+@dataclass
+class NetworkConfig:
+    """The shape of a network: what `gmoe_ext.models.build` receives.
+
+    Args:
+        num_layers: layers, input and output layer included.
+        hidden_dim: width of the hidden layers.
+        dropout: dropout rate.
+        norm: normalisation between layers.
+        num_experts: experts per layer (n in GMoE, E in RbM).
+        num_hop1: how many of them are hop-1 experts (m in GMoE); None: all.
+        k: experts every node picks.
+        aux_weight: weight of the importance and load losses (lambda, GMoE eq. 9).
+        bn: batch statistics per expert over the routed rows, or over all nodes (dense in training).
+        combine: sum of gate x expert (GMoE eq. 2), or the mean over the experts.
+        scale_hidden: divide hidden_dim by sqrt(k), so that the cost equals the base network's (GMoE, section 3.2).
+        input_attention: per-expert input attention (RbM eq. 5).
+    """
+
+    num_layers: int = 2
+    hidden_dim: int = 256
+    dropout: float = 0.5
+    norm: Literal["none", "batch", "layer"] | None = None
+    num_experts: int | None = None
+    num_hop1: int | None = None
+    k: int | None = None
+    aux_weight: float | None = None
+    bn: Literal["routed", "all_nodes", "none"] | None = None
+    combine: Literal["sum", "mean"] | None = None
+    scale_hidden: bool | None = None
+    input_attention: bool | None = None
+
+    def build_args(self) -> dict[str, Any]:
+        """The set values of the network fields, as keyword arguments for `models.build`."""
+        names = (f.name for f in dataclasses.fields(NetworkConfig))
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass
+class ModelConfig(NetworkConfig):
+    """The network to train on labels (GMoE and its base networks).
+
+    Args:
+        name: gcn, gin, sage, gmoe-gcn, gmoe-gin, gmoe-sage, ...
+    """
+
+    name: str | None = None
+
+
+@dataclass
+class TeacherConfig(NetworkConfig):
+    """The GNN a student is distilled from; what is not set here is taken from `train`.
+
+    Args:
+        model: sage, gcn, gmoe-gcn, ...
+        epochs: most epochs.
+        lr: learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
+        patience: epochs without a better validation score before it stops; 0 never stops.
+    """
+
+    model: str | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    patience: int | None = None
+
+
+@dataclass
+class StudentConfig(NetworkConfig):
+    """The graph-free student; it is trained with the settings of `train` and `distill`.
+
+    Args:
+        model: rbm, mlp, moe, ...
+    """
+
+    model: str | None = None
+
+
+@dataclass
+class DistillConfig:
+    """Losses, targets and schedule of the distillation (RbM, section 4; defaults are the paper's reading).
+
+    Args:
+        ce_weight: weight nu of the labels' cross entropy, 1 - nu goes to the teacher (eq. 13).
+        tau: temperature of teacher and student in the distillation loss.
+        reliable: sample neighbours as extra targets by the teacher's reliability (KRD).
+        positions: append DeepWalk positions to the features.
+        walk_length: nodes per walk.
+        num_walks: walks per node.
+        window: window of the skip-gram model.
+        walk_epochs: passes of the skip-gram model over the walks.
+        position_dim: length of a position.
+        pretrain_epochs: epochs with one expert before it is cloned and the memory is placed by k-means.
+        ema_rate: share of the old memory that an update keeps (eq. 4).
+        commitment: weight alpha of the commitment loss.
+        self_similarity: weight gamma of the self-similarity loss.
+        load_balance: weight beta of the load-balance loss.
+        label_propagation: append propagated training labels to the features.
+        protocol: "paper", or "program" for the published program's reading of every disputed point.
+    """
+
+    ce_weight: float = 0.2
+    tau: float = 1.0
+    reliable: bool = True
+    positions: bool = True
+    walk_length: int = 50
+    num_walks: int = 5
+    window: int = 5
+    walk_epochs: int = 1
+    position_dim: int = 64
+    pretrain_epochs: int = 10
+    ema_rate: float = 0.9
+    commitment: float = 0.05
+    self_similarity: float = 0.01
+    load_balance: float = 0.01
+    label_propagation: bool = False
+    protocol: Literal["paper", "program"] = "paper"
+
+
+@dataclass
+class TrainConfig:
+    """The optimisation.
+
+    Args:
+        epochs: most epochs.
+        batch_size: graphs (molecules) or nodes (students) per step; 0: all in one. Node GNNs always take all.
+        lr: learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
+        patience: epochs without a better validation score before it stops; 0 never stops.
+        eval_every: epochs between two evaluations.
+        keep_ties: an epoch that equals the best validation score replaces it.
+        step_per: one optimizer step per batch, or one per epoch with summed gradients.
+        checkpoint_s: least seconds between two checkpoints; 0 writes one after every step.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int = 0
+    eval_every: int = 1
+    keep_ties: bool = False
+    step_per: Literal["batch", "epoch"] = "batch"
+    checkpoint_s: float = 10.0
+
+
+@dataclass
+class Config:
+    """One run.
+
+    Args:
+        data: which data, and how it is split.
+        model: the network to train on labels.
+        teacher: the GNN a student is distilled from.
+        student: the graph-free student.
+        distill: losses, targets and schedule of the distillation.
+        train: the optimisation.
+        run_dir: where everything is written; None: runs/DATA-MODEL-SEED.
+        seed: seed of weights, dropout, batches and drawn splits.
+        device: auto, cpu, cuda or cuda:N.
+        resume: auto continues a run found in run_dir, never starts afresh, a path continues that run.
+        dry_run: load the data, build the model, run one step, write nothing.
+        offline: never ask the network for data.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run_dir: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    resume: str = "never"
+    dry_run: bool = False
+    offline: bool = False
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of drawn splits and held-out nodes."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    def teacher_train(self) -> TrainConfig:
+        """The optimisation of the teacher: `train` with what `teacher` sets."""
+        names = ("epochs", "lr", "weight_decay", "patience")
+        own = {name: value for name in names if (value := getattr(self.teacher, name)) is not None}
+        return dataclasses.replace(self.train, **own)
+
+
+# Where, how long and how often: these change no number, so a run may be continued under other values.
+_FREE = ("run_dir", "device", "resume", "dry_run", "offline", "data.root", "train.checkpoint_s")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting as one flat mapping, {"data.name": "cora", ..., "seed": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def fingerprint(config: Config) -> dict[str, Any]:
+    """The settings that decide the numbers of a run: `flatten` without paths, device and checkpoint timing."""
+    return {key: value for key, value in flatten(config).items() if key not in _FREE}
+
+
+def config_hash(config: Config) -> str:
+    """First 16 hex digits of the SHA-256 of `fingerprint`."""
+    return hashlib.sha256(json.dumps(fingerprint(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """A Config from nested dictionaries, as `dataclasses.asdict` makes them.
+
+    Raises:
+        ConfigError: an unknown section or key.
+    """
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config) if callable(f.default_factory)}
+    try:
+        parts = {k: type(sections[k]())(**v) if k in sections else v for k, v in values.items()}
+        return Config(**parts)
+    except TypeError as error:
+        raise ConfigError(f"settings do not fit this version: {error}") from error

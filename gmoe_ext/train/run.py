@@ -1,0 +1,162 @@
+"""One run: its directory, metrics, checkpoints, progress and signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import state as checkpoint
+from .config import Config, TrainConfig, fingerprint
+from .interrupt import Interrupted, Stop
+from .loop import FitState, Task
+from .progress import Progress
+
+
+class Run:
+    """What a fit writes to and reads from.
+
+    Args:
+        config: settings of the run; they are stored in every checkpoint and compared when one is continued.
+        directory: the run directory; created on the first write.
+        progress: where lines and bars go.
+        stop: a request to stop, see `interrupt.catch_signals`.
+        growable: settings that may grow between two parts of a run, such as train.epochs of a one-phase run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        progress: Progress | None = None,
+        stop: Stop | None = None,
+        growable: tuple[str, ...] = (),
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.progress = progress or Progress()
+        self.growable = growable
+        self.dry_run = config.dry_run
+        self._stop = stop or Stop()
+        self._saved_at = time.monotonic()
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON record per epoch and phase."""
+        return self.directory / "metrics.jsonl"
+
+    def checkpoint_path(self, phase: str) -> Path:
+        """Checkpoint of a phase."""
+        return self.directory / "checkpoints" / f"{phase}.safetensors"
+
+    def begin(self, phase: str) -> None:
+        """Seed a phase. Call it before the phase's model is built."""
+        checkpoint.seed_all(self.config.seed, phase)
+
+    def line(self, name: str, text: str) -> None:
+        """One line of the run's story."""
+        self.progress.line(name, text)
+
+    @contextmanager
+    def fitting(self, task: Task, train: TrainConfig, state: FitState) -> Iterator[None]:
+        """The time of one fit: bars are shown, signals wait for a checkpoint."""
+        self._saved_at = time.monotonic()
+        self._stop.awaited = True
+        try:
+            with self.progress.phase(task.phase, train.epochs, state.epoch):
+                yield
+        finally:
+            self._stop.awaited = False
+
+    def step_done(self, task: Task, train: TrainConfig, state: FitState) -> None:
+        """After a step: heed a signal, write a checkpoint when one is due."""
+        if self._stop.requested is not None:
+            self.save(task, state)
+            raise Interrupted(self._stop.requested)
+        if time.monotonic() - self._saved_at >= train.checkpoint_s:
+            self.save(task, state)
+
+    def epoch_done(
+        self, task: Task, train: TrainConfig, state: FitState, losses: dict[str, float], scores: dict[str, float]
+    ) -> None:
+        """After an epoch: record it, show it, then as after a step."""
+        load = task.expert_load()
+        record: dict[str, Any] = {"phase": task.phase, "epoch": state.epoch, "step": state.step}
+        record |= losses | scores | {"wall_s": round(state.wall_s, 3)}
+        if load is not None:
+            record["expert_load"] = [round(share, 4) for share in load]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.metrics_path, "ab") as file:
+            file.write((json.dumps(record) + "\n").encode())
+            state.metrics_bytes = file.tell()
+        self.progress.epoch(state.epoch, losses["loss"], scores.get("val"), load)
+        self.step_done(task, train, state)
+
+    def save(self, task: Task, state: FitState) -> None:
+        """Write the checkpoint of the task's phase."""
+        task_tensors, task_scalars = _split(task.state())
+        optimizer_tensors, optimizer_scalars = checkpoint.split_optimizer(task.optimizer)
+        rng_tensors, rng_scalars = checkpoint.rng_state()
+        tensors = (
+            checkpoint.under("model", task.model.state_dict())
+            | checkpoint.under("best", state.best)
+            | checkpoint.under("sums", state.sums)
+            | checkpoint.under("optimizer", optimizer_tensors)
+            | checkpoint.under("rng", rng_tensors)
+            | checkpoint.under("task", task_tensors)
+        )
+        fit = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("best", "sums")}
+        scalars = {
+            "phase": task.phase,
+            "settings": fingerprint(self.config),
+            "fit": fit,
+            "optimizer": optimizer_scalars,
+            "rng": rng_scalars,
+            "task": task_scalars,
+        }
+        checkpoint.save(self.checkpoint_path(task.phase), tensors, scalars)
+        self._saved_at = time.monotonic()
+
+    def restore(self, task: Task) -> FitState | None:
+        """Put the checkpoint of the task's phase back, and cut the metrics to what it had seen.
+
+        Returns:
+            where the fit stood, or None without a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+            ConfigError: it was written under other settings.
+        """
+        path = self.checkpoint_path(task.phase)
+        if not path.exists():
+            return None
+        tensors, scalars = checkpoint.load(path)
+        checkpoint.check_same(path, scalars["settings"], fingerprint(self.config), self.growable)
+        try:
+            task.model.load_state_dict(checkpoint.pick(tensors, "model"))
+            checkpoint.join_optimizer(task.optimizer, checkpoint.pick(tensors, "optimizer"), scalars["optimizer"])
+            task.load_state({**checkpoint.pick(tensors, "task"), **scalars["task"]})
+            state = FitState(**scalars["fit"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"checkpoint {path} does not fit this model: {error}") from error
+        own = task.model.state_dict()
+        state.best = {name: value.to(own[name].device) for name, value in checkpoint.pick(tensors, "best").items()}
+        device = next(task.model.parameters()).device
+        state.sums = {name: value.to(device) for name, value in checkpoint.pick(tensors, "sums").items()}
+        if self.metrics_path.exists():
+            with open(self.metrics_path, "r+b") as file:
+                file.truncate(min(state.metrics_bytes, file.seek(0, 2)))
+        checkpoint.set_rng_state(checkpoint.pick(tensors, "rng"), scalars["rng"])
+        self.line(task.phase, f"continues after step {state.step} (epoch {state.epoch}, batch {state.batch})")
+        return state
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}

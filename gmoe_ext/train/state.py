@@ -1,0 +1,185 @@
+"""Full-state checkpoints: everything a run needs to continue bit for bit, in one safetensors file.
+
+Tensors (weights, optimizer moments, random states) are the file's body; scalars are JSON in its header. The file is
+written beside its place and renamed into it, so a kill at any moment leaves the old or the new one, never half of one.
+Nothing is pickled: reading a checkpoint from elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, GmoeError
+
+FORMAT = "gmoe_ext.checkpoint/1"
+
+Tensors = dict[str, Tensor]
+
+
+class CheckpointError(GmoeError):
+    """A checkpoint is damaged, or was not written by gmoe_ext."""
+
+
+def seed_all(seed: int, phase: str = "") -> None:
+    """Seed torch, NumPy and Python for one phase of a run. The only place that seeds.
+
+    Every phase has its own stream, derived from the run's seed and the phase's name: a resumed run that skips finished
+    phases meets the same numbers as one that went through them.
+    """
+    stream = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(phase.encode())])
+    a, b, c = (int(word) for word in stream.generate_state(3, np.uint32))
+    torch.manual_seed(a)
+    np.random.seed(b)
+    random.seed(c)
+
+
+def rng_state() -> tuple[Tensors, dict[str, Any]]:
+    """The random states of torch (all devices in use), NumPy and Python, as tensors and scalars."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, words, gauss = random.getstate()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "python": torch.tensor(words, dtype=torch.int64),
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors, {
+        "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
+        "python": [version, gauss],
+    }
+
+
+def set_rng_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    """Put the random states of `rng_state` back."""
+    torch.set_rng_state(tensors["torch"])
+    kind, position, has_gauss, cached = scalars["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    version, gauss = scalars["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    devices = [name for name in tensors if name.startswith("cuda.")]
+    if devices and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([tensors[f"cuda.{i}"] for i in range(len(devices))])
+
+
+def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    """An optimizer's state as tensors named PARAMETER.ENTRY, and scalars."""
+    state = optimizer.state_dict()
+    tensors: Tensors = {}
+    scalars: dict[str, Any] = {}
+    for parameter, entries in state["state"].items():
+        for name, value in entries.items():
+            target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
+            target[f"{parameter}.{name}"] = value
+    return tensors, {"state": scalars, "groups": state["param_groups"]}
+
+
+def join_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    """Put the state of `split_optimizer` back."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **scalars["state"]}.items():
+        parameter, name = key.split(".", 1)
+        state.setdefault(int(parameter), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": scalars["groups"]})
+
+
+def pick(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """The tensors under PREFIX/, without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + "/")}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors with PREFIX/ before their names."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: its place.
+        tensors: named tensors of any device; stored contiguous, on the CPU.
+        scalars: what JSON can hold.
+    """
+    from safetensors.torch import save_file
+
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    header = {"format": FORMAT, "crc32": str(_crc32(stored)), "scalars": json.dumps(scalars, sort_keys=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(stored, beside, metadata=header)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged or was not written by `save`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    mend = "mend: --resume never starts afresh, --resume PATH continues another one"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({error})\n  {mend}") from error
+    if header.get("format") != FORMAT:
+        got = header.get("format")
+        raise CheckpointError(f"{path} is no checkpoint of this version (expected {FORMAT!r}, got {got!r})\n  {mend}")
+    if header.get("crc32") != str(_crc32(tensors)):
+        raise CheckpointError(f"checkpoint {path} is damaged (checksum differs)\n  {mend}")
+    scalars: dict[str, Any] = json.loads(header["scalars"])
+    return tensors, scalars
+
+
+def check_same(
+    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], growable: tuple[str, ...] = ()
+) -> None:
+    """Refuse to continue a checkpoint under other settings.
+
+    Args:
+        growable: settings that may be larger now than then (the number of epochs of a one-phase run).
+
+    Raises:
+        ConfigError: names every differing key with both values.
+    """
+    differing = []
+    for key in sorted(saved.keys() | current.keys()):
+        then, now = saved.get(key), current.get(key)
+        grown = key in growable and isinstance(then, int) and isinstance(now, int) and now >= then
+        if then != now and not grown:
+            differing.append(f"{key}: {then!r} in the checkpoint, {now!r} now")
+    if differing:
+        listed = "\n  ".join(differing)
+        raise ConfigError(
+            f"checkpoint {path} was written under other settings:\n  {listed}\n"
+            "  mend: give the same settings, or another --run_dir, or --resume never"
+        )
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        flat = tensors[name].reshape(-1)
+        crc = zlib.crc32(name.encode(), crc)
+        if flat.numel():
+            crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), crc)
+    return crc

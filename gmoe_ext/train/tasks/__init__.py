@@ -1,0 +1,1 @@
+"""What can be trained: node classification, molecule prediction, distillation. Each is a `loop.Task`."""

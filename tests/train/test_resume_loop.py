@@ -1,0 +1,184 @@
+"""A fit continued from a checkpoint equals one that was never interrupted."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from gmoe_ext.errors import ConfigError, GmoeError
+from gmoe_ext.train.config import Config, TrainConfig
+from gmoe_ext.train.interrupt import Interrupted, Stop
+from gmoe_ext.train.loop import Task, fit
+from gmoe_ext.train.progress import Progress
+from gmoe_ext.train.run import Run
+from gmoe_ext.train.state import CheckpointError
+
+
+class Toy(Task):
+    """Regression with dropout, an own running value, and a random choice per epoch."""
+
+    phase, metric = "toy", "rmse"
+
+    def __init__(self, seed=0):
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(40, 4, generator=generator)
+        self.y = self.x.sum(1, keepdim=True)
+        self.shift = 0.0
+        self.average = torch.zeros(8, 4)
+        self.stop_at = None
+        self.stop = Stop()
+        self.steps = 0
+
+    def begin_epoch(self, epoch):
+        self.shift = float(torch.rand(()))
+
+    def batches(self, epoch):
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
+        return order.split(10)
+
+    def losses(self, batch):
+        loss = (self.model(self.x[batch] + self.shift) - self.y[batch]).square().mean()
+        return {"loss": loss, "double": 2 * loss}
+
+    def after_step(self):
+        self.average = 0.9 * self.average + 0.1 * self.model[0].weight
+        self.steps += 1
+        if self.steps == self.stop_at:
+            self.stop.requested = 15
+
+    def evaluate(self):
+        error = (self.model(self.x) - self.y).square().mean().sqrt().item()
+        return {"val": error, "test": error + 1}
+
+    def state(self):
+        return {"shift": self.shift, "average": self.average}
+
+    def load_state(self, state):
+        self.shift, self.average = state["shift"], state["average"]
+
+
+def start(tmp_path, stop_at=None, **train):
+    config = Config(train=TrainConfig(epochs=5, **train))
+    stop = Stop()
+    run = Run(config, tmp_path, Progress(quiet=True), stop, growable=("train.epochs",))
+    run.begin("toy")
+    task = Toy()
+    task.stop, task.stop_at = stop, stop_at
+    return task, config.train, run
+
+
+def weights(task):
+    return torch.cat([value.double().reshape(-1) for value in task.model.state_dict().values()])
+
+
+@pytest.mark.parametrize("step_per", ["batch", "epoch"])
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, stop_at, step_per):
+    task, train, run = start(tmp_path / "whole", step_per=step_per)
+    result = fit(task, train, run)
+    cut, train, run = start(tmp_path / "cut", stop_at=stop_at, step_per=step_per)
+    with pytest.raises(Interrupted) as interrupted:
+        fit(cut, train, run)
+    assert interrupted.value.exit_code == 143
+    rest, train, run = start(tmp_path / "cut", step_per=step_per)
+    torch.rand(7)
+    resumed = fit(rest, train, run)
+    assert torch.equal(weights(rest), weights(task))
+    assert torch.equal(rest.average, task.average)
+    assert dataclasses.replace(resumed, wall_s=result.wall_s) == result
+
+
+def test_metrics_of_a_resumed_fit_have_every_epoch_once(tmp_path):
+    task, train, run = start(tmp_path, stop_at=9)
+    with pytest.raises(Interrupted):
+        fit(task, train, run)
+    with open(run.metrics_path, "a") as file:
+        file.write('{"epoch": "half a rec')
+    task, train, run = start(tmp_path)
+    fit(task, train, run)
+    records = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5]
+    assert all(record["double"] == pytest.approx(2 * record["loss"]) for record in records)
+
+
+def test_best_weights_are_those_of_the_best_validation_epoch(tmp_path):
+    task, train, run = start(tmp_path)
+    result = fit(task, train, run)
+    task.model.eval()
+    assert task.evaluate()["val"] == pytest.approx(result.val_best)
+    assert result.test_at_best_val == pytest.approx(result.val_best + 1)
+
+
+def test_a_finished_fit_is_not_trained_again(tmp_path):
+    task, train, run = start(tmp_path)
+    first = fit(task, train, run)
+    again, train, run = start(tmp_path)
+    assert fit(again, train, run) == first
+    assert again.steps == 0
+    assert torch.equal(weights(again), weights(task))
+
+
+def test_more_epochs_continue_a_finished_fit(tmp_path):
+    task, train, run = start(tmp_path)
+    fit(task, train, run)
+    more, train, run = start(tmp_path)
+    run.config.train.epochs = train.epochs = 8
+    assert fit(more, train, run).epochs == 8
+    assert more.steps == 12
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    task, train, run = start(tmp_path)
+    fit(task, train, run)
+    task, train, run = start(tmp_path, lr=0.5)
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 in the checkpoint, 0\.5 now"):
+        fit(task, train, run)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "empty"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+    task, train, run = start(tmp_path)
+    fit(task, train, run)
+    path = run.checkpoint_path("toy")
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[:-9]
+    elif damage == "flip":
+        content[-5] ^= 4
+    elif damage == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    if damage == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"weight": torch.zeros(3)}, path)
+    task, train, run = start(tmp_path)
+    with pytest.raises(CheckpointError, match="mend"):
+        fit(task, train, run)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    task, train, run = start(tmp_path)
+    task.y[3] = float("nan")
+    with pytest.raises(GmoeError, match="loss is nan in epoch 1"):
+        fit(task, train, run)
+
+
+def test_patience_counts_from_the_best_epoch(tmp_path):
+    task, train, run = start(tmp_path, patience=2)
+    scores = iter([3.0, 1.0, 2.0, 2.0, 0.0])
+    task.evaluate = lambda: {"val": (score := next(scores)), "test": score}
+    result = fit(task, train, run)
+    assert (result.best_epoch, result.epochs, result.val_best) == (2, 4, 1.0)
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    task, train, run = start(tmp_path / "none")
+    run.dry_run = True
+    fit(task, train, run)
+    assert task.steps == 1
+    assert not (tmp_path / "none").exists()
