@@ -1,0 +1,81 @@
+"""Shared fixtures: one thread, fixed seeds, devices, real data, and no silent run on the fallback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import gmoe_ext
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than ten seconds; deselect with -m 'not slow'")
+    config.addinivalue_line("markers", "native: tests the compiled library and is skipped on the reference fallback")
+
+
+def pytest_report_header() -> str:
+    data = os.environ.get("GMOE_EXT_DATA", "not set: tests on real data are skipped")
+    return f"gmoe_ext: backend {gmoe_ext.backend()}, torch {torch.__version__}, GMOE_EXT_DATA {data}"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Where the compiled library is demanded, a green run on the fallback would prove nothing.
+    if os.environ.get("GMOE_EXT_REQUIRE_NATIVE", "0") not in ("", "0") and not is_native():
+        pytest.exit("GMOE_EXT_REQUIRE_NATIVE is set but gmoe_ext runs on the reference: build it first", returncode=4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if is_native():
+        return
+    skip = pytest.mark.skip(reason="needs the compiled library, and gmoe_ext runs on the reference fallback")
+    for item in items:
+        if item.get_closest_marker("native"):
+            item.add_marker(skip)
+
+
+def is_native() -> bool:
+    return gmoe_ext.backend() != "reference"
+
+
+@pytest.fixture(autouse=True)
+def fixed_start() -> Iterator[None]:
+    """Every test starts with one thread and the same seed, and leaves both as it found them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _devices() -> list[str]:
+    with_cuda = torch.cuda.is_available() and gmoe_ext.build_info().get("cuda", False)
+    return ["cpu", "cuda"] if with_cuda else ["cpu"]
+
+
+@pytest.fixture(params=_devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """cpu, and cuda where the machine and the build have it."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Directory with the real data sets, named by GMOE_EXT_DATA."""
+    root = os.environ.get("GMOE_EXT_DATA")
+    if not root:
+        pytest.skip("set GMOE_EXT_DATA to the directory with the data sets to run this test")
+    path = Path(root)
+    assert path.is_dir(), f"GMOE_EXT_DATA={root} is not a directory"
+    return path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree under test."""
+    return REPOSITORY
