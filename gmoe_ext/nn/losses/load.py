@@ -66,7 +66,7 @@ def load(clean_NE: Tensor, noisy_NE: Tensor, sigma_NE: Tensor | None, k: int) ->
         return clean_NE.new_zeros(())
     if sigma_NE is None:
         index_NK = torch.sort(noisy_NE.detach(), dim=1, descending=True, stable=True).indices[:, :k]
-        return squared_cv(torch.bincount(index_NK.flatten(), minlength=num_experts).to(clean_NE.dtype))
+        return squared_cv(torch.zeros_like(clean_NE).scatter(1, index_NK, 1.0).sum(0))
     top = torch.topk(noisy_NE, k + 1, dim=1).values
     threshold_in, threshold_out = top[:, k : k + 1], top[:, k - 1 : k]
     # Inside the top k the k-th largest of the others is the (k+1)-th of all; outside it is the k-th.

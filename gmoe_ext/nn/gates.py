@@ -1,0 +1,125 @@
+"""Gates: which experts a node is sent to, and with what weight.
+
+Shapes: N nodes, E experts, K chosen, D input features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..plan import ExpertPlan
+from .losses.load import importance, load
+
+# Floor of the noise's standard deviation, so that exploration never stops (the published program's value).
+MIN_SIGMA = 0.01
+
+
+class Routing(NamedTuple):
+    """Where each node goes and how uneven that is.
+
+    Attributes:
+        gate: [N, k] weights, a softmax over the k chosen experts, descending.
+        index: [N, k] int64, the chosen experts.
+        importance_loss: scalar, GMoE eq. 5.
+        load_loss: scalar, GMoE eqs. 6-8.
+    """
+
+    gate: Tensor
+    index: Tensor
+    importance_loss: Tensor
+    load_loss: Tensor
+
+
+class Slots:
+    """The (node, expert) pairs that a layer computes: the chosen ones, or all of them.
+
+    Attributes:
+        index: [N, K] int64, the expert of each slot.
+        plan: the same slots grouped by expert.
+        num_experts: E.
+        every: True when slot r of each node is expert r, that is K = E and nothing is left out.
+    """
+
+    __slots__ = ("_membership", "every", "index", "num_experts", "plan")
+
+    def __init__(self, index: Tensor, plan: ExpertPlan, num_experts: int, every: bool) -> None:
+        self.index, self.plan, self.num_experts, self.every = index, plan, num_experts, every
+        self._membership: Tensor | None = None
+
+    @classmethod
+    def chosen(cls, index_NK: Tensor, num_experts: int) -> Slots:
+        """The slots of a routing."""
+        return cls(index_NK, ops.expert_plan(index_NK, num_experts), num_experts, every=False)
+
+    @classmethod
+    def all(cls, num_nodes: int, num_experts: int, device: torch.device) -> Slots:
+        """Every expert on every node."""
+        experts = torch.arange(num_experts, device=device)
+        offsets = torch.arange(num_experts + 1, device=device) * num_nodes
+        order = torch.arange(num_nodes * num_experts, device=device).view(num_nodes, num_experts).T.reshape(-1)
+        plan = ExpertPlan(offsets, order, num_nodes, num_experts)
+        return cls(experts.expand(num_nodes, num_experts), plan, num_experts, every=True)
+
+    def membership(self, dtype: torch.dtype) -> Tensor:
+        """[E, N * K] of 0 and 1: the slots of each expert, for sums per expert as one matrix product."""
+        if self._membership is None or self._membership.dtype != dtype:
+            flat_1S = self.index.reshape(1, -1)
+            shape = self.num_experts, flat_1S.shape[1]
+            self._membership = torch.zeros(shape, dtype=dtype, device=flat_1S.device).scatter_(0, flat_1S, 1.0)
+        return self._membership
+
+
+class NoisyTopKGate(nn.Module):
+    """Send each node to its k best experts by a noisy linear score.
+
+    G(h_i) = Softmax(TopK(Q(h_i), k)),  Q(h_i) = h_i W_g + noise * sigma(h_i)   (GMoE, eqs. 3 and 4)
+    with sigma = Softplus(h_i W_n) + 0.01 in training and no noise in evaluation. Both weights start at zero: in the
+    beginning the choice is random, all experts alike.
+
+    Args:
+        dim: D, features of a node.
+        num_experts: E.
+        k: experts per node, 1 <= k <= E.
+
+    Raises:
+        ValueError: k is out of [1, E].
+
+    Determinism: the noise comes from torch's generator, so ``torch.manual_seed`` fixes it.
+
+    Example:
+        >>> routing = NoisyTopKGate(16, num_experts=4, k=2)(torch.randn(10, 16))
+        >>> routing.gate.shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(self, dim: int, num_experts: int, k: int) -> None:
+        super().__init__()
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"NoisyTopKGate: expected 'k' in [1, {num_experts}] (num_experts), got {k}")
+        self.dim, self.num_experts, self.k = dim, num_experts, k
+        self.weight_gate = nn.Parameter(torch.zeros(num_experts, dim))
+        self.weight_noise = nn.Parameter(torch.zeros(num_experts, dim))
+
+    def forward(self, x: Tensor) -> Routing:
+        """Route the rows of ``x`` [N, D]."""
+        clean_NE = F.linear(x, self.weight_gate)
+        if self.training:
+            sigma_NE = F.softplus(F.linear(x, self.weight_noise)) + MIN_SIGMA
+            noisy_NE = torch.addcmul(clean_NE, torch.randn_like(clean_NE), sigma_NE)
+        else:
+            sigma_NE, noisy_NE = None, clean_NE
+        gate_NK, index_NK = ops.topk_softmax(noisy_NE, self.k)
+        return Routing(
+            gate_NK,
+            index_NK,
+            importance(gate_NK, index_NK, self.num_experts),
+            load(clean_NE, noisy_NE, sigma_NE, self.k),
+        )
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}"
