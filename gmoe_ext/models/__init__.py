@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from . import gmoe
+from .gnn import NodeGNN
 from .mlp import MLP
+from .molecule import MoleculeGNN
 from .output import Output
 from .rbm import RbM
 from .registry import Model, build, names, register
 
-__all__ = ["MLP", "Model", "Output", "RbM", "build", "names", "register"]
+__all__ = ["MLP", "Model", "MoleculeGNN", "NodeGNN", "Output", "RbM", "build", "gmoe", "names", "register"]

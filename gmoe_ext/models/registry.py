@@ -29,8 +29,8 @@ class Model(nn.Module):
         for a row says how many by a method ``inactive_parameters() -> int``.
         """
         total = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        idle = sum(m.inactive_parameters() for m in self.modules() if callable(getattr(m, "inactive_parameters", None)))
-        return total - idle, total
+        counters = (getattr(module, "inactive_parameters", None) for module in self.modules())
+        return total - sum(count() for count in counters if callable(count)), total
 
 
 Factory = Callable[..., Model]

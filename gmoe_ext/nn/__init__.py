@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from . import losses
+from .encoders import AtomEncoder, BondEncoder
 from .experts import LinearExperts
+from .gates import NoisyTopKGate, Routing
+from .gmoe_conv import GMoEConv
+from .norms import ExpertBatchNorm
 from .rbm_layer import RbMLayer
 from .routers import CosineMemoryRouter, MemoryRouting
 
 __all__ = [
+    "AtomEncoder",
+    "BondEncoder",
     "CosineMemoryRouter",
+    "ExpertBatchNorm",
+    "GMoEConv",
     "LinearExperts",
     "MemoryRouting",
+    "NoisyTopKGate",
     "RbMLayer",
+    "Routing",
     "losses",
 ]

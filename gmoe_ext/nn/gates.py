@@ -30,7 +30,7 @@ class Routing(NamedTuple):
     """
 
     gate: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the field hides tuple.index on purpose
     importance_loss: Tensor
     load_loss: Tensor
 

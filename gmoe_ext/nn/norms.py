@@ -72,7 +72,7 @@ class ExpertBatchNorm(nn.Module):
     def _routed(self, y_NKF: Tensor, slots: Slots) -> Tensor:
         member_ES = slots.membership(y_NKF.dtype)
         running = self.running_mean, self.running_var
-        out_SF, mean_EF, var_EF, count_E1 = _RoutedNorm.apply(
+        out_SF, mean_EF, var_EF, count_E1 = _RoutedNorm.apply(  # type: ignore[no-untyped-call]
             y_NKF.reshape(-1, self.dim), slots.index.reshape(-1), member_ES, self.weight, self.bias, *running, self.eps
         )
         with torch.no_grad():
@@ -123,7 +123,7 @@ class _RoutedNorm(torch.autograd.Function):
         return out_SF, mean_EF, var_EF, count_E1
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_SF: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         hat_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1 = ctx.saved_tensors
         grad_bias_EF = member_ES @ grad_SF

@@ -1,0 +1,236 @@
+"""The experts of a GMoE layer: E graph convolutions of one kind, computed only where they are asked for.
+
+Each class holds E experts in stacked weights; the first `num_hop1` of them see neighbours, the others see nodes two
+hops away. What differs between them is where the work can be shared:
+
+- `LinearConvs` (GCN, SAGE on plain graphs): the message is linear, so each hop is aggregated once for all experts.
+- `BondConvs` (GCN, SAGE on molecules): relu(W_e x_j + bond_e) is not, so only routed destinations are aggregated.
+- `IsomorphismConvs` (GIN): the message has no matrix; the MLP after it runs on the routed slots.
+
+Shapes: N nodes, E experts, K slots of a node, D in, F out, T edge types, P pairs of bond types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..graph import Graph
+from .encoders import BondEncoder
+from .experts import LinearExperts
+from .gates import Slots
+from .norms import ExpertBatchNorm, scale_slots
+
+
+class Hops(NamedTuple):
+    """The graphs a layer runs on.
+
+    Attributes:
+        graph: the neighbours.
+        two_hop: the nodes two hops away; None on plain graphs means A(Ax) over `graph`.
+        pair_types: [P, 2] int64, the two bond types of each edge type of `two_hop`.
+    """
+
+    graph: Graph
+    two_hop: Graph | None = None
+    pair_types: Tensor | None = None
+
+
+class Epilogue(NamedTuple):
+    """What may be done to each result while it is at hand.
+
+    Attributes:
+        scale: [E, F] with `shift`, the norm of evaluation; None leaves results as they are.
+        shift: [E, F].
+        gate: [N, K], weights to sum a node's results by; None keeps them apart as [N, K, F].
+    """
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    gate: Tensor | None = None
+
+
+def normalised(base: str, graph: Graph) -> Graph:
+    """The weights of a base network: symmetric with self loops (gcn), the mean with the node itself (sage), none."""
+    if base == "gcn":
+        return graph.gcn_norm()
+    if base == "sage":
+        return graph.mean_norm(add_self_loops=True)
+    return graph
+
+
+def combine(y_NKF: Tensor, gate_NK: Tensor) -> Tensor:
+    """Gate-weighted sum of each node's results, [N, F]."""
+    return torch.bmm(gate_NK.unsqueeze(1), y_NKF).squeeze(1)
+
+
+def finish(y_NKF: Tensor, slots: Slots, epilogue: Epilogue) -> Tensor:
+    """Apply an epilogue that no matrix product was there to take in."""
+    if epilogue.scale is not None and epilogue.shift is not None:
+        y_NKF = scale_slots(y_NKF, slots, epilogue.scale, epilogue.shift)
+    return y_NKF if epilogue.gate is None else combine(y_NKF, epilogue.gate)
+
+
+def folded(linear: LinearExperts, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of scale * (W x + b) + shift."""
+    if scale is None or shift is None:
+        return linear.weight, linear.bias
+    return linear.weight * scale.unsqueeze(2), torch.addcmul(shift, linear.bias, scale)
+
+
+def apply_linear(
+    linear: LinearExperts, x: Tensor, slots: Slots, epilogue: Epilogue, source: Tensor | None = None
+) -> Tensor:
+    """The expert's linear layer for each slot, with the epilogue inside the product."""
+    weight, bias = folded(linear, epilogue.scale, epilogue.shift)
+    return ops.expert_linear(x, weight, bias, slots.plan, epilogue.gate, source)
+
+
+def plain_sums(base: str, x: Tensor, hops: Hops, slots: Slots, num_hop1: int) -> tuple[Tensor, Tensor | None]:
+    """Aggregate each hop that has experts once.
+
+    Returns:
+        The sums [N, D], or [2N, D] with hop 1 above hop 2, and the row that each slot reads, [N, K] (None: row i).
+    """
+    near = normalised(base, hops.graph)
+    one = ops.aggregate(near, x) if num_hop1 > 0 else None
+    if num_hop1 == slots.num_experts:
+        assert one is not None
+        return one, None
+    if hops.two_hop is not None:
+        two = ops.aggregate(normalised(base, hops.two_hop), x)
+    else:
+        two = ops.aggregate(near, x, hops=2) if one is None else ops.aggregate(near, one)
+    if one is None:
+        return two, None
+    rows_N1 = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    return torch.cat([one, two]), rows_N1 + (slots.index >= num_hop1) * x.shape[0]
+
+
+class LinearConvs(nn.Module):
+    """GCN or SAGE experts on a plain graph: y_ir = W_e (A_e x)_i + b_e with A_e of hop 1 or hop 2."""
+
+    def __init__(self, base: str, in_dim: int, out_dim: int, num_experts: int, num_hop1: int) -> None:
+        super().__init__()
+        self.base, self.num_hop1 = base, num_hop1
+        self.linear = LinearExperts(in_dim, out_dim, num_experts)
+
+    def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
+        linear = self.linear
+        if linear.num_experts == 1 and linear.out_dim < linear.in_dim and self.num_hop1 == 1:
+            # One matrix commutes with the sum; the narrow side has fewer numbers to move along the edges.
+            weight, bias = folded(linear, epilogue.scale, epilogue.shift)
+            y_NF = ops.aggregate(normalised(self.base, hops.graph), F.linear(x, weight[0])) + bias[0]
+            return y_NF.unsqueeze(1)
+        sums, source = plain_sums(self.base, x, hops, slots, self.num_hop1)
+        return apply_linear(linear, sums, slots, epilogue, source)
+
+
+class BondMessages(nn.Module):
+    """Sum for each slot the messages relu(x_j + bond_e) of its expert, over neighbours or over two hops."""
+
+    def __init__(self, base: str, dim: int, num_experts: int, num_hop1: int, bond_dims: Sequence[int]) -> None:
+        super().__init__()
+        self.base, self.num_experts, self.num_hop1 = base, num_experts, num_hop1
+        num_hop2 = num_experts - num_hop1
+        self.bonds = BondEncoder(num_hop1, dim, bond_dims) if num_hop1 else None
+        self.pairs = BondEncoder(num_hop2, dim, bond_dims, hops=2) if num_hop2 else None
+        # The root term of GCN is the message of a self loop of a type of its own.
+        self.root = None if base == "gin" else nn.Parameter(torch.randn(num_experts, 1, dim))
+
+    def forward(self, x: Tensor, hops: Hops, slots: Slots) -> Tensor:
+        """``x`` is [E, N, D], or [N, D] shared by all experts; returns [N, K, D]."""
+        one, two = self.num_hop1, self.num_experts - self.num_hop1
+        x_one, x_two = torch.split(x, [one, two]) if x.dim() == 3 else (x, x)
+        parts = []
+        if self.bonds is not None:
+            self._check(hops.graph.num_edge_types, self.bonds.num_types, "graph")
+            table = self._with_root(self.bonds(), slice(0, one))
+            parts.append(self._sum(normalised(self.base, hops.graph), x_one, table, slots, 0))
+        if self.pairs is not None:
+            if hops.two_hop is None or hops.pair_types is None:
+                raise ValueError(
+                    "GMoEConv: hop-2 experts on molecules need 'two_hop' and 'pair_types'; batch with two_hop=True"
+                )
+            self._check(hops.two_hop.num_edge_types, hops.pair_types.shape[0], "two_hop")
+            table = self._with_root(self.pairs(hops.pair_types), slice(one, None))
+            parts.append(self._sum(normalised(self.base, hops.two_hop), x_two, table, slots, one))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _sum(self, graph: Graph, x: Tensor, table: Tensor, slots: Slots, first: int) -> Tensor:
+        if self.num_experts == 1:
+            return ops.edge_aggregate(graph, x if x.dim() == 2 else x[0], table[0]).unsqueeze(1)
+        return ops.routed_edge_aggregate(graph, x, table, slots.index, first)
+
+    def _with_root(self, table_ETD: Tensor, experts: slice) -> Tensor:
+        return table_ETD if self.root is None else torch.cat([table_ETD, self.root[experts]], dim=1)
+
+    @staticmethod
+    def _check(got: int, expected: int, argument: str) -> None:
+        if got != expected:
+            raise ValueError(f"GMoEConv: expected '{argument}' with {expected} edge types, got {got}")
+
+
+class BondConvs(nn.Module):
+    """GCN or SAGE experts on molecules: y_ir = sum_j w_ij relu(W_e x_j + b_e + bond_e,ij), the root as a self loop.
+
+    GCN is OGB's GCNConv. SAGE is its analog with the mean over the neighbours and the node itself.
+    """
+
+    def __init__(
+        self, base: str, in_dim: int, out_dim: int, num_experts: int, num_hop1: int, bond_dims: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.linear = LinearExperts(in_dim, out_dim, num_experts)
+        self.messages = BondMessages(base, out_dim, num_experts, num_hop1, bond_dims)
+
+    def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
+        weight_EFD, bias_EF = self.linear.weight, self.linear.bias
+        rows_END = x.expand(weight_EFD.shape[0], *x.shape)
+        x_ENF = torch.baddbmm(bias_EF.unsqueeze(1), rows_END, weight_EFD.transpose(1, 2))
+        return finish(self.messages(x_ENF, hops, slots), slots, epilogue)
+
+
+class IsomorphismConvs(nn.Module):
+    """GIN experts: y_ir = MLP_e((1 + eps_e) x_i + sum_j m_ij), m_ij = x_j, on molecules relu(x_j + bond_e,ij).
+
+    MLP_e is Linear, BatchNorm over the expert's slots, ReLU, Linear (OGB's GINConv).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        mlp_dim: int,
+        out_dim: int,
+        num_experts: int,
+        num_hop1: int,
+        bond_dims: Sequence[int] | None,
+    ) -> None:
+        super().__init__()
+        self.num_hop1 = num_hop1
+        self.messages = None if bond_dims is None else BondMessages("gin", in_dim, num_experts, num_hop1, bond_dims)
+        self.eps = nn.Parameter(torch.zeros(num_experts))
+        self.first = LinearExperts(in_dim, mlp_dim, num_experts)
+        self.norm = ExpertBatchNorm(num_experts, mlp_dim)
+        self.second = LinearExperts(mlp_dim, out_dim, num_experts)
+
+    def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
+        num_nodes, width = slots.index.shape
+        if self.messages is not None:
+            sums_NKD = self.messages(x, hops, slots)
+        else:
+            sums, source = plain_sums("gin", x, hops, slots, self.num_hop1)
+            sums_NKD = sums.unsqueeze(1) if source is None else sums[source]
+        keep_NK1 = (1.0 + self.eps)[slots.index].unsqueeze(2)
+        rows_SD = torch.addcmul(sums_NKD, keep_NK1, x.unsqueeze(1)).flatten(0, 1)
+        own_NK = torch.arange(num_nodes * width, device=x.device).view(num_nodes, width)
+        if self.training:
+            hidden = self.norm(apply_linear(self.first, rows_SD, slots, Epilogue(), own_NK), slots)
+        else:
+            hidden = apply_linear(self.first, rows_SD, slots, Epilogue(*self.norm.affine()), own_NK)
+        return apply_linear(self.second, F.relu(hidden).flatten(0, 1), slots, epilogue, own_NK)
