@@ -1,0 +1,18 @@
+"""From a trained GNN to a student without a graph: targets, positions and the start of its experts."""
+
+from __future__ import annotations
+
+from .positions import deepwalk, extend_positions, student_inputs
+from .start import kmeans_start
+from .targets import ReliableSampler, reliability
+from .teacher import soft_targets
+
+__all__ = [
+    "ReliableSampler",
+    "deepwalk",
+    "extend_positions",
+    "kmeans_start",
+    "reliability",
+    "soft_targets",
+    "student_inputs",
+]

@@ -1,0 +1,156 @@
+"""DeepWalk positions: where a node stands in the graph, as features that need no graph later.
+
+N nodes, P position dimension.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingExtraError
+from ..graph import Graph
+from ..ops import aggregate, random_walk
+
+
+def deepwalk(
+    graph: Graph,
+    dim: int = 64,
+    walk_length: int = 50,
+    num_walks: int = 5,
+    window: int = 5,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Tensor:
+    """Skip-gram embeddings of uniform random walks (DeepWalk; RbM, section 4.2).
+
+    Settings beyond the arguments are those of the published program: hierarchical softmax and 5 negative samples
+    together, learning rate 0.025 falling to 1e-4, frequent nodes down-sampled at 1e-3.
+
+    Args:
+        graph: undirected, both directions stored; the observed graph in the inductive setting.
+        dim: P.
+        walk_length: nodes per walk.
+        num_walks: walks from each node.
+        window: skip-gram window, in nodes to either side.
+        epochs: passes over the walks.
+        seed: of the walks, their order, and the embedding.
+
+    Returns:
+        Positions [N, P] float32 on the CPU, unscaled.
+
+    Raises:
+        MissingExtraError: gensim is not installed.
+        ValueError: a setting is below 1.
+
+    Determinism: the same seed gives the same bits, in any process (one worker, no dependence on string hashes).
+
+    Example:
+        >>> positions = deepwalk(data.graph, dim=64, walk_length=30, num_walks=1)
+    """
+    settings = {"dim": dim, "walk_length": walk_length, "num_walks": num_walks, "window": window, "epochs": epochs}
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"deepwalk: expected '{name}' of at least 1, got {value}")
+    try:
+        from gensim.models import Word2Vec
+    except ImportError as error:
+        raise MissingExtraError("gensim", "distill", "DeepWalk positions") from error
+    if graph.num_nodes == 0:
+        return torch.zeros(0, dim)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.cat([torch.randperm(graph.num_nodes, generator=generator) for _ in range(num_walks)])
+    walks = random_walk(graph.to("cpu"), starts, walk_length, seed)
+    names = [str(node) for node in range(graph.num_nodes)]
+    model = Word2Vec(
+        sentences=[[names[node] for node in walk] for walk in walks.tolist()],
+        vector_size=dim,
+        window=window,
+        epochs=epochs,
+        sg=1,
+        hs=1,
+        min_count=0,
+        workers=1,
+        seed=seed & 0xFFFFFFFF,
+        hashfxn=_stable_hash,
+    )
+    return torch.from_numpy(model.wv[names].copy()).float()
+
+
+def _stable_hash(text: object) -> int:
+    # Python's own hash of strings changes from process to process.
+    return zlib.crc32(str(text).encode())
+
+
+def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor) -> Tensor:
+    """Give held-out nodes the mean position of their observed neighbours; without one, zeros.
+
+    Args:
+        positions_OP: positions of the observed nodes.
+        graph: the whole graph, over N nodes.
+        observed_O: int64 [O] global ids of the observed nodes, in the order of ``positions``.
+
+    Returns:
+        Positions [N, P]; observed rows are unchanged.
+
+    Raises:
+        ValueError: the two arguments name different numbers of nodes.
+
+    Example:
+        >>> everywhere = extend_positions(deepwalk(view.observed.graph), data.graph, view.observed_nodes)
+    """
+    if positions_OP.shape[0] != observed_O.numel():
+        raise ValueError(
+            f"extend_positions: expected one position per observed node ({observed_O.numel()}), "
+            f"got {positions_OP.shape[0]} rows"
+        )
+    # One more column counts the observed neighbours, so one sparse product gives sum and count.
+    known = positions_OP.new_zeros(graph.num_nodes, positions_OP.shape[1] + 1)
+    known[observed_O] = torch.cat([positions_OP, positions_OP.new_ones(observed_O.numel(), 1)], dim=1)
+    unweighted = Graph(graph.num_nodes, graph.offsets, graph.columns)
+    summed = aggregate(unweighted, known)
+    everywhere = summed[:, :-1] / summed[:, -1:].clamp_min(1.0)
+    everywhere[observed_O] = positions_OP
+    return everywhere
+
+
+def student_inputs(
+    x_ND: Tensor,
+    positions_NP: Tensor | None,
+    scale: Literal["none", "features"] = "none",
+    observed: Tensor | None = None,
+) -> Tensor:
+    """Concatenate features and positions.
+
+    Args:
+        x_ND: node features.
+        positions_NP: positions, or None for features alone.
+        scale: "none" takes positions as they are; "features" gives them the features' mean row norm, so that neither
+            dominates the router's cosines.
+        observed: int64 ids of the rows that decide the scale; None: all.
+
+    Returns:
+        [N, D + P] in x's dtype.
+
+    Raises:
+        ValueError: row counts differ or the scale is unknown.
+
+    Example:
+        >>> inputs = student_inputs(data.x, positions, scale="features")
+    """
+    if scale not in ("none", "features"):
+        raise ValueError(f"student_inputs: expected 'scale' to be 'none' or 'features', got {scale!r}")
+    if positions_NP is None:
+        return x_ND
+    if positions_NP.shape[0] != x_ND.shape[0]:
+        raise ValueError(
+            f"student_inputs: expected {x_ND.shape[0]} positions, one per row of 'x', got {positions_NP.shape[0]}"
+        )
+    if scale == "features":
+        rows = slice(None) if observed is None else observed
+        own = positions_NP[rows].norm(dim=1).mean().clamp_min(1e-12)
+        positions_NP = positions_NP * (x_ND[rows].norm(dim=1).mean() / own)
+    return torch.cat([x_ND, positions_NP.to(x_ND)], dim=1)

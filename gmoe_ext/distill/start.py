@@ -1,0 +1,58 @@
+"""The start of routing: experts cloned, memories placed at k-means centres (RbM, section 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import DataError, MissingExtraError
+from ..models.rbm import RbM
+
+
+@torch.no_grad()
+def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> None:
+    """End a student's pre-training: layer by layer, clone expert 0 and cluster what reaches the layer.
+
+    The inputs of layer l + 1 are what the routed layers up to l put out, in evaluation mode.
+
+    Args:
+        model: a pre-trained RbM; changed in place, routing afterwards.
+        x_ND: all inputs that training may see.
+        seed: of k-means++.
+        restarts: runs of k-means; the one with the least inertia counts.
+
+    Raises:
+        DataError: fewer rows than experts.
+        MissingExtraError: scikit-learn is not installed.
+
+    Determinism: the same bits for the same seed; k-means runs on one thread, because its sums depend on their order.
+
+    Example:
+        >>> kmeans_start(student, inputs, seed=0)
+    """
+    training = model.training
+    model.eval()
+    h = x_ND
+    for position, layer in enumerate(model.rbm_layers()):
+        layer.start_routing(kmeans(F.normalize(h, dim=1), layer.num_experts, seed, restarts))
+        h = model.between(position, layer(h)[0])
+    model.train(training)
+
+
+def kmeans(x_ND: Tensor, num_clusters: int, seed: int, restarts: int = 10) -> Tensor:
+    """Centres [num_clusters, D] of Lloyd's k-means with k-means++ starts, in x's dtype and on its device."""
+    try:
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "distill", "The k-means start of an RbM student") from error
+    if x_ND.shape[0] < num_clusters:
+        raise DataError(
+            f"k-means start: expected at least as many rows as experts, got {x_ND.shape[0]} rows for {num_clusters}\n"
+            "  mend: lower --student.num_experts"
+        )
+    clusters = KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
+    with threadpool_limits(limits=1):
+        clusters.fit(x_ND.detach().cpu().numpy())
+    return torch.from_numpy(clusters.cluster_centers_).to(x_ND)

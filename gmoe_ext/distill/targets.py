@@ -1,0 +1,186 @@
+"""Which neighbours' soft targets a node has to match, and how much each counts (KRD; RbM, eqs. 10-12).
+
+N nodes, M edges, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import MissingExtraError
+from ..graph import Graph
+
+PairWeight = Literal["degree", "kept", "equal"]
+
+# A power outside these bounds gives keep probabilities of 0 or 1 for every neighbour that matters.
+POWER_BOUNDS = (1e-2, 1e2)
+
+
+def entropy(logits_NC: Tensor) -> Tensor:
+    """Entropy [N] of softmax(logits), in nats."""
+    log_NC = torch.log_softmax(logits_NC, dim=1)
+    return -(log_NC.exp() * log_NC).sum(dim=1)
+
+
+@torch.no_grad()
+def reliability(
+    predict: Callable[[Tensor], Tensor],
+    x_ND: Tensor,
+    seed: int,
+    draws: int = 10,
+    std: float = 1.0,
+    squared: bool = True,
+) -> Tensor:
+    """How much each node's teacher entropy moves when noise meets the features; 0 is most reliable.
+
+    rho_j = 1/std^2 mean over draws (H(y_j) - H(y~_j))^2, divided by its maximum   (RbM, eqs. 10 and 11)
+
+    Args:
+        predict: teacher logits [N, C] of features [N, D], in evaluation mode.
+        x_ND: the teacher's features.
+        seed: of the noise.
+        draws: draws that stand for the expectation.
+        std: standard deviation of the noise.
+        squared: False takes |dH| instead of its square (published program).
+
+    Returns:
+        rho / max rho [N] in [0, 1]; zeros where no prediction moves.
+
+    Raises:
+        ValueError: draws < 1 or std <= 0.
+
+    Example:
+        >>> rho = reliability(lambda x: soft_targets(teacher, x, graph), data.x, seed=0)
+    """
+    if draws < 1 or not std > 0:
+        raise ValueError(f"reliability: expected 'draws' >= 1 and 'std' > 0, got {draws} and {std}")
+    generator = torch.Generator().manual_seed(seed)
+    calm_N = entropy(predict(x_ND))
+    rho_N = torch.zeros_like(calm_N)
+    for _ in range(draws):
+        noise_ND = torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype).to(x_ND.device).mul_(std)
+        moved_N = (entropy(predict(x_ND + noise_ND)) - calm_N).abs()
+        rho_N += (moved_N.square() if squared else moved_N) / (draws * std**2)
+    largest = rho_N.max() if rho_N.numel() else rho_N.new_ones(())
+    return rho_N / largest.clamp_min(torch.finfo(rho_N.dtype).tiny)
+
+
+class ReliableSampler:
+    """Keep each edge (v, u) with probability 1 - rho_u^a and weigh it; a follows the student (RbM, eqs. 11 and 12).
+
+    Args:
+        graph: rows v, columns u; the observed graph in the inductive setting.
+        reliability_N: rho in [0, 1], 0 most reliable.
+        pair_weight: "degree" weighs a kept edge of v by 1/|N(v)| (eq. 12); "kept" by 1/(its kept edges); "equal" by 1.
+        power: a at the start.
+        momentum: share of the old a kept at an update.
+        bins: histogram bins over rho.
+        warmup: calls of :meth:`update` before a begins to move.
+        bin_offset: where in a bin the curve is read, from its left edge; None: its centre (published program: 0.05).
+
+    Raises:
+        ValueError: rho has not one value per node, or lies outside [0, 1].
+
+    Example:
+        >>> sampler = ReliableSampler(data.graph, rho)
+        >>> targets = neighbour_targets(teacher_logits, sampler.sample(torch.Generator().manual_seed(0)))
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        reliability_N: Tensor,
+        pair_weight: PairWeight = "degree",
+        power: float = 1.0,
+        momentum: float = 0.99,
+        bins: int = 50,
+        warmup: int = 50,
+        bin_offset: float | None = None,
+    ) -> None:
+        if reliability_N.shape != (graph.num_nodes,):
+            raise ValueError(
+                f"ReliableSampler: expected 'reliability' of shape [{graph.num_nodes}], got {list(reliability_N.shape)}"
+            )
+        if reliability_N.numel() and not (reliability_N.min() >= 0 and reliability_N.max() <= 1):
+            raise ValueError("ReliableSampler: expected 'reliability' in [0, 1]; divide it by its maximum")
+        if pair_weight not in ("degree", "kept", "equal"):
+            raise ValueError(
+                f"ReliableSampler: expected 'pair_weight' to be 'degree', 'kept' or 'equal', got {pair_weight!r}"
+            )
+        self.graph, self.rho_N, self.pair_weight = graph, reliability_N.float(), pair_weight
+        self.power, self.momentum, self.bins, self.warmup = power, momentum, bins, warmup
+        self.bin_offset = 0.5 / bins if bin_offset is None else bin_offset
+        self.updates = 0
+
+    def keep_probability(self) -> Tensor:
+        """1 - rho_u^a [N], the chance of an edge from u to be kept."""
+        return 1.0 - self.rho_N.pow(self.power)
+
+    def sample(self, generator: torch.Generator) -> Graph:
+        """Draw the kept edges of one epoch: the graph with weights, 0 for a dropped edge.
+
+        Args:
+            generator: CPU generator; the same state gives the same edges on any device.
+        """
+        graph = self.graph
+        chance_M = self.keep_probability()[graph.columns.long()]
+        kept_M = (torch.rand(graph.num_edges, generator=generator).to(chance_M.device) < chance_M).float()
+        return Graph(graph.num_nodes, graph.offsets, graph.columns, kept_M * self._edge_weight(kept_M))
+
+    def _edge_weight(self, kept_M: Tensor) -> Tensor:
+        if self.pair_weight == "equal":
+            return torch.ones_like(kept_M)
+        if self.pair_weight == "degree":
+            count_N = self.graph.degree().float()
+        else:
+            # Differences of a running sum stay exact below 2^53 edges and need no atomic additions.
+            running = torch.cat([kept_M.new_zeros(1, dtype=torch.float64), kept_M.double().cumsum(0)])
+            count_N = running[self.graph.offsets].diff().float()
+        return (1.0 / count_N.clamp_min(1.0))[self.graph.rows.long()]
+
+    def update(self, agree_N: Tensor) -> None:
+        """Refit a to where student and teacher agree: 1 - x^a against the agreement rate at reliability x.
+
+        Args:
+            agree_N: bool [N], the student's class is the teacher's.
+
+        Raises:
+            MissingExtraError: scipy is not installed.
+        """
+        self.updates += 1
+        if self.updates <= self.warmup:
+            return
+        fitted = self._fit(agree_N)
+        if fitted is not None:
+            self.power = self.momentum * self.power + (1.0 - self.momentum) * fitted
+
+    def _fit(self, agree_N: Tensor) -> float | None:
+        try:
+            from scipy.optimize import curve_fit
+        except ImportError as error:
+            raise MissingExtraError("scipy", "distill", "The fit of KRD's sampling power") from error
+        rho, agree = self.rho_N.cpu().double().numpy(), agree_N.cpu().numpy().astype(bool)
+        edges = np.linspace(0.0, 1.0, self.bins + 1)
+        same, other = np.histogram(rho[agree], edges)[0], np.histogram(rho[~agree], edges)[0]
+        rate = same / (same + other + 1e-6)
+        if rate.max() == rate.min():
+            return None  # the student agrees everywhere or nowhere: no curve to fit
+        rate = (rate - rate.min()) / (rate.max() - rate.min())
+        start = float(np.clip(self.power, *POWER_BOUNDS))
+        fitted, _ = curve_fit(
+            lambda x, a: 1.0 - x**a, edges[:-1] + self.bin_offset, rate, p0=[start], bounds=POWER_BOUNDS
+        )
+        return float(fitted[0])
+
+    def state(self) -> dict[str, float | int]:
+        """What an update has changed."""
+        return {"power": self.power, "updates": self.updates}
+
+    def load_state(self, state: dict[str, float | int]) -> None:
+        """Put :meth:`state` back."""
+        self.power, self.updates = float(state["power"]), int(state["updates"])
