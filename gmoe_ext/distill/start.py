@@ -44,7 +44,7 @@ def kmeans(x_ND: Tensor, num_clusters: int, seed: int, restarts: int = 10) -> Te
     """Centres [num_clusters, D] of Lloyd's k-means with k-means++ starts, in x's dtype and on its device."""
     try:
         from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "distill", "The k-means start of an RbM student") from error
     if x_ND.shape[0] < num_clusters:

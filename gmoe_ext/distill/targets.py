@@ -172,9 +172,8 @@ class ReliableSampler:
             return None  # the student agrees everywhere or nowhere: no curve to fit
         rate = (rate - rate.min()) / (rate.max() - rate.min())
         start = float(np.clip(self.power, *POWER_BOUNDS))
-        fitted, _ = curve_fit(
-            lambda x, a: 1.0 - x**a, edges[:-1] + self.bin_offset, rate, p0=[start], bounds=POWER_BOUNDS
-        )
+        places = edges[:-1] + self.bin_offset
+        fitted, _ = curve_fit(lambda x, a: 1.0 - x**a, places, rate, p0=[start], bounds=POWER_BOUNDS)
         return float(fitted[0])
 
     def state(self) -> dict[str, float | int]:
