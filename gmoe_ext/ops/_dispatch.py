@@ -63,7 +63,9 @@ def expect_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dty
 
 def expect_device(op: str, argument: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Check that two tensors are on one device."""
-    expect(value.device == other.device, op, argument, f"on the device of '{other_name}' ({other.device})", value.device)
+    expect(
+        value.device == other.device, op, argument, f"on the device of '{other_name}' ({other.device})", value.device
+    )
 
 
 def expect_like(op: str, argument: str, value: Tensor, other_name: str, other: Tensor) -> None:
