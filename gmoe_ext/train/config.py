@@ -25,7 +25,12 @@ class DataConfig:
         name: data set; NAME.npz or NAME_graphs.npz under root, or "synthetic" (communities, made on the spot).
         root: folder with the data files; else the environment variable GMOE_EXT_DATA, else "data".
         setting: transductive sees all nodes in training, inductive holds part of the test nodes out.
-        split_seed: seed of a drawn split and of the held-out nodes; None takes the run's seed.
+        split: auto takes the files' split or draws one; file, per_class, random or the RULE of NAME_split_RULE.npz.
+        split_seed: seed of a drawn split, of the held-out nodes and of synthetic data; None takes the run's seed.
+        train_per_class: training nodes of each class in a per_class split.
+        val_per_class: validation nodes of each class in a per_class split.
+        row_normalize: divide node features by their row's sum.
+        allow_partial: accept a file with the features of some nodes only.
         heldout_rate: share of the test nodes held out in the inductive setting.
         metric: accuracy, rocauc or rmse; None infers it from the labels.
         num_nodes: size of the synthetic graph; None takes its default.
@@ -34,7 +39,12 @@ class DataConfig:
     name: str = DEFAULT_DATA
     root: str | None = None
     setting: Literal["transductive", "inductive"] = "transductive"
+    split: str = "auto"
     split_seed: int | None = None
+    train_per_class: int = 20
+    val_per_class: int = 30
+    row_normalize: bool = False
+    allow_partial: bool = False
     heldout_rate: float = 0.2
     metric: Literal["accuracy", "rocauc", "rmse"] | None = None
     num_nodes: int | None = None
@@ -48,13 +58,14 @@ class NetworkConfig:
         num_layers: layers, input and output layer included.
         hidden_dim: width of the hidden layers.
         dropout: dropout rate.
-        norm: normalisation between layers.
+        norm: between layers: none, batch, layer (students); per expert of a GMoE layer: routed (batch statistics over
+            the rows an expert got), all_nodes (over all rows, dense in training). None: the model's default.
         num_experts: experts per layer (n in GMoE, E in RbM).
         num_hop1: how many of them are hop-1 experts (m in GMoE); None: all.
         k: experts every node picks.
         aux_weight: weight of the importance and load losses (lambda, GMoE eq. 9).
-        bn: batch statistics per expert over the routed rows, or over all nodes (dense in training).
-        combine: sum of gate x expert (GMoE eq. 2), or the mean over the experts.
+        aux_over: mean or sum of these losses over the layers.
+        combine: sum of gate x expert (GMoE eq. 2), or that divided by the number of experts.
         scale_hidden: divide hidden_dim by sqrt(k), so that the cost equals the base network's (GMoE, section 3.2).
         input_attention: per-expert input attention (RbM eq. 5).
     """
@@ -62,12 +73,12 @@ class NetworkConfig:
     num_layers: int = 2
     hidden_dim: int = 256
     dropout: float = 0.5
-    norm: Literal["none", "batch", "layer"] | None = None
+    norm: Literal["none", "batch", "layer", "routed", "all_nodes"] | None = None
     num_experts: int | None = None
     num_hop1: int | None = None
     k: int | None = None
     aux_weight: float | None = None
-    bn: Literal["routed", "all_nodes", "none"] | None = None
+    aux_over: Literal["mean", "sum"] | None = None
     combine: Literal["sum", "mean"] | None = None
     scale_hidden: bool | None = None
     input_attention: bool | None = None

@@ -44,6 +44,7 @@ class Run:
         self.growable = growable
         self.dry_run = config.dry_run
         self._stop = stop or Stop()
+        self._metrics_end = 0  # what lies behind it in metrics.jsonl was written after the checkpoint we continue
         self._saved_at = time.monotonic()
 
     @property
@@ -93,8 +94,9 @@ class Run:
             record["expert_load"] = [round(share, 4) for share in load]
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.metrics_path, "ab") as file:
+            file.truncate(min(self._metrics_end, file.tell()))
             file.write((json.dumps(record) + "\n").encode())
-            state.metrics_bytes = file.tell()
+        state.metrics_bytes = self._metrics_end = self.metrics_path.stat().st_size
         self.progress.epoch(state.epoch, losses["loss"], scores.get("val"), load)
         self.step_done(task, train, state)
 
@@ -124,7 +126,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def restore(self, task: Task) -> FitState | None:
-        """Put the checkpoint of the task's phase back, and cut the metrics to what it had seen.
+        """Put the checkpoint of the task's phase back, and remember how much of the metrics it had seen.
 
         Returns:
             where the fit stood, or None without a checkpoint.
@@ -149,9 +151,7 @@ class Run:
         state.best = {name: value.to(own[name].device) for name, value in checkpoint.pick(tensors, "best").items()}
         device = next(task.model.parameters()).device
         state.sums = {name: value.to(device) for name, value in checkpoint.pick(tensors, "sums").items()}
-        if self.metrics_path.exists():
-            with open(self.metrics_path, "r+b") as file:
-                file.truncate(min(state.metrics_bytes, file.seek(0, 2)))
+        self._metrics_end = state.metrics_bytes
         checkpoint.set_rng_state(checkpoint.pick(tensors, "rng"), scalars["rng"])
         self.line(task.phase, f"continues after step {state.step} (epoch {state.epoch}, batch {state.batch})")
         return state

@@ -1,0 +1,153 @@
+"""Flags and recipes to a Config, with errors that say what was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from argparse import ArgumentError
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import jsonargparse
+import yaml
+
+from ..errors import ConfigError
+from .config import Config, flatten, from_dict
+
+RECIPES = Path(__file__).resolve().parents[1] / "configs"
+DEFAULT_RECIPE = RECIPES / "default.yaml"
+
+_SWITCHES = ("dry_run", "offline")
+# Flags that choose what to train; without any of them the embedded default is what is meant.
+_CHOOSERS = re.compile(r"--(config|model|model\.name|teacher|teacher\.model|student|student\.model)(=.*)?")
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """The command line's parser; its flags are the fields of Config."""
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m gmoe_ext.train",
+        description="Train GMoE networks and distill RbM students. Without arguments: the whole story in a minute.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a recipe: a YAML file, or the name of a shipped one")
+    parser.add_class_arguments(Config, skip=set(_SWITCHES))
+    parser.add_argument(
+        "--dry_run", nargs="?", const=True, default=False, type=bool, help="one step of everything, nothing is written"
+    )
+    parser.add_argument(
+        "--offline", nargs="?", const=True, default=False, type=bool, help="never ask the network for data"
+    )
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Read flags and recipes; later ones win.
+
+    Args:
+        argv: arguments after the program's name. Without one that chooses a model, the embedded default is read first.
+
+    Raises:
+        ConfigError: unknown keys (with close matches), wrong types, a recipe that is not there.
+    """
+    args = [str(arg) for arg in argv]
+    if not any(_CHOOSERS.fullmatch(arg) for arg in args):
+        args = ["--config", str(DEFAULT_RECIPE), *args]
+    args = _find_recipes(args)
+    try:
+        values = build_parser().parse_args(args).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(explain(str(error))) from error
+    values.pop("config", None)
+    config = from_dict(values)
+    check(config)
+    return config
+
+
+def load_recipe(path: Path) -> Config:
+    """A Config from one recipe alone."""
+    return parse(["--config", str(path)])
+
+
+def recipes() -> list[Path]:
+    """All shipped recipes."""
+    return sorted(path for path in RECIPES.glob("*/*.yaml"))
+
+
+def dump(config: Config) -> str:
+    """The settings as YAML that `--config` reads back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def check(config: Config) -> None:
+    """Refuse values that no part of a run could work with.
+
+    Raises:
+        ConfigError: names the key, the value and its range.
+    """
+    positive = ("train.epochs", "train.eval_every", "model.num_layers", "teacher.num_layers", "student.num_layers")
+    positive += ("model.hidden_dim", "teacher.hidden_dim", "student.hidden_dim", "train.lr")
+    flat = flatten(config)
+    for key in positive:
+        if flat[key] <= 0:
+            raise ConfigError(f"{key}: expected a positive number, got {flat[key]}")
+    for key in ("train.batch_size", "train.patience", "train.weight_decay", "train.checkpoint_s"):
+        if flat[key] < 0:
+            raise ConfigError(f"{key}: expected 0 or more, got {flat[key]}")
+    for key in ("model.dropout", "teacher.dropout", "student.dropout"):
+        if not 0 <= flat[key] < 1:
+            raise ConfigError(f"{key}: expected a rate in [0, 1), got {flat[key]}")
+    if not 0 < config.data.heldout_rate < 1:
+        raise ConfigError(f"data.heldout_rate: expected a share in (0, 1), got {config.data.heldout_rate}")
+
+
+def explain(message: str) -> str:
+    """jsonargparse's message in one plain line, with the closest known key where one is unknown."""
+    message = " ".join(message.split())
+    flag = re.search(r"unrecognized arguments: (\S+)", message)
+    group = re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", message)
+    other = re.search(r"(?:key|option) [\"']([\w.]+)[\"'] is not (?:expected|accepted)", message, re.IGNORECASE)
+    if flag:
+        name = flag[1].lstrip("-").split("=")[0]
+        return f"unknown flag {flag[1].split('=')[0]}" + _suggest(name, "--")
+    if group or other:
+        name = f"{group[1]}.{group[2]}" if group else other[1] if other else ""
+        return f"unknown key '{name}'" + _suggest(name, "")
+    message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
+    message = re.sub(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"expected one of \1, got '\2'", message)
+    return re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2", message)
+
+
+def _suggest(name: str, prefix: str) -> str:
+    """The known keys that were probably meant: the same name in another section, else similar ones."""
+    keys = [*flatten(Config()), "config", "print_config"]
+    leaf = name.split(".")[-1]
+    close = [key for key in keys if key.split(".")[-1] == leaf] or get_close_matches(name, keys, n=2, cutoff=0.6)
+    if not close:
+        return "\n  mend: --help lists all"
+    return "\n  did you mean " + " or ".join(prefix + key for key in close[:3]) + "?"
+
+
+def _find_recipes(args: list[str]) -> list[str]:
+    """Replace the name of a shipped recipe by its path; a file that exists as given comes first."""
+    found = list(args)
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            found[i + 1] = _recipe(args[i + 1])
+        elif arg.startswith("--config="):
+            found[i] = "--config=" + _recipe(arg.removeprefix("--config="))
+    return found
+
+
+def _recipe(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    wanted = name if name.endswith(".yaml") else name + ".yaml"
+    shipped = [DEFAULT_RECIPE, *recipes()]
+    for path in shipped:
+        if wanted in (path.name, str(path.relative_to(RECIPES))):
+            return str(path)
+    close = get_close_matches(Path(wanted).name, [path.name for path in shipped], n=3, cutoff=0.6)
+    hint = f"\n  did you mean {' or '.join(close)}?" if close else f"\n  shipped recipes are in {RECIPES}"
+    raise ConfigError(f"--config: no file '{name}', and no shipped recipe of that name{hint}")

@@ -1,0 +1,196 @@
+"""What a run leaves behind: result.json, curves.png and the lines at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import _native
+from ..errors import MissingExtraError
+from .config import Config, config_hash
+from .loop import FitResult
+
+if TYPE_CHECKING:
+    from ..models.registry import Model
+
+
+@dataclass
+class Trained:
+    """One trained model of a run.
+
+    Attributes:
+        model: its name.
+        fit: scores and lengths of its training.
+        params_active: parameters that serve one row.
+        params_total: all of them.
+    """
+
+    model: str
+    fit: FitResult
+    params_active: int
+    params_total: int
+
+    @classmethod
+    def of(cls, model: Model, fit: FitResult) -> Trained:
+        """A model with its result."""
+        active, total = model.num_parameters()
+        return cls(model.name, fit, active, total)
+
+
+@dataclass
+class Outcome:
+    """What a task hands to the report.
+
+    Attributes:
+        main: the model the run is about (the student of a distillation).
+        teacher: the model it was distilled from.
+        others: further models of the run, in order.
+        split: rule of the split, as the data says.
+        sha256: digest of each data file, by file name; empty for synthetic data.
+        extra: further entries of result.json.
+        lines: a table of its own instead of `table`.
+        next_command: what a user may want to type next.
+    """
+
+    main: Trained
+    teacher: Trained | None = None
+    others: list[Trained] = field(default_factory=list)
+    split: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    next_command: str = ""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(beside, path)
+
+
+def result_record(config: Config, outcome: Outcome, device: torch.device) -> dict[str, Any]:
+    """The content of result.json; scores are fractions (accuracy, rocauc) or in the label's unit (rmse)."""
+    from .. import __version__
+
+    main = outcome.main
+    record: dict[str, Any] = {
+        "dataset": config.data.name,
+        "model": main.model,
+        "setting": config.data.setting,
+        "seed": config.seed,
+        "metric": main.fit.metric,
+        **_scores(main),
+        "split": outcome.split,
+        "version": __version__,
+        "config_hash": config_hash(config),
+        "data_sha256": dict(outcome.sha256),
+        "commit": commit(),
+        "device": str(device),
+        "backend": _native.backend(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if outcome.teacher is not None:
+        record["teacher"] = {"model": outcome.teacher.model, **_scores(outcome.teacher)}
+    if outcome.others:
+        record["others"] = [{"model": one.model, **_scores(one)} for one in outcome.others]
+    return record | outcome.extra
+
+
+def _scores(trained: Trained) -> dict[str, Any]:
+    fit = trained.fit
+    return {
+        "val_best": fit.val_best,
+        "test_at_best_val": fit.test_at_best_val,
+        "test_best": fit.test_best,
+        "best_epoch": fit.best_epoch,
+        "epochs": fit.epochs,
+        "steps": fit.steps,
+        "wall_s": round(fit.wall_s, 3),
+        "params_total": trained.params_total,
+        "params_active": trained.params_active,
+    }
+
+
+def commit() -> str | None:
+    """Commit of the source tree this package runs from, with "-dirty" if it was changed; None when installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def plot_curves(metrics: Path, path: Path, metric: str) -> None:
+    """Draw loss and scores over the epochs, a column per phase.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "curves.png") from error
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for record in read_metrics(metrics):
+        phases.setdefault(record["phase"], []).append(record)
+    figure = Figure(figsize=(4 * len(phases), 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(phases), squeeze=False, sharex="col")
+    for column, (phase, records) in enumerate(phases.items()):
+        epochs = [record["epoch"] for record in records]
+        upper, lower = axes[0][column], axes[1][column]
+        upper.plot(epochs, [record["loss"] for record in records], color="black")
+        upper.set_title(phase)
+        for name, color in (("val", "tab:blue"), ("test", "tab:orange")):
+            scored = [(record["epoch"], record[name]) for record in records if name in record]
+            lower.plot(*zip(*scored, strict=True), color=color, label=name)
+        lower.set_xlabel("epoch")
+        lower.legend()
+    axes[0][0].set_ylabel("training loss")
+    axes[1][0].set_ylabel(metric)
+    figure.savefig(path, dpi=120)
+
+
+def score_text(metric: str, value: float) -> str:
+    """A score as tables print it: three decimals for accuracy and ROC-AUC, and for errors in the label's unit."""
+    return f"{value:.3f}"
+
+
+def table(outcome: Outcome) -> list[str]:
+    """The models of a run, one line each."""
+    rows = [*outcome.others, *([outcome.teacher] if outcome.teacher else []), outcome.main]
+    metric = outcome.main.fit.metric
+    header = ("model", f"val {metric}", "test at best val", "test best", "epoch", "params active/total", "seconds")
+    lines = [header]
+    for one in rows:
+        fit = one.fit
+        scores = (score_text(metric, value) for value in (fit.val_best, fit.test_at_best_val, fit.test_best))
+        params = f"{one.params_active:,}/{one.params_total:,}"
+        lines.append((one.model, *scores, f"{fit.best_epoch}/{fit.epochs}", params, f"{fit.wall_s:.1f}"))
+    return align(lines)
+
+
+def align(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns of equal width, two blanks apart."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

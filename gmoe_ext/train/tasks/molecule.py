@@ -1,0 +1,102 @@
+"""Molecule property prediction: batches of graphs, BCE over known labels, squared error or cross entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ... import models
+from ...data import metrics
+from ...errors import ConfigError
+from ...models.gnn import MixtureModel
+from ..loop import Task, fit
+from ..report import Outcome, Trained
+from .node import expert_load, label_loss
+
+if TYPE_CHECKING:
+    from ...data import MoleculeBatch, MoleculeData
+    from ...models.registry import Model
+    from ..config import Config, TrainConfig
+    from ..run import Run
+
+EVAL_BATCH = 256
+
+
+class MoleculeTask(Task):
+    """Train a GNN on a set of molecules.
+
+    Args:
+        phase: name of the fit.
+        model: forward(batch) -> Output.
+        data: the molecules, on the model's device.
+        train: batch size, learning rate and weight decay of Adam.
+        seed: of the order of the molecules in every epoch.
+        two_hop: the model has hop-2 experts.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        model: Model,
+        data: MoleculeData,
+        train: TrainConfig,
+        seed: int,
+        two_hop: bool,
+    ) -> None:
+        self.phase, self.metric = phase, data.metric
+        self.model: Model = model
+        self.data = data
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        self._batch_size = train.batch_size or len(data.train_idx)
+        self._seed, self._two_hop = seed, two_hop
+        self._parts: dict[str, list[MoleculeBatch]] = {}
+        if self._batch_size < 2:
+            raise ConfigError(f"train.batch_size: expected at least 2 molecules (or 0 for all), got {self._batch_size}")
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Molecule ids, shuffled anew in each epoch; a last batch of one molecule is left out, as OGB does."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.data.train_idx), generator=generator)
+        for chosen in torch.split(order, self._batch_size):
+            if len(chosen) > 1:
+                yield self.data.train_idx[chosen]
+
+    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+        """Loss of the known labels and of the routing."""
+        molecules = self.data.batch(batch, two_hop=self._two_hop)
+        logits, aux = self.model(molecules)
+        task = label_loss(self.metric, logits, molecules.y)
+        return {"loss": task + aux, "task": task, "aux": aux}
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of validation and test molecules."""
+        return {"val": self._score("val", self.data.val_idx), "test": self._score("test", self.data.test_idx)}
+
+    def expert_load(self) -> list[float] | None:
+        """Of a model that routes: shares of the experts at the last forward."""
+        return expert_load(self.model)
+
+    def _score(self, part: str, ids: Tensor) -> float:
+        if part not in self._parts:  # the same batches at every evaluation: cut once
+            self._parts[part] = [self.data.batch(some, two_hop=self._two_hop) for some in torch.split(ids, EVAL_BATCH)]
+        batches = self._parts[part]
+        logits = torch.cat([self.model(batch).logits for batch in batches])
+        return metrics.evaluate(self.metric, logits, torch.cat([batch.y for batch in batches]))
+
+
+def train(config: Config, run: Run, device: torch.device, data: MoleculeData) -> Outcome:
+    """Train `model` on a molecule data set."""
+    name, network = config.model.name, config.model
+    assert name is not None
+    if config.data.setting != "transductive":
+        raise ConfigError("data.setting: molecules know no inductive setting, their test graphs are never seen")
+    run.line("molecules", f"{data.name}: {data.summary()}")
+    run.begin(name)
+    model = models.build(name, input="molecule", out_dim=data.num_outputs, **network.build_args()).to(device)
+    two_hop = isinstance(model, MixtureModel) and model.needs_two_hop
+    task = MoleculeTask(name, model, data.to(device), config.train, config.seed, two_hop)
+    result = fit(task, config.train, run)
+    return Outcome(Trained.of(model, result), split=data.split, sha256=data.sha256)

@@ -1,0 +1,129 @@
+"""Node classification with a GNN: full batch, cross entropy (BCE over 0/1 tasks), plus the routing's losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ... import models
+from ...data import metrics
+from ...models.gnn import MixtureModel
+from ..loop import Task, fit
+from ..report import Outcome, Trained
+
+if TYPE_CHECKING:
+    from ...data import NodeData
+    from ...models.registry import Model
+    from ..config import Config, NetworkConfig, TrainConfig
+    from ..run import Run
+
+
+class NodeTask(Task):
+    """Train a GNN on the nodes of one graph.
+
+    Args:
+        phase: name of the fit.
+        model: forward(x [N, F], graph) -> Output.
+        data: what is seen in training (the observed graph in the inductive setting).
+        train: learning rate and weight decay of Adam.
+        full: the whole graph, when `heldout` nodes join it for the test.
+        heldout: global ids of nodes that were not seen; "test" is their score, "test_observed" that of the others.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        model: Model,
+        data: NodeData,
+        train: TrainConfig,
+        full: NodeData | None = None,
+        heldout: Tensor | None = None,
+    ) -> None:
+        self.phase, self.metric = phase, data.metric
+        self.model: Model = model
+        self.data = data
+        self.full, self.heldout = full, heldout
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+
+    def batches(self, epoch: int) -> list[None]:
+        """One full batch."""
+        return [None]
+
+    def losses(self, batch: None) -> dict[str, Tensor]:
+        """Loss of the training nodes and of the routing."""
+        logits, aux = self.model(self.data.x, self.data.graph)
+        nodes = self.data.train_idx
+        task = label_loss(self.metric, logits[nodes], self.data.y[nodes])
+        return {"loss": task + aux, "task": task, "aux": aux}
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of validation and test nodes."""
+        logits = self.model(self.data.x, self.data.graph).logits
+        score = {"val": self._score(logits, self.data, self.data.val_idx)}
+        if self.full is None or self.heldout is None:
+            return score | {"test": self._score(logits, self.data, self.data.test_idx)}
+        whole = self.model(self.full.x, self.full.graph).logits
+        score["test"] = self._score(whole, self.full, self.heldout)
+        if len(self.data.test_idx):
+            score["test_observed"] = self._score(logits, self.data, self.data.test_idx)
+        return score
+
+    def expert_load(self) -> list[float] | None:
+        """Of a model that routes: shares of the experts at the last forward."""
+        return expert_load(self.model)
+
+    def _score(self, logits: Tensor, data: NodeData, nodes: Tensor) -> float:
+        return metrics.evaluate(self.metric, logits[nodes], data.y[nodes])
+
+
+def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:
+    """Mean loss over the labels that are there: cross entropy, BCE (rocauc) or squared error (rmse).
+
+    Args:
+        metric: "accuracy", "rocauc" or "rmse".
+        logits: [B, C] or [B, tasks].
+        y: class ids [B] (or [B, 1]), else [B, tasks] with NaN for a missing label.
+    """
+    if metric == "accuracy":
+        return functional.cross_entropy(logits, y.reshape(-1).long())
+    known = ~y.isnan()
+    target = torch.where(known, y, 0.0)
+    if metric == "rocauc":
+        each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    else:
+        each = (logits - target).square()
+    return (each * known).sum() / known.sum().clamp_min(1)
+
+
+def expert_load(model: nn.Module) -> list[float] | None:
+    """Share of the last forward's slots that each expert of a mixture served; None for a model of one expert."""
+    if not isinstance(model, MixtureModel):
+        return None
+    shares: list[float] = model.expert_load().tolist()
+    return shares if len(shares) > 1 else None
+
+
+def node_task(
+    phase: str, name: str, network: NetworkConfig, data: NodeData, config: Config, train: TrainConfig, run: Run
+) -> NodeTask:
+    """Seed the phase and build a GNN and its task for data on its device, in the setting of the run."""
+    run.begin(phase)
+    model = models.build(name, in_dim=data.num_features, out_dim=data.num_classes, **network.build_args())
+    model.to(data.x.device)
+    if config.data.setting == "transductive":
+        return NodeTask(phase, model, data, train)
+    view = data.inductive(config.split_seed, config.data.heldout_rate)
+    return NodeTask(phase, model, view.observed, train, data, view.heldout)
+
+
+def train(config: Config, run: Run, device: torch.device, data: NodeData) -> Outcome:
+    """Train `model` on a node data set."""
+    assert config.model.name is not None
+    run.line("graph", f"{data.name}: {data.summary()}")
+    data = data.to(device)
+    task = node_task(config.model.name, config.model.name, config.model, data, config, config.train, run)
+    result = fit(task, config.train, run)
+    return Outcome(Trained.of(task.model, result), split=data.split, sha256=data.sha256)

@@ -1,0 +1,212 @@
+"""Argument sets of every operator: all the sizes and shapes that matter, seeded, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmoe_ext import reference
+
+from .samples import Random, Sample
+
+SIZES = (0, 1, 2, 63, 257, 2000)
+WIDTHS = (1, 7, 31, 128, 13, 64)  # one feature width per size: 1, primes, powers of two
+GRAPHS = ("edgeless", "random", "isolated", "hub", "duplicates", "loops")
+
+
+# ---- routing
+
+
+def cosine(rows: int, dim: int, experts: int, k: int) -> Sample:
+    label = f"N{rows}-D{dim}-E{experts}-k{k}"
+    random = Random("cosine_topk " + label)
+    x, memory = random.away_from_zero(rows, dim), random.away_from_zero(experts, dim)
+    return Sample(label, {"x": x, "memory": memory, "k": k})
+
+
+def cosine_samples() -> Iterator[Sample]:
+    for rows, dim, k in zip(SIZES, WIDTHS, (1, 2, 3, 4, 8, 3), strict=True):
+        yield cosine(rows, dim, 8, k)
+    for experts in (1, 2, 5, 17):
+        yield from (cosine(2, 19, experts, k) for k in range(1, experts + 1))
+    zeros = cosine(3, 7, 4, 2)
+    yield Sample("zero-rows", {**zeros.args, "x": zeros["x"] * torch.tensor([[1.0], [0.0], [1.0]])})
+    yield Sample("large-eps", {**cosine(63, 5, 4, 2).args, "eps": 3.0})
+
+
+def cosine_scores(sample: Sample) -> Tensor:
+    x, memory = sample["x"].double(), sample["memory"].double()
+    return torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(memory, dim=1).T
+
+
+def topk(rows: int, experts: int, k: int) -> Sample:
+    label = f"N{rows}-E{experts}-k{k}"
+    return Sample(label, {"logits": 3 * Random("topk_softmax " + label).normal(rows, experts), "k": k})
+
+
+def topk_samples() -> Iterator[Sample]:
+    for rows, experts, k in zip(SIZES, (8, 16, 3, 8, 61, 8), (2, 4, 3, 1, 5, 3), strict=True):
+        yield topk(rows, experts, k)
+    for experts in (1, 2, 5, 17, 130):
+        yield from (topk(2, experts, k) for k in {1, 2, 3, experts - 1, experts} if 1 <= k <= experts)
+    yield Sample("far-apart", {"logits": 400 * Random("far").normal(63, 8), "k": 4})
+
+
+# ---- dispatch
+
+
+def plan(rows: int, experts: int, k: int) -> Sample:
+    label = f"N{rows}-E{experts}-k{k}"
+    return Sample(label, {"index": Random("plan " + label).distinct(rows, experts, k), "num_experts": experts})
+
+
+def plan_samples() -> Iterator[Sample]:
+    for rows, experts, k in zip(SIZES, (8, 8, 1, 5, 17, 8), (3, 8, 1, 2, 1, 3), strict=True):
+        yield plan(rows, experts, k)
+    yield Sample("most-experts-empty", {"index": 3 * Random("empty").integers(2, 63, 2), "num_experts": 301})
+    yield Sample("an-expert-twice-in-a-row", {"index": torch.tensor([[2, 2], [0, 2]]), "num_experts": 4})
+    yield Sample("no-slots", {"index": torch.empty(5, 0, dtype=torch.int64), "num_experts": 3})
+
+
+def linear(
+    rows: int, dims: tuple[int, int], experts: int, k: int, gate: bool, bias: bool = True, source: int | None = None
+) -> Sample:
+    label = f"N{rows}-{dims[0]}x{dims[1]}-E{experts}-k{k}" + "-gate" * gate + "-bias" * bias
+    random = Random("expert_linear " + label)
+    plan = reference.expert_plan(random.distinct(rows, experts, k), experts)
+    args = {
+        "x": random.normal(rows if source is None else source, dims[0]),
+        "weight": random.normal(experts, dims[1], dims[0]) / dims[0] ** 0.5,
+        "bias": random.normal(experts, dims[1]) if bias else None,
+        "plan": plan,
+        "gate": random.gate(rows, k) if gate else None,
+    }
+    if source is not None:
+        args["source"] = random.integers(source, rows, k)
+        label += f"-from{source}"
+    return Sample(label, args)
+
+
+def linear_samples() -> Iterator[Sample]:
+    dims = ((7, 5), (1, 1), (31, 13), (64, 31), (128, 64), (16, 8))
+    for rows, shape, k in zip(SIZES, dims, (2, 1, 8, 3, 1, 3), strict=True):
+        yield linear(rows, shape, 8, k, gate=True)
+        yield linear(rows, shape, 8, k, gate=False, bias=False)
+    yield from (linear(5, (11, 3), 4, k, gate=True, bias=False) for k in (1, 2, 3, 4))
+    yield linear(63, (17, 9), 4, 2, gate=True, source=20)
+    yield linear(3, (5, 4), 1, 1, gate=False, source=40)
+    yield linear(2, (6, 7), 31, 2, gate=True)  # nearly every expert empty
+    twice = linear(4, (3, 2), 3, 2, gate=True)
+    yield Sample("an-expert-twice", {**twice.args, "plan": reference.expert_plan(torch.full((4, 2), 1), 3)})
+
+
+def memory(rows: int, dim: int, experts: int, k: int, **options: Any) -> Sample:
+    label = f"N{rows}-D{dim}-E{experts}-k{k}" + "".join(f"-{name}{value}" for name, value in options.items())
+    random = Random("memory_update " + label)
+    memory, x = random.away_from_zero(experts, dim), random.away_from_zero(rows, dim)
+    routing = {"gate": random.gate(rows, k), "index": random.distinct(rows, experts, k)}
+    return Sample(label, {"memory": memory, "x": x, **routing, **options})
+
+
+def memory_samples() -> Iterator[Sample]:
+    for rows, dim, k in zip(SIZES, WIDTHS, (1, 2, 8, 3, 2, 3), strict=True):
+        yield memory(rows, dim, 8, k)
+    yield memory(63, 7, 4, 2, normalize=False)
+    yield from (memory(9, 5, 3, 1, rate=rate) for rate in (0.0, 0.5, 1.0))
+    yield memory(3, 5, 17, 1)
+    far = memory(63, 5, 3, 2)
+    yield Sample("gates-far-apart", {**far.args, "gate": 300 * (far["gate"] - 0.5)})
+
+
+# ---- graphs
+
+
+def aggregate(kind: str, nodes: int, dim: int, hops: int = 1, weighted: bool = True) -> Sample:
+    label = f"{kind}-N{nodes}-D{dim}-hops{hops}" + "-weights" * weighted
+    random = Random("aggregate " + label)
+    graph = random.graph(kind, nodes, weighted)
+    return Sample(label, {"graph": graph, "x": random.normal(nodes, dim), "hops": hops})
+
+
+def aggregate_samples() -> Iterator[Sample]:
+    for nodes, dim in zip(SIZES, WIDTHS, strict=True):
+        yield aggregate("random", nodes, dim)
+    for kind in GRAPHS:
+        yield aggregate(kind, 63, 5, hops=2)
+        yield aggregate(kind, 63, 37, weighted=False)
+    yield aggregate("hub", 2000, 17)
+    yield aggregate("random", 2, 300, hops=2, weighted=False)
+
+
+def edge(kind: str, nodes: int, dim: int, types: int = 60, weighted: bool = True) -> Sample:
+    label = f"{kind}-N{nodes}-D{dim}-T{types}" + "-weights" * weighted
+    random = Random("edge_aggregate " + label)
+    graph = random.graph(kind, nodes, weighted, types)
+    return Sample(label, {"graph": graph, "x": random.normal(nodes, dim), "edge_table": random.normal(types, dim)})
+
+
+def edge_samples() -> Iterator[Sample]:
+    for nodes, dim in zip(SIZES, WIDTHS, strict=True):
+        yield edge("random", nodes, dim)
+    for kind in GRAPHS:
+        yield edge(kind, 63, 5, types=1)
+        yield edge(kind, 63, 37, types=7, weighted=False)
+    yield edge("hub", 2000, 3)
+
+
+def routed(
+    kind: str, nodes: int, dim: int, experts: int = 3, k: int = 2, first: int = 0, shared: bool = False, types: int = 7
+) -> Sample:
+    label = f"{kind}-N{nodes}-D{dim}-F{experts}-k{k}-first{first}" + "-shared" * shared
+    random = Random("routed_edge_aggregate " + label)
+    total = experts + first + 2  # experts before and after the range given here: their slots stay zero
+    args = {
+        "graph": random.graph(kind, nodes, weighted=not shared, num_edge_types=types),
+        "x": random.normal(nodes, dim) if shared else random.normal(experts, nodes, dim),
+        "edge_table": random.normal(experts, types, dim),
+        "index": random.distinct(nodes, total, k),
+        "first_expert": first,
+    }
+    return Sample(label, args)
+
+
+def routed_samples() -> Iterator[Sample]:
+    for nodes, dim in zip(SIZES, (1, 7, 31, 17, 13, 8), strict=True):
+        yield routed("random", nodes, dim, first=2)
+        yield routed("random", nodes, dim, shared=True)
+    for kind in GRAPHS:
+        yield routed(kind, 63, 5, experts=4, k=4, types=60)
+    yield from (routed("hub", 63, 3, experts=1, k=k) for k in (1, 3))
+
+
+def two_hop(kind: str, nodes: int, types: int = 0, **options: bool) -> Sample:
+    label = f"{kind}-N{nodes}-T{types}" + "".join(f"-{name}{value}" for name, value in options.items())
+    graph = Random("two_hop " + label).graph(kind, nodes, num_edge_types=types)
+    return Sample(label, {"graph": graph, **options})
+
+
+def two_hop_samples() -> Iterator[Sample]:
+    yield from (two_hop("random", nodes, types) for nodes in SIZES for types in (0, 60))
+    for kind in GRAPHS:
+        yield two_hop(kind, 63, 3, exclude_self=False)
+        yield two_hop(kind, 63, exclude_one_hop=False)
+        yield two_hop(kind, 20, 2, exclude_self=False, exclude_one_hop=False)
+    yield two_hop("hub", 257, 5)
+
+
+def walk(kind: str, nodes: int, starts: int, length: int, seed: int) -> Sample:
+    label = f"{kind}-N{nodes}-S{starts}-L{length}-seed{seed}"
+    random = Random("walk " + label)
+    graph = random.graph(kind, nodes)
+    return Sample(label, {"graph": graph, "starts": random.integers(nodes, starts), "length": length, "seed": seed})
+
+
+def walk_samples() -> Iterator[Sample]:
+    yield from (walk("random", nodes, nodes, 10, nodes) for nodes in SIZES)
+    yield from (walk(kind, 63, 100, 5, 7) for kind in GRAPHS)
+    yield from (
+        walk("hub", 30, 64, length, seed) for length, seed in ((1, 0), (2, -1), (40, 2**63 - 1), (3, 2**64 + 5))
+    )

@@ -1,0 +1,269 @@
+"""One OpSpec per operator: what the generic contract tests need to know about it.
+
+A new operator is added to OPS and gets every contract test; nothing else is to be done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmoe_ext import _native, ops, reference
+from gmoe_ext.plan import ExpertPlan
+
+from . import inputs
+from .samples import Sample
+
+
+@dataclass(frozen=True)
+class BadCase:
+    """A change to a good sample, and the error that must name the argument."""
+
+    label: str
+    change: Callable[[Sample], dict[str, Any]]
+    error: type[Exception]
+    argument: str
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """What is particular about an operator.
+
+    Attributes:
+        name: of the public function, the reference, the raw operator and every file of the operator.
+        samples: argument sets in float64 over all sizes and shapes that matter.
+        rows: a sample of about n rows, for tests that need one of a certain size; always the same for equal n.
+        differentiable: paths of the tensors that get a gradient.
+        detached: paths of the floating tensors that must not get one.
+        scores: where the result ranks: the float64 [N, E] that was ranked, for judging near ties.
+        second_derivative: paths whose gradient is itself differentiable; for the others it is refused.
+        bad: wrong arguments.
+        indices: paths of index tensors with the bound each is checked against.
+        row_of: argument whose rows are poisoned with NaN and Inf in turn.
+        autocast: dtype the operator runs in under autocast, None when it keeps its inputs' dtype.
+        static_shape: whether the shape of the result follows from the shapes of the arguments.
+    """
+
+    name: str
+    samples: Callable[[], Iterator[Sample]]
+    rows: Callable[[int], Sample]
+    differentiable: tuple[str, ...] = ()
+    detached: tuple[str, ...] = ()
+    scores: Callable[[Sample], Tensor] | None = None
+    second_derivative: tuple[str, ...] = ()
+    bad: tuple[BadCase, ...] = ()
+    indices: dict[str, Callable[[Sample], int]] | None = None
+    row_of: str | None = None
+    autocast: torch.dtype | None = None
+    static_shape: bool = True
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def public(self, sample: Sample) -> Any:
+        return getattr(ops, self.name)(**sample.args)
+
+    def truth(self, sample: Sample) -> Any:
+        return getattr(reference, self.name)(**sample.args)
+
+    def need_compiled(self) -> None:
+        """Skip a test of what only the compiled operator promises; test_layout.py holds that every operator is one."""
+        if _native.backend() != "native" or not hasattr(torch.ops.gmoe, self.name):
+            pytest.skip(f"{self.name} runs on the reference here")
+
+    @property
+    def floating(self) -> bool:
+        """Whether the operator has floating arguments, and so a dtype."""
+        return any(tensor.is_floating_point() for tensor in self.rows(2).tensors().values())
+
+
+def _shape(argument: str, change: Callable[[Tensor], Tensor], label: str) -> BadCase:
+    return BadCase(f"{argument}-{label}", lambda s: {argument: change(s[argument])}, ValueError, argument)
+
+
+def _dtype(argument: str, dtype: torch.dtype) -> BadCase:
+    return BadCase(f"{argument}-{dtype}", lambda s: {argument: s[argument].to(dtype)}, TypeError, argument)
+
+
+def _value(argument: str, value: object) -> BadCase:
+    return BadCase(f"{argument}-{value}", lambda s: {argument: value}, ValueError, argument)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.flatten()
+
+
+def _wider(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor[..., :1]], dim=-1)
+
+
+def _taller(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor[:1]])
+
+
+def _nodes(sample: Sample) -> int:
+    return sample["graph"].num_nodes
+
+
+def _types(sample: Sample) -> int:
+    return sample["edge_table"].shape[-2]
+
+
+_COLUMNS = {"graph.columns": _nodes}
+_UNTYPED = BadCase("no-edge-types", lambda s: {"graph.edge_type": None}, ValueError, "graph")
+_SHORT_PLAN = BadCase("plan-of-other-experts", lambda s: {"plan": _more_experts(s["plan"])}, ValueError, "weight")
+
+
+def _more_experts(plan: ExpertPlan) -> ExpertPlan:
+    return plan._replace(offsets=torch.cat([plan.offsets, plan.offsets[-1:]]))
+
+
+OPS = (
+    OpSpec(
+        "cosine_topk",
+        inputs.cosine_samples,
+        lambda rows: inputs.cosine(rows, 31, 8, 3),
+        differentiable=("x",),
+        detached=("memory",),
+        scores=inputs.cosine_scores,
+        bad=(
+            _shape("x", _flat, "flat"),
+            _shape("memory", _flat, "flat"),
+            _shape("memory", _wider, "wider"),
+            _dtype("x", torch.int64),
+            _dtype("memory", torch.bfloat16),
+            _value("k", 0),
+            _value("k", 9),
+        ),
+        row_of="x",
+        autocast=torch.float32,
+    ),
+    OpSpec(
+        "topk_softmax",
+        inputs.topk_samples,
+        lambda rows: inputs.topk(rows, 17, 4),
+        differentiable=("logits",),
+        scores=lambda sample: sample["logits"].double(),
+        bad=(_shape("logits", _flat, "flat"), _dtype("logits", torch.int64), _value("k", 0), _value("k", 18)),
+        row_of="logits",
+        autocast=torch.float32,
+    ),
+    OpSpec(
+        "expert_plan",
+        inputs.plan_samples,
+        lambda rows: inputs.plan(rows, 8, 3),
+        bad=(_shape("index", _flat, "flat"), _dtype("index", torch.float32), _value("num_experts", 0)),
+        indices={"index": lambda sample: sample["num_experts"]},
+    ),
+    OpSpec(
+        "expert_linear",
+        inputs.linear_samples,
+        lambda rows: inputs.linear(rows, (31, 13), 8, 3, gate=True, source=max(rows // 2, 1)),
+        differentiable=("x", "weight", "bias", "gate"),
+        bad=(
+            _shape("x", _flat, "flat"),
+            _shape("x", _wider, "wider"),
+            _shape("weight", _flat, "flat"),
+            _shape("bias", _wider, "wider"),
+            _shape("gate", _wider, "wider"),
+            _shape("gate", _taller, "taller"),
+            _shape("source", _taller, "taller"),
+            _dtype("x", torch.int64),
+            _dtype("weight", torch.bfloat16),
+            _dtype("gate", torch.bfloat16),
+            _dtype("source", torch.float32),
+            _SHORT_PLAN,
+        ),
+        indices={
+            "source": lambda sample: sample["x"].shape[0],
+            "plan.order": lambda sample: sample["plan"].num_rows * sample["plan"].k,
+        },
+        row_of="x",
+        autocast=torch.bfloat16,
+    ),
+    OpSpec(
+        "memory_update",
+        inputs.memory_samples,
+        lambda rows: inputs.memory(rows, 31, 8, 3),
+        detached=("memory", "x", "gate"),
+        bad=(
+            _shape("memory", _flat, "flat"),
+            _shape("memory", _wider, "wider"),
+            _shape("x", _flat, "flat"),
+            _shape("gate", _taller, "taller"),
+            _shape("index", _wider, "wider"),
+            _dtype("x", torch.bfloat16),
+            _dtype("memory", torch.int64),
+            _dtype("index", torch.float32),
+            _value("rate", 1.5),
+            _value("rate", -0.1),
+        ),
+        indices={"index": lambda sample: sample["memory"].shape[0]},
+        autocast=torch.float32,
+    ),
+    OpSpec(
+        "aggregate",
+        inputs.aggregate_samples,
+        lambda rows: inputs.aggregate("random", rows, 31),
+        differentiable=("x", "graph.weight"),
+        second_derivative=("x", "graph.weight"),
+        bad=(_shape("x", _flat, "flat"), _shape("x", _taller, "taller"), _dtype("x", torch.int64), _value("hops", 3)),
+        indices=_COLUMNS,
+        row_of="x",
+    ),
+    OpSpec(
+        "edge_aggregate",
+        inputs.edge_samples,
+        lambda rows: inputs.edge("random", rows, 31, types=7),
+        differentiable=("x", "edge_table", "graph.weight"),
+        bad=(
+            _shape("x", _flat, "flat"),
+            _shape("x", _taller, "taller"),
+            _shape("edge_table", _flat, "flat"),
+            _shape("edge_table", _wider, "wider"),
+            _dtype("x", torch.int64),
+            _dtype("edge_table", torch.bfloat16),
+            _UNTYPED,
+        ),
+        indices={**_COLUMNS, "graph.edge_type": _types},
+        row_of="x",
+    ),
+    OpSpec(
+        "routed_edge_aggregate",
+        inputs.routed_samples,
+        lambda rows: inputs.routed("random", rows, 13, first=1),
+        differentiable=("x", "edge_table", "graph.weight"),
+        bad=(
+            _shape("x", _flat, "flat"),
+            _shape("x", _taller, "taller"),
+            _shape("edge_table", _flat, "flat"),
+            _shape("edge_table", _wider, "wider"),
+            _shape("index", _flat, "flat"),
+            _shape("index", _taller, "taller"),
+            _dtype("x", torch.int64),
+            _dtype("edge_table", torch.bfloat16),
+            _dtype("index", torch.float32),
+            _UNTYPED,
+        ),
+        indices={**_COLUMNS, "graph.edge_type": _types},
+    ),
+    OpSpec(
+        "two_hop_graph",
+        inputs.two_hop_samples,
+        lambda rows: inputs.two_hop("random", rows, 7),
+        indices={**_COLUMNS, "graph.edge_type": lambda sample: sample["graph"].num_edge_types},
+        static_shape=False,
+    ),
+    OpSpec(
+        "random_walk",
+        inputs.walk_samples,
+        lambda rows: inputs.walk("random", rows, rows, 8, 5),
+        bad=(_shape("starts", lambda t: t[None], "2-D"), _dtype("starts", torch.float32), _value("length", 0)),
+        indices={**_COLUMNS, "starts": _nodes},
+    ),
+)

@@ -1,0 +1,85 @@
+"""Every operator says what is wrong with its arguments, and a bad index is an error and never a crash."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+import gmoe_ext
+from gmoe_ext import ops, reference
+from gmoe_ext.errors import GraphIndexError
+
+from .opinfo import OPS, BadCase, OpSpec
+from .samples import assert_identical, outputs
+
+INDEXED = [(spec, path) for spec in OPS for path in spec.indices or ()]
+
+
+@pytest.mark.parametrize(
+    ("spec", "bad"), [pytest.param(spec, bad, id=f"{spec}-{bad.label}") for spec in OPS for bad in spec.bad]
+)
+def test_a_wrong_argument_is_named(spec: OpSpec, bad: BadCase, device: torch.device) -> None:
+    spec.need_compiled()
+    sample = spec.rows(6).to(torch.float32).on(device)
+    with pytest.raises(bad.error) as caught:
+        spec.public(sample.replace(bad.change(sample)))
+    text = str(caught.value)
+    assert text.startswith(f"gmoe::{spec.name}: expected '{bad.argument}'"), text
+    assert ", got " in text, f"says what was expected but not what came: {text}"
+
+
+@pytest.mark.parametrize(("spec", "path"), [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}") for pair in INDEXED])
+def test_a_bad_index_is_an_error_and_the_process_lives(spec: OpSpec, path: str, device: torch.device) -> None:
+    spec.need_compiled()
+    sample = spec.rows(63).to(torch.float32).on(device)
+    before = outputs(spec.public(sample))
+    indices = sample[path]
+    assert spec.indices is not None and indices.numel() > 40
+    bound = spec.indices[path](sample)
+    huge = torch.iinfo(indices.dtype).max
+    for value in (-1, bound, huge, -huge - 1):
+        for position in (0, 37, indices.numel() - 1):
+            bad = indices.clone()
+            bad.view(-1)[position] = value
+            with pytest.raises(GraphIndexError) as caught:
+                spec.public(sample.replace({path: bad}))
+            error = caught.value
+            found = (error.argument, error.position, error.value, error.bound)
+            assert found == (path.rpartition(".")[2], position, value, bound), str(error)
+            assert str(error).startswith(f"gmoe::{spec.name}: index out of range: '{error.argument}'")
+    assert_identical(outputs(spec.public(sample)), before, f"{spec} after bad indices")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in OPS if "graph" in spec.rows(2).args], ids=str)
+def test_broken_offsets_are_an_error(spec: OpSpec, device: torch.device) -> None:
+    """Raw calls see offsets that no Graph would hold; following them would read foreign memory."""
+    spec.need_compiled()
+    sample = spec.rows(63).to(torch.float32).on(device)
+    offsets = sample["graph.offsets"]
+    for position, value in ((0, -5), (0, 1), (30, 10**12), (30, -1), (63, 10**12), (63, 0)):
+        broken = offsets.clone()
+        broken[position] = value
+        with pytest.raises((ValueError, IndexError, RuntimeError), match=rf"gmoe::{spec.name}.*offsets"):
+            spec.public(sample.replace({"graph.offsets": broken}))
+
+
+@pytest.mark.parametrize("spec", OPS, ids=str)
+def test_signature_equals_the_reference(spec: OpSpec) -> None:
+    public, truth = (inspect.signature(getattr(room, spec.name)) for room in (ops, reference))
+    assert public == truth
+
+
+@pytest.mark.parametrize("spec", OPS, ids=str)
+def test_docstring_is_complete_and_its_example_runs(spec: OpSpec) -> None:
+    function = getattr(ops, spec.name)
+    text = inspect.getdoc(function) or ""
+    for part in ("Args:", "Returns:", "Raises:", "Deterministic:", "Example:"):
+        assert part in text, f"the docstring of ops.{spec.name} has no '{part}'"
+    names: dict[str, Any] = {name: getattr(ops, name) for name in ops.__all__}
+    names.update(torch=torch, Graph=gmoe_ext.Graph)
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, spec.name, globs=names)
+    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
