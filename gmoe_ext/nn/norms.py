@@ -76,7 +76,7 @@ class ExpertBatchNorm(nn.Module):
             y_NKF.reshape(-1, self.dim), slots.index.reshape(-1), member_ES, self.weight, self.bias, *running, self.eps
         )
         with torch.no_grad():
-            rate_E1 = self.momentum * (count_E1 > 1)
+            rate_E1 = self.momentum * (count_E1 > 1).to(mean_EF.dtype)
             unbiased_EF = var_EF * (count_E1 / (count_E1 - 1).clamp_min(1))
             self.running_mean.lerp_(mean_EF, rate_E1)
             self.running_var.lerp_(unbiased_EF, rate_E1)
