@@ -234,11 +234,11 @@ class Graph:
 
         Args:
             cached: any of ``rows``, ``transpose_order``, ``edges_by_type`` (as the members of that name return),
-                ``gcn_norm``, ``mean_norm``, ``transpose`` (graphs, of the default arguments) and ``transpose_of``
-                (the graph whose transpose this one is).
+                ``transposed`` (offsets, columns and edge type of the transpose), ``gcn_norm``, ``mean_norm``,
+                ``transpose`` (graphs, of the default arguments), ``transpose_of`` (whose transpose this graph is).
         """
         for name, value in cached.items():
-            if name in ("rows", "transpose_order", "edges_by_type"):
+            if name in ("rows", "transpose_order", "edges_by_type", "transposed"):
                 self._structure[name] = value
             elif name in ("gcn_norm", "mean_norm"):
                 self._derived[name, name == "gcn_norm"] = value
@@ -276,21 +276,13 @@ class Graph:
     def _make_transpose(self) -> Graph:
         order = self.transpose_order
         if "transposed" not in self._structure:
-            rows = self.columns.index_select(0, order)
-            columns = self.rows.index_select(0, order)
-            self._structure["transposed"] = (
-                _row_offsets(rows, self.num_nodes),
-                columns,
-                _take(self.edge_type, order),
-                rows,
-            )
-        offsets, columns, edge_type, rows = self._structure["transposed"]
+            offsets = _row_offsets(self.columns.index_select(0, order), self.num_nodes)
+            self._structure["transposed"] = offsets, self.rows.index_select(0, order), _take(self.edge_type, order)
+        offsets, columns, edge_type = self._structure["transposed"]
         weight, edge_id = _take(self.weight, order), _take(self.edge_id, order)
         graph = Graph(self.num_nodes, offsets, columns, weight, edge_type, self.num_edge_types, edge_id)
         # Tensors only: this graph itself would close a reference cycle and delay the release of every batch.
-        graph._structure.update(
-            rows=rows, transposed_by=order, transposed=(self.offsets, self.columns, self.edge_type, self.rows)
-        )
+        graph._structure.update(transposed_by=order, transposed=(self.offsets, self.columns, self.edge_type))
         return graph.prefill(transpose_of=self)
 
     def _make_self_loops(self) -> Graph:

@@ -1,0 +1,159 @@
+"""Scores: accuracy, ROC-AUC over tasks with missing labels, RMSE, Hits@k. Equal to OGB's Evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .files import Array
+
+
+def accuracy(prediction: Tensor, y: Tensor) -> float:
+    """Fraction of rows whose largest logit is the label.
+
+    Args:
+        prediction: logits [N, C], or class ids [N].
+        y: class ids [N] or [N, 1].
+    """
+    y = y.reshape(-1)
+    if prediction.ndim == 2:
+        _check_finite("accuracy", prediction)
+        prediction = prediction.argmax(1)
+    if prediction.shape != y.shape or len(y) == 0:
+        raise ValueError(
+            f"metrics.accuracy: expected one prediction per label, got {list(prediction.shape)} and {list(y.shape)}"
+        )
+    return float((prediction == y).double().mean())
+
+
+def rocauc(prediction: Tensor, y: Tensor) -> float:
+    """Area under the ROC curve, mean over the tasks that have both classes; ties count half.
+
+    Args:
+        prediction: scores [N, tasks], larger = more likely 1.
+        y: 0, 1 or NaN (missing) [N, tasks].
+
+    Raises:
+        DataError: no task has both classes.
+    """
+    scores, labels = _pair("rocauc", prediction, y)
+    areas = [_area(scores[:, task], labels[:, task]) for task in range(labels.shape[1])]
+    known = [area for area in areas if area is not None]
+    if not known:
+        raise DataError("metrics.rocauc: no task has both positive and negative labels, so ROC-AUC is undefined")
+    return float(np.mean(known))
+
+
+def rmse(prediction: Tensor, y: Tensor) -> float:
+    """Root mean squared error over the labels that are there, mean over tasks.
+
+    Args:
+        prediction: [N, tasks].
+        y: real or NaN (missing) [N, tasks].
+    """
+    values, labels = _pair("rmse", prediction, y)
+    known = ~np.isnan(labels)
+    if not known.any(0).all():
+        raise DataError("metrics.rmse: a task has no label at all, so its error is undefined")
+    squares = np.where(known, (values - np.where(known, labels, 0.0)) ** 2, 0.0)
+    return float(np.sqrt(squares.sum(0) / known.sum(0)).mean())
+
+
+def hits(positive: Tensor, negative: Tensor, k: int) -> float:
+    """Hits@k: fraction of positive scores above the k-th largest negative score."""
+    if negative.numel() < k:
+        return 1.0
+    return float((positive > negative.topk(k).values[-1]).double().mean())
+
+
+_SCORES: dict[str, tuple[Callable[[Tensor, Tensor], float], bool]] = {
+    "accuracy": (accuracy, True),
+    "rocauc": (rocauc, True),
+    "rmse": (rmse, False),
+}
+NAMES = tuple(_SCORES)
+
+
+def evaluate(metric: str, prediction: Tensor, y: Tensor) -> float:
+    """The score called ``metric``: 'accuracy', 'rocauc' or 'rmse'."""
+    return _lookup(metric)[0](prediction, y)
+
+
+def higher_is_better(metric: str) -> bool:
+    """True for scores, False for errors."""
+    return _lookup(metric)[1]
+
+
+def infer(y: Tensor) -> str:
+    """The metric that fits the labels: class ids [N] accuracy; else by value.
+
+    Labels [N, tasks] that are all 0, 1 or NaN ask for 'rocauc', other whole numbers >= 0 in a single column are class
+    ids ('accuracy'), anything else is real ('rmse').
+    """
+    if not y.is_floating_point() and y.ndim == 1:
+        return "accuracy"
+    known = y[~y.isnan()]
+    if bool(((known == 0) | (known == 1)).all()):
+        return "rocauc"
+    whole = bool(((known >= 0) & (known == known.floor())).all())
+    return "accuracy" if whole and (y.ndim == 1 or y.shape[1] == 1) else "rmse"
+
+
+def check_labels(name: str, y: Tensor, metric: str) -> None:
+    """Refuse labels that the metric cannot score: not 0/1 for 'rocauc', not class ids for 'accuracy'.
+
+    Raises:
+        DataError: as said; NaN (missing) is refused for 'accuracy' only.
+    """
+    _lookup(metric)
+    missing = y.isnan()
+    if metric == "rocauc" and not bool((missing | (y == 0) | (y == 1)).all()):
+        raise DataError(
+            f"data '{name}': metric 'rocauc' expects labels 0, 1 or missing, got others; pass --data.metric"
+        )
+    if metric != "accuracy":
+        return
+    if bool(missing.any()):
+        row = int(missing.reshape(len(y), -1).any(1).nonzero()[0])
+        raise DataError(f"data '{name}': metric 'accuracy' expects a class id for every item, got NaN in row {row}")
+    if (y.ndim == 2 and y.shape[1] != 1) or not bool(((y >= 0) & (y == y.floor())).all()):
+        raise DataError(f"data '{name}': metric 'accuracy' expects one class id 0, 1, ... per item; pass --data.metric")
+
+
+def _lookup(metric: str) -> tuple[Callable[[Tensor, Tensor], float], bool]:
+    if metric not in _SCORES:
+        raise ValueError(f"metrics: expected 'metric' to be one of {', '.join(NAMES)}, got '{metric}'")
+    return _SCORES[metric]
+
+
+def _area(scores: Array, labels: Array) -> float | None:
+    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
+    if len(positive) == 0 or len(negative) == 0:
+        return None
+    below = np.searchsorted(negative, positive, side="left")
+    not_above = np.searchsorted(negative, positive, side="right")
+    return float((below + not_above).mean() / (2 * len(negative)))
+
+
+def _pair(name: str, prediction: Tensor, y: Tensor) -> tuple[Array, Array]:
+    _check_finite(name, prediction)
+    if prediction.ndim == 1:
+        prediction = prediction.unsqueeze(1)
+    if y.ndim == 1:
+        y = y.unsqueeze(1)
+    if prediction.shape != y.shape:
+        raise ValueError(
+            f"metrics.{name}: expected 'prediction' in the shape of 'y', "
+            f"got {list(prediction.shape)} and {list(y.shape)}"
+        )
+    return prediction.detach().double().numpy(force=True), y.double().numpy(force=True)
+
+
+def _check_finite(name: str, prediction: Tensor) -> None:
+    # A diverged model must not earn a score: argmax and sort give NaN some place in the order.
+    if not bool(torch.isfinite(prediction).all()):
+        raise ValueError(f"metrics.{name}: expected finite predictions, got NaN or infinity; did training diverge?")

@@ -1,0 +1,63 @@
+"""Small data sets in the formats of the readers, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gmoe_ext.data.molecules import ATOM_DIMS, BOND_DIMS
+
+
+def node_arrays(num_nodes: int = 40, num_classes: int = 2, seed: int = 0) -> dict[str, Any]:
+    """The arrays of a NAME.npz: a random graph with 6 features, no split."""
+    generator = np.random.default_rng(seed)
+    pairs = np.unique(np.sort(generator.integers(num_nodes, size=(3 * num_nodes, 2))), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    dense = generator.random((num_nodes, 6)).astype(np.float32) * (generator.random((num_nodes, 6)) < 0.5)
+    rows, columns = np.nonzero(dense)
+    return {
+        "edge_index": pairs.T.astype(np.int32),
+        "num_nodes": np.int64(num_nodes),
+        "y": np.arange(num_nodes) % num_classes,
+        "x_indptr": np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_nodes))]),
+        "x_indices": columns.astype(np.int32),
+        "x_data": dense[rows, columns],
+        "x_shape": np.array(dense.shape),
+    }
+
+
+def molecule_arrays(num_graphs: int = 30, num_tasks: int = 1, seed: int = 0) -> dict[str, Any]:
+    """The arrays of a NAME_graphs.npz: random trees with a few rings, some of a single atom, 0/1/missing labels."""
+    generator = np.random.default_rng(seed)
+    atoms = generator.integers(1, 9, size=num_graphs)
+    bonds: list[list[tuple[int, int]]] = []
+    for size in atoms:
+        tree = [(int(generator.integers(node)), node) for node in range(1, size)]
+        bonds.append(tree + ([(0, int(size) - 1)] if size > 3 and (0, int(size) - 1) not in tree else []))
+    flat = [bond for molecule in bonds for bond in molecule]
+    y = generator.integers(0, 2, size=(num_graphs, num_tasks)).astype(np.float32)
+    y[generator.random(y.shape) < 0.1] = np.nan
+    return {
+        "num_nodes": atoms.astype(np.int32),
+        "num_bonds": np.array([len(molecule) for molecule in bonds], dtype=np.int32),
+        "node_feat": generator.integers(0, ATOM_DIMS, size=(int(atoms.sum()), 9)).astype(np.int16),
+        "bond_feat": generator.integers(0, BOND_DIMS, size=(len(flat), 3)).astype(np.int8),
+        "bond_index": np.array(flat, dtype=np.int16).reshape(-1, 2).T,
+        "y": y,
+    }
+
+
+def split_arrays(size: int, val_name: str = "valid_idx") -> dict[str, Any]:
+    """A split of ``size`` items: two thirds, then a sixth each."""
+    train, val = 2 * size // 3, 5 * size // 6
+    ids = np.arange(size)
+    return {"train_idx": ids[:train], val_name: ids[train:val], "test_idx": ids[val:]}
+
+
+def write_npz(folder: Path, name: str, arrays: dict[str, Any]) -> Path:
+    """Write NAME.npz and return its path."""
+    path = folder / f"{name}.npz"
+    np.savez(path, **arrays)
+    return path

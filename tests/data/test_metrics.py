@@ -1,0 +1,123 @@
+"""Promises of the metrics, against OGB's Evaluators and by hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tests.graphs  # noqa: F401  (loads the hypothesis profile)
+from gmoe_ext.data import metrics
+from gmoe_ext.errors import DataError
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def evaluators():
+    # ogb asks the network for its newest version when imported; the answer is not needed.
+    outdated = pytest.importorskip("outdated")
+    os.environ["OUTDATED_IGNORE"] = "1"
+    outdated.check_outdated = lambda package, version: (False, version)
+    sys.modules["outdated"] = outdated
+    from ogb.graphproppred import Evaluator
+    from ogb.linkproppred import Evaluator as LinkEvaluator
+
+    return Evaluator, LinkEvaluator
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rocauc_equals_ogbs(evaluators, seed):
+    generator = np.random.default_rng(seed)
+    scores = np.round(generator.normal(size=(60, 12)), 1)
+    labels = (generator.random((60, 12)) < 0.3).astype(float)
+    labels[generator.random((60, 12)) < 0.3] = NAN
+    labels[:, 4] = 1.0
+    expected = evaluators[0]("ogbg-moltox21").eval({"y_true": labels, "y_pred": scores})["rocauc"]
+    assert metrics.rocauc(torch.from_numpy(scores), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rmse_and_hits_equal_ogbs(evaluators):
+    generator = np.random.default_rng(0)
+    values, labels = generator.normal(size=(50, 1)), generator.normal(size=(50, 1))
+    expected = evaluators[0]("ogbg-molesol").eval({"y_true": labels, "y_pred": values})["rmse"]
+    assert metrics.rmse(torch.from_numpy(values), torch.from_numpy(labels)) == pytest.approx(expected)
+    positive, negative = torch.randn(40), torch.randn(70)
+    got = evaluators[1]("ogbl-ddi").eval({"y_pred_pos": positive, "y_pred_neg": negative})["hits@20"]
+    assert metrics.hits(positive, negative, 20) == pytest.approx(got)
+    assert metrics.hits(positive, negative[:5], 20) == 1.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
+def test_rocauc_is_the_fraction_of_ordered_pairs(pairs):
+    positive = [score for score, label in pairs if label]
+    negative = [score for score, label in pairs if not label]
+    scores, labels = torch.tensor([[float(s)] for s, _ in pairs]), torch.tensor([[float(b)] for _, b in pairs])
+    if not positive or not negative:
+        with pytest.raises(DataError, match="no task"):
+            metrics.rocauc(scores, labels)
+        return
+    won = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    assert metrics.rocauc(scores, labels) == pytest.approx(won / (len(positive) * len(negative)))
+
+
+def test_rmse_skips_missing_labels():
+    values, labels = torch.tensor([[1.0, 2.0], [5.0, 2.0]]), torch.tensor([[4.0, 2.0], [NAN, 2.0]])
+    assert metrics.rmse(values, labels) == pytest.approx(1.5)
+    with pytest.raises(DataError, match="no label"):
+        metrics.rmse(values, torch.full((2, 2), NAN))
+
+
+def test_accuracy_takes_logits_or_ids():
+    logits, y = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.4, 0.6]]), torch.tensor([1, 0, 0])
+    assert metrics.accuracy(logits, y) == pytest.approx(2 / 3)
+    assert metrics.evaluate("accuracy", logits.argmax(1), y.unsqueeze(1)) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match=r"\[2\] and \[3\]"):
+        metrics.accuracy(logits[:2], y)
+
+
+@pytest.mark.parametrize("name", metrics.NAMES)
+def test_a_diverged_model_earns_no_score(name):
+    with pytest.raises(ValueError, match="did training diverge"):
+        metrics.evaluate(name, torch.full((3, 1), NAN), torch.tensor([[1.0], [0.0], [1.0]]))
+
+
+def test_direction_and_names():
+    assert metrics.higher_is_better("rocauc") and metrics.higher_is_better("accuracy")
+    assert not metrics.higher_is_better("rmse")
+    with pytest.raises(ValueError, match="accuracy, rocauc, rmse, got 'f1'"):
+        metrics.evaluate("f1", torch.ones(1, 1), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (torch.tensor([0, 1, 1]), "accuracy"),
+        (torch.tensor([[0.0, 1.0], [NAN, 0.0]]), "rocauc"),
+        (torch.tensor([[0.0], [2.0]]), "accuracy"),
+        (torch.tensor([[0.0], [-2.0]]), "rmse"),
+        (torch.tensor([[0.5], [2.0]]), "rmse"),
+        (torch.tensor([[0.0, 2.0], [1.0, 3.0]]), "rmse"),
+    ],
+)
+def test_the_labels_say_which_metric(labels, expected):
+    assert metrics.infer(labels) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "text"),
+    [
+        (torch.tensor([[0.0], [2.0]]), "rocauc", "expects labels 0, 1 or missing"),
+        (torch.tensor([[0.0], [NAN]]), "accuracy", "got NaN in row 1"),
+        (torch.tensor([[0.0], [0.5]]), "accuracy", "one class id"),
+        (torch.tensor([[0.0, 1.0]]), "accuracy", "one class id"),
+    ],
+)
+def test_labels_that_do_not_fit_the_metric_are_refused(labels, metric, text):
+    with pytest.raises(DataError, match=text):
+        metrics.check_labels("d", labels, metric)
