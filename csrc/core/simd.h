@@ -1,4 +1,5 @@
-// 64-byte vectors through the compiler's vector extension: one register on AVX-512, two on AVX2, four on SSE and NEON.
+// Vectors of one register (64 bytes on AVX-512, 32 on AVX2, 16 on SSE and NEON) through the compiler's vector extension.
+// Wider ones would live in memory: GCC does not split them over registers.
 // Everything sits in the instruction set's namespace, so that no inline function compiled for a newer processor can be
 // picked by the linker for an older one. Include only from files under core/cpu.
 #pragma once
@@ -13,10 +14,21 @@
 #error "compile with -DGMOE_ISA=baseline|avx2|avx512"
 #endif
 
+#if defined(__AVX512F__)
+#define GMOE_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define GMOE_VECTOR_BYTES 32
+#else
+#define GMOE_VECTOR_BYTES 16
+#endif
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace gmoe::core::GMOE_ISA {
 
-typedef float FloatVector __attribute__((vector_size(64)));
-typedef double DoubleVector __attribute__((vector_size(64)));
+typedef float FloatVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
 
 template <typename A>
 struct VectorOf;
@@ -32,7 +44,7 @@ struct VectorOf<double> {
 template <typename A>
 using Vector = typename VectorOf<A>::type;
 template <typename A>
-inline constexpr std::int64_t kLanes = 64 / sizeof(A);
+inline constexpr std::int64_t kLanes = GMOE_VECTOR_BYTES / sizeof(A);
 
 inline FloatVector load(const float* p) {
   FloatVector v;
@@ -44,19 +56,39 @@ inline DoubleVector load(const double* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
+typedef std::uint32_t WordVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
+// The intrinsics are one instruction; GCC's generic conversion takes five. Their zeroing forms avoid false warnings.
 inline FloatVector load(const bfloat16* p) {
-  typedef std::uint16_t Half __attribute__((vector_size(32)));
-  typedef std::uint32_t Word __attribute__((vector_size(64)));
-  Half half;
+#if defined(__AVX512F__)
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const WordVector word = std::bit_cast<WordVector>(_mm512_maskz_cvtepu16_epi32(0xffff, half));
+#elif defined(__AVX2__)
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const WordVector word = std::bit_cast<WordVector>(_mm256_cvtepu16_epi32(half));
+#else
+  typedef std::uint16_t HalfVector __attribute__((vector_size(GMOE_VECTOR_BYTES / 2)));
+  HalfVector half;
   std::memcpy(&half, p, sizeof half);
-  const Word word = __builtin_convertvector(half, Word) << 16;
-  return std::bit_cast<FloatVector>(word);
+  const WordVector word = __builtin_convertvector(half, WordVector);
+#endif
+  return std::bit_cast<FloatVector>(word << 16);
 }
 
 inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
+// to_bfloat16 on all lanes: round to nearest even, NaN stays NaN.
 inline void store(bfloat16* p, FloatVector v) {
-  for (int lane = 0; lane < 16; ++lane) p[lane] = to_bfloat16(v[lane]);
+  const WordVector bits = std::bit_cast<WordVector>(v);
+  const WordVector rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const WordVector word = (v != v ? bits | 0x400000u : rounded) >> 16;
+#if defined(__AVX512F__)
+  const __m256i half = _mm512_maskz_cvtepi32_epi16(0xffff, std::bit_cast<__m512i>(word));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+#else
+  typedef std::uint16_t HalfVector __attribute__((vector_size(GMOE_VECTOR_BYTES / 2)));
+  const HalfVector half = __builtin_convertvector(word, HalfVector);
+  std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 // A fixed tree: halves are added, so the order does not depend on the instruction set.
