@@ -82,6 +82,10 @@ inline void check_size(const char* op, const char* name, const Tensor& t, std::i
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+inline Tensor dense_int64(const Tensor& index) {
+  return dense(index.scalar_type() == ScalarType::Long ? index : torch::stable::to(index, ScalarType::Long));
+}
+
 inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes) {
   return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
 }

@@ -77,6 +77,15 @@ def expect_like(op: str, argument: str, value: Tensor, other_name: str, other: T
     expect_device(op, argument, value, other_name, other)
 
 
+def expect_index(op: str, argument: str, value: Tensor, bound: int) -> None:
+    """Check ``0 <= value < bound`` where the reference runs; the native operators check for themselves."""
+    flat = value.reshape(-1)
+    bad = torch.nonzero((flat < 0) | (flat >= bound))
+    if bad.numel():
+        position = int(bad[0])
+        raise GraphIndexError(f"gmoe::{op}", argument, position, int(flat[position]), bound)
+
+
 def register(
     name: str,
     fake: Callable[..., Any],

@@ -18,7 +18,7 @@ def expert_linear(
 ) -> Tensor:
     """Apply to each routed row the linear layer of its expert and combine a row's k results by its gates.
 
-    y_i = sum_r gate_ir (W_e x_s + b_e),  e = index_ir, s = source_ir   (GMoE, eq. 2; RbM, eq. 2)
+    y_i = sum_r gate_ir (W_e x_s + b_e),  e = index_ir, s = source_ir   (GMoE, eq. 2; RbM, eq. 1)
 
     Args:
         x: [R, Din] rows, float32 or bfloat16 (float64 in tests).

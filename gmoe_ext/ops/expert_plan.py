@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..errors import GraphIndexError
 from ..plan import ExpertPlan
+from . import _dispatch as op
 
 
 def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
@@ -23,7 +23,7 @@ def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
         ExpertPlan(offsets int64 [E + 1], order int64 [N * k], num_rows N, k).
 
     Raises:
-        ValueError: index is not 2-D, or num_experts < 1.
+        ValueError: index is not [N, k] with k >= 1, or num_experts < 1.
         TypeError: index is neither int64 nor int32.
         GraphIndexError: an entry of index is out of range.
 
@@ -34,14 +34,20 @@ def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
         >>> plan.offsets.tolist(), plan.order.tolist()
         ([0, 2, 3, 4], [1, 2, 3, 0])
     """
-    if index.dim() != 2:
-        raise ValueError(f"gmoe::expert_plan: expected 'index' of shape [N, k], got {list(index.shape)}")
-    if index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"gmoe::expert_plan: expected 'index' of dtype int64 or int32, got {index.dtype}")
-    if num_experts < 1:
-        raise ValueError(f"gmoe::expert_plan: expected 'num_experts' >= 1, got {num_experts}")
-    bad = torch.nonzero((index.reshape(-1) < 0) | (index.reshape(-1) >= num_experts))
-    if bad.numel():
-        position = int(bad[0])
-        raise GraphIndexError("gmoe::expert_plan", "index", position, int(index.reshape(-1)[position]), num_experts)
-    return reference.expert_plan(index, num_experts)
+    op.expect_dim("expert_plan", "index", index, 2, "[N, k]")
+    op.expect_dtype("expert_plan", "index", index, op.INTEGER)
+    op.expect(index.shape[1] >= 1, "expert_plan", "index", "of shape [N, k] with k >= 1", list(index.shape))
+    op.expect(num_experts >= 1, "expert_plan", "num_experts", ">= 1", num_experts)
+    if not op.native():
+        op.expect_index("expert_plan", "index", index, num_experts)
+        return reference.expert_plan(index, num_experts)
+    offsets, order = op.call("expert_plan", index, num_experts)
+    return ExpertPlan(offsets, order, index.shape[0], index.shape[1])
+
+
+def _fake(index: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    offsets = index.new_empty(num_experts + 1, dtype=torch.int64)
+    return offsets, index.new_empty(index.numel(), dtype=torch.int64)
+
+
+op.register("expert_plan", _fake)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import reference
+from . import _dispatch as op
 
 
 def memory_update(
@@ -46,4 +48,33 @@ def memory_update(
         >>> memory_update(memory, torch.tensor([[0.0, 3.0]]), gate, index, rate=0.75).tolist()
         [[0.75, 0.25], [0.0, 0.75]]
     """
-    return reference.memory_update(memory, x, gate, index, rate, normalize, eps)
+    name = "memory_update"
+    op.expect_dim(name, "memory", memory, 2, "[E, D]")
+    op.expect_dim(name, "x", x, 2, "[N, D]")
+    op.expect_dim(name, "gate", gate, 2, "[N, k]")
+    op.expect_dtype(name, "memory", memory, op.FLOATING)
+    op.expect_like(name, "x", x, "memory", memory)
+    op.expect_like(name, "gate", gate, "memory", memory)
+    op.expect_dtype(name, "index", index, op.INTEGER)
+    op.expect_device(name, "index", index, "memory", memory)
+    dim = memory.shape[1]
+    op.expect(x.shape[1] == dim, name, "x", f"of shape [N, {dim}] to match 'memory'", list(x.shape))
+    op.expect(gate.shape[0] == x.shape[0], name, "gate", f"of shape [{x.shape[0]}, k] to match 'x'", list(gate.shape))
+    op.expect(
+        index.shape == gate.shape, name, "index", f"of shape {list(gate.shape)} to match 'gate'", list(index.shape)
+    )
+    op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
+    if not op.native():
+        op.expect_index(name, "index", index, memory.shape[0])
+        return reference.memory_update(memory, x, gate, index, rate, normalize, eps)
+    with torch.no_grad():
+        updated: Tensor = op.call(name, memory, x, gate, index, rate, normalize, eps)
+    return updated
+
+
+def _fake(memory: Tensor, x: Tensor, gate: Tensor, index: Tensor, rate: float, normalize: bool, eps: float) -> Tensor:
+    return memory.new_empty(memory.shape)
+
+
+# Under autocast the average stays in float32: a step of (1 - rate) would be lost in bfloat16.
+op.register("memory_update", _fake, autocast=torch.float32)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
+from . import _dispatch as op
 
 
 def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -24,6 +28,8 @@ def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ValueError: logits is not 2-D, or k is out of [1, E].
         TypeError: logits is not floating point.
 
+    Gradients: logits, zero for the experts that were not chosen.
+
     Deterministic: yes, bit for bit, for any number of threads.
 
     Example:
@@ -31,10 +37,34 @@ def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         >>> index.tolist(), gate.tolist()
         ([[1, 2]], [[0.5, 0.5]])
     """
-    if logits.dim() != 2:
-        raise ValueError(f"gmoe::topk_softmax: expected 'logits' of shape [N, E], got {list(logits.shape)}")
-    if not logits.is_floating_point():
-        raise TypeError(f"gmoe::topk_softmax: expected 'logits' of a floating dtype, got {logits.dtype}")
-    if not 1 <= k <= logits.shape[1]:
-        raise ValueError(f"gmoe::topk_softmax: expected 'k' in [1, {logits.shape[1]}], got {k}")
-    return reference.topk_softmax(logits, k)
+    op.expect_dim("topk_softmax", "logits", logits, 2, "[N, E]")
+    op.expect_dtype("topk_softmax", "logits", logits, op.FLOATING)
+    op.expect(1 <= k <= logits.shape[1], "topk_softmax", "k", f"in [1, E] = [1, {logits.shape[1]}]", k)
+    if not op.native():
+        return reference.topk_softmax(logits, k)
+    gate, index = op.call("topk_softmax", logits, k)
+    return gate, index
+
+
+def _fake(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = (logits.shape[0], k)
+    return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int64)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.num_experts = inputs[0].shape[1]
+    ctx.save_for_backward(*output)
+
+
+def _backward(ctx: Any, grad_gate: Tensor, _grad_index: Tensor | None) -> tuple[Tensor, None]:
+    gate, index = ctx.saved_tensors
+    return torch.ops.gmoe.topk_softmax_grad_logits(grad_gate, gate, index, ctx.num_experts), None
+
+
+def _fake_grad_logits(grad_gate: Tensor, gate: Tensor, index: Tensor, num_experts: int) -> Tensor:
+    return gate.new_empty(gate.shape[0], num_experts)
+
+
+# Under autocast routing stays in float32, so that ties do not depend on the precision.
+op.register("topk_softmax", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("topk_softmax_grad_logits", _fake_grad_logits)

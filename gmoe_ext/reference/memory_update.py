@@ -22,4 +22,5 @@ def memory_update(
     for expert in range(memory.shape[0]):
         row, choice = torch.nonzero(index == expert, as_tuple=True)
         mean[expert] = torch.softmax(gate[row, choice], dim=0) @ unit_x[row]
-    return rate * memory / memory.norm(dim=1, keepdim=True).clamp_min(eps) + (1 - rate) * mean
+    direction: Tensor = memory / memory.norm(dim=1, keepdim=True).clamp_min(eps)
+    return rate * direction + (1 - rate) * mean

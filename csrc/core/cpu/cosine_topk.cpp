@@ -1,11 +1,13 @@
-// Rows are independent, each is read once from memory: its squared norm and its dot products with four experts at a time
-// come from the first-level cache. The embeddings are normalised once per call, and cosines lie in [-1, 1], so the
+// Rows are independent, each is read once from memory: its squared norm and its dot products with four experts at a
+// time come from the first-level cache. The embeddings are normalised once per call, and cosines lie in [-1, 1], so the
 // softmax needs no maximum. Floor: the time to read x.
 #include "core/cpu/cosine_topk.h"
 
 #include <cmath>
 #include <vector>
 
+#include "core/cpu/squared_norm.h"
+#include "core/cpu/top_k.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -27,19 +29,6 @@ void dot(const T* x, const A* const* rows, std::int64_t dim, A* out) {
   for (; d < dim; ++d) {
     for (int b = 0; b < B; ++b) out[b] += widen(x[d]) * rows[b][d];
   }
-}
-
-template <typename T, typename A = Accumulator<T>>
-A squared_norm(const T* x, std::int64_t dim) {
-  Vector<A> sum = {};
-  std::int64_t d = 0;
-  for (; d + kLanes<A> <= dim; d += kLanes<A>) {
-    const Vector<A> value = load(x + d);
-    sum += value * value;
-  }
-  A total = horizontal_sum<A>(sum);
-  for (; d < dim; ++d) total += widen(x[d]) * widen(x[d]);
-  return total;
 }
 
 template <typename T, typename A = Accumulator<T>>
@@ -65,28 +54,6 @@ void cosines(const T* x, const A* unit, std::int64_t num_experts, std::int64_t d
     dot<1>(x, &row, dim, out + e);
   }
   for (std::int64_t i = 0; i < num_experts; ++i) out[i] *= scale;
-}
-
-// NaN ranks above every number, as in torch.sort.
-template <typename A>
-bool ranks_above(A a, A b) {
-  return a > b || (std::isnan(a) && !std::isnan(b));
-}
-
-// The k best by insertion: a later equal value never passes an earlier one, so ties go to the lower expert.
-template <typename A>
-void select_top(const A* value, std::int64_t n, std::int64_t k, A* top, std::int64_t* index) {
-  std::int64_t count = 0;
-  for (std::int64_t e = 0; e < n; ++e) {
-    if (count == k && !ranks_above(value[e], top[k - 1])) continue;
-    std::int64_t slot = count < k ? count++ : k - 1;
-    for (; slot > 0 && ranks_above(value[e], top[slot - 1]); --slot) {
-      top[slot] = top[slot - 1];
-      index[slot] = index[slot - 1];
-    }
-    top[slot] = value[e];
-    index[slot] = e;
-  }
 }
 
 // In place; cosines are bounded, so exp cannot overflow.

@@ -1,0 +1,26 @@
+#include "core/cpu/expert_plan.h"
+
+#include "ops/expert_plan.h"
+
+namespace gmoe::ops {
+namespace {
+
+std::tuple<Tensor, Tensor> expert_plan(const Tensor& index_in, std::int64_t num_experts) {
+  constexpr const char* op = "gmoe::expert_plan";
+  check_expert_plan(index_in, num_experts);
+  const Tensor index = dense(index_in);
+  check_indices(op, "index", index, num_experts);
+  Tensor offsets = new_like(index, {num_experts + 1}, ScalarType::Long);
+  Tensor order = new_like(index, {index.numel()}, ScalarType::Long);
+  dispatch_index(op, index.scalar_type(), [&](auto type) {
+    using Index = typename decltype(type)::type;
+    core::expert_plan<Index>({data<Index>(index), index.numel(), num_experts, mutable_data<std::int64_t>(offsets),
+                              mutable_data<std::int64_t>(order)});
+  });
+  return {offsets, order};
+}
+
+}  // namespace
+}  // namespace gmoe::ops
+
+STABLE_TORCH_LIBRARY_IMPL(gmoe, CPU, m) { m.impl("expert_plan", TORCH_BOX(&gmoe::ops::expert_plan)); }
