@@ -33,14 +33,25 @@ _NAMES = {"Graph": "graph", "backend": "_native", "build_info": "_native"}
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("gmoe_ext")
+        return _version()
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name in _NAMES:
         return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("gmoe_ext")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        import tomllib
+        from pathlib import Path
+
+        pyproject = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        return f"{tomllib.loads(pyproject.read_text())['project']['version']}+source"
 
 
 def __dir__() -> list[str]:
