@@ -36,7 +36,7 @@ def describe_backend() -> str:
 
     threads = torch.get_num_threads()
     plural = "" if threads == 1 else "s"
-    kind = f"{_native.build_info()['cpu_capability']}, " if _native.available else ""
+    kind = f"{_native.build_info()['cpu']}, " if _native.available else ""
     return f"{_native.backend()} ({kind}{threads} thread{plural})"
 
 

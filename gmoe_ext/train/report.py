@@ -181,7 +181,7 @@ def table(outcome: Outcome) -> list[str]:
     rows = [*outcome.others, *([outcome.teacher] if outcome.teacher else []), outcome.main]
     metric = outcome.main.fit.metric
     header = ("model", f"val {metric}", "test at best val", "test best", "epoch", "params active/total", "seconds")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for one in rows:
         fit = one.fit
         scores = (score_text(metric, value) for value in (fit.val_best, fit.test_at_best_val, fit.test_best))

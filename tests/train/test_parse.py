@@ -1,0 +1,128 @@
+"""Flags and recipes: what is read, what is refused, and the flags nobody may rename."""
+
+import dataclasses
+
+import pytest
+
+from gmoe_ext.errors import ConfigError
+from gmoe_ext.train.config import Config, config_hash, flatten, from_dict
+from gmoe_ext.train.parse import build_parser, dump, load_recipe, parse, recipes
+
+FROZEN = {
+    "data": [
+        "name",
+        "root",
+        "setting",
+        "split",
+        "split_seed",
+        "train_per_class",
+        "val_per_class",
+        "row_normalize",
+        "allow_partial",
+        "heldout_rate",
+        "metric",
+        "num_nodes",
+    ],
+    "model": [
+        "name",
+        "num_layers",
+        "hidden_dim",
+        "dropout",
+        "norm",
+        "num_experts",
+        "num_hop1",
+        "k",
+        "aux_weight",
+        "aux_over",
+        "combine",
+        "scale_hidden",
+    ],
+    "teacher": ["model", "num_layers", "hidden_dim", "dropout", "norm", "epochs", "lr", "weight_decay", "patience"],
+    "student": ["model", "num_layers", "hidden_dim", "dropout", "norm", "num_experts", "k"],
+    "train": ["epochs", "batch_size", "lr", "weight_decay", "patience", "eval_every", "checkpoint_s"],
+    "": ["run_dir", "seed", "device", "resume", "dry_run", "offline", "config", "print_config"],
+}
+
+
+def test_flags_are_frozen():
+    known = {flag.lstrip("-") for action in build_parser()._actions for flag in action.option_strings}
+    frozen = {f"{section}.{name}".lstrip(".") for section, names in FROZEN.items() for name in names}
+    assert frozen <= known
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.name", "gcn", "--train.epoch", "3"], "unknown flag --train.epoch\n.*did you mean --train.epochs"),
+        (["--model.name", "gcn", "--data.lr", "1"], "did you mean --teacher.lr or --train.lr"),
+        (["--model.name", "gcn", "--zzz", "1"], "--help lists all"),
+        (["--model.name", "gcn", "--train.lr", "fast"], "train.lr: expected float, got fast"),
+        (["--model.name", "gcn", "--train.epochs", "1.5"], "train.epochs: expected int"),
+        (["--model.name", "gcn", "--train.epochs", "0"], "train.epochs: expected a positive number, got 0"),
+        (["--model.name", "gcn", "--model.dropout", "1"], r"model.dropout: expected a rate in \[0, 1\)"),
+        (["--model.name", "gcn", "--data.setting", "ind"], "expected one of 'transductive', 'inductive', got 'ind'"),
+        (["--config", "molesl_gcn"], "did you mean molesol_gcn.yaml"),
+        (["--config", "nowhere/none.yaml"], "no file 'nowhere/none.yaml'"),
+    ],
+)
+def test_a_wrong_flag_says_what_was_meant(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {nme: x}", "unknown key 'data.nme'\n.*did you mean data.name"),
+        ("dat: {name: x}", "unknown key 'dat.name'\n.*did you mean data.name"),
+        ("data: [", "parsing"),
+        ("train: {lr: much}", "train.lr: expected float, got much"),
+    ],
+)
+def test_a_wrong_recipe_says_what_was_meant(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
+    config = parse(["--config", "molesol_gcn", "--seed", "4", "--train.lr", "1e-7", "--dry_run"])
+    assert (config.data.name, config.model.hidden_dim) == ("molesol", 300)
+    assert (config.seed, config.train.lr, config.dry_run) == (4, 1e-7, True)
+
+
+def test_without_a_model_the_embedded_default_is_read():
+    config = parse(["--seed", "3"])
+    assert config.data.name == "synthetic"
+    assert config.model.name and config.teacher.model and config.student.model == "rbm"
+
+
+def test_dumped_settings_are_read_back(tmp_path):
+    config = parse(["--config", "molfreesolv_gmoe-gcn", "--train.weight_decay", "1e-9"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load_recipe(tmp_path / "config.yaml") == config
+    assert from_dict(dataclasses.asdict(config)) == config
+
+
+def test_the_hash_knows_settings_but_not_places():
+    config = Config()
+    assert config_hash(dataclasses.replace(config, run_dir="elsewhere", device="cuda")) == config_hash(config)
+    assert config_hash(dataclasses.replace(config, seed=1)) != config_hash(config)
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(recipe):
+    config = load_recipe(recipe)
+    assert recipe.stem.startswith(config.data.name)
+    assert recipe.read_text().startswith("# ")
+    assert (config.model.name or config.student.model) in recipe.stem or config.student.model == "mlp"
+
+
+def test_a_teacher_takes_what_it_does_not_set_from_train():
+    config = parse(["--model.name", "gcn", "--teacher.lr", "0.5", "--train.epochs", "7"])
+    assert (config.teacher_train().lr, config.teacher_train().epochs) == (0.5, 7)
+
+
+def test_every_setting_is_a_flag():
+    known = {flag.lstrip("-") for action in build_parser()._actions for flag in action.option_strings}
+    assert set(flatten(Config())) <= known
