@@ -41,10 +41,15 @@ def call(name: str, *args: Any) -> Any:
         raise GraphIndexError(where, argument, int(position), int(value), int(bound)) from None
 
 
-def expect(ok: bool, op: str, argument: str, expected: str, got: object) -> None:
-    """Raise ``ValueError`` in the project's wording unless ``ok``."""
+def expect(ok: bool, op: str, argument: str, expected: str | Callable[[], str], got: object) -> None:
+    """Raise ``ValueError`` in the project's wording unless ``ok``.
+
+    A text that names sizes is passed as a function: put together at every call it would cost time, and a compiled
+    function would be tied to the sizes it was traced with.
+    """
     if not ok:
-        raise ValueError(f"gmoe::{op}: expected '{argument}' {expected}, got {got}")
+        text = expected if isinstance(expected, str) else expected()
+        raise ValueError(f"gmoe::{op}: expected '{argument}' {text}, got {got}")
 
 
 def expect_dim(op: str, argument: str, value: Tensor, dim: int, names: str) -> None:

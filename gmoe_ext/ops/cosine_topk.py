@@ -42,8 +42,10 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
     op.expect_dtype("cosine_topk", "x", x, op.FLOATING)
     op.expect_like("cosine_topk", "memory", memory, "x", x)
     dim = x.shape[1]
-    op.expect(memory.shape[1] == dim, "cosine_topk", "memory", f"of shape [E, {dim}] to match 'x'", list(memory.shape))
-    op.expect(1 <= k <= memory.shape[0], "cosine_topk", "k", f"in [1, E] = [1, {memory.shape[0]}]", k)
+    op.expect(
+        memory.shape[1] == dim, "cosine_topk", "memory", lambda: f"of shape [E, {dim}] to match 'x'", list(memory.shape)
+    )
+    op.expect(1 <= k <= memory.shape[0], "cosine_topk", "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
     if not op.native():
         return reference.cosine_topk(x, memory, k, eps)
     gate, index = op.call("cosine_topk", x, memory, k, eps)

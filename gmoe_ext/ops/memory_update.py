@@ -58,10 +58,16 @@ def memory_update(
     op.expect_dtype(name, "index", index, op.INTEGER)
     op.expect_device(name, "index", index, "memory", memory)
     dim = memory.shape[1]
-    op.expect(x.shape[1] == dim, name, "x", f"of shape [N, {dim}] to match 'memory'", list(x.shape))
-    op.expect(gate.shape[0] == x.shape[0], name, "gate", f"of shape [{x.shape[0]}, k] to match 'x'", list(gate.shape))
+    op.expect(x.shape[1] == dim, name, "x", lambda: f"of shape [N, {dim}] to match 'memory'", list(x.shape))
     op.expect(
-        index.shape == gate.shape, name, "index", f"of shape {list(gate.shape)} to match 'gate'", list(index.shape)
+        gate.shape[0] == x.shape[0], name, "gate", lambda: f"of shape [{x.shape[0]}, k] to match 'x'", list(gate.shape)
+    )
+    op.expect(
+        index.shape == gate.shape,
+        name,
+        "index",
+        lambda: f"of shape {list(gate.shape)} to match 'gate'",
+        list(index.shape),
     )
     op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
     if not op.native():

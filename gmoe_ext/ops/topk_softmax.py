@@ -39,7 +39,7 @@ def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     op.expect_dim("topk_softmax", "logits", logits, 2, "[N, E]")
     op.expect_dtype("topk_softmax", "logits", logits, op.FLOATING)
-    op.expect(1 <= k <= logits.shape[1], "topk_softmax", "k", f"in [1, E] = [1, {logits.shape[1]}]", k)
+    op.expect(1 <= k <= logits.shape[1], "topk_softmax", "k", lambda: f"in [1, E] = [1, {logits.shape[1]}]", k)
     if not op.native():
         return reference.topk_softmax(logits, k)
     gate, index = op.call("topk_softmax", logits, k)
