@@ -68,7 +68,6 @@ def plan_samples() -> Iterator[Sample]:
         yield plan(rows, experts, k)
     yield Sample("most-experts-empty", {"index": 3 * Random("empty").integers(2, 63, 2), "num_experts": 301})
     yield Sample("an-expert-twice-in-a-row", {"index": torch.tensor([[2, 2], [0, 2]]), "num_experts": 4})
-    yield Sample("no-slots", {"index": torch.empty(5, 0, dtype=torch.int64), "num_experts": 3})
 
 
 def linear(

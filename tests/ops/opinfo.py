@@ -157,7 +157,12 @@ OPS = (
         "expert_plan",
         inputs.plan_samples,
         lambda rows: inputs.plan(rows, 8, 3),
-        bad=(_shape("index", _flat, "flat"), _dtype("index", torch.float32), _value("num_experts", 0)),
+        bad=(
+            _shape("index", _flat, "flat"),
+            _shape("index", lambda t: t[:, :0], "no-slots"),
+            _dtype("index", torch.float32),
+            _value("num_experts", 0),
+        ),
         indices={"index": lambda sample: sample["num_experts"]},
     ),
     OpSpec(
@@ -193,7 +198,7 @@ OPS = (
         detached=("memory", "x", "gate"),
         bad=(
             _shape("memory", _flat, "flat"),
-            _shape("memory", _wider, "wider"),
+            _shape("x", _wider, "wider"),
             _shape("x", _flat, "flat"),
             _shape("gate", _taller, "taller"),
             _shape("index", _wider, "wider"),
