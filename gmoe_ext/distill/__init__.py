@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from .positions import deepwalk, extend_positions, student_inputs
 from .start import kmeans_start
-from .targets import ReliableSampler, reliability
+from .targets import EpochTargets, ReliableSampler, StudentTargets, reliability
 from .teacher import soft_targets
 
 __all__ = [
+    "EpochTargets",
     "ReliableSampler",
+    "StudentTargets",
     "deepwalk",
     "extend_positions",
     "kmeans_start",

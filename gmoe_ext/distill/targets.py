@@ -6,7 +6,7 @@ N nodes, M edges, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import MissingExtraError
 from ..graph import Graph
+from ..nn.losses.distill import PairTargets, neighbour_targets, own_targets
 
 PairWeight = Literal["degree", "kept", "equal"]
 
@@ -68,6 +69,67 @@ def reliability(
         rho_N += (moved_N.square() if squared else moved_N) / (draws * std**2)
     largest = rho_N.max() if rho_N.numel() else rho_N.new_ones(())
     return rho_N / largest.clamp_min(torch.finfo(rho_N.dtype).tiny)
+
+
+class EpochTargets(NamedTuple):
+    """What a student has to match in one epoch.
+
+    Attributes:
+        pairs: own and kept neighbours' targets, summed per node.
+        num_pairs: how many (node, target) pairs they stand for.
+    """
+
+    pairs: PairTargets
+    num_pairs: int
+
+
+class StudentTargets:
+    """A teacher's soft targets for every node and, with a sampler, for its reliable neighbours.
+
+    KD (eq. 9) and KRD (eq. 12) add up: mean over v of KL(t_v || s_v) + sum_u w_vu KL(t_u || s_v). With equal pairs
+    (published program) it is the mean over all pairs, own ones included.
+
+    Args:
+        teacher_logits_NC: of the graph that training sees.
+        sampler: of the neighbours; None leaves each node its own target alone.
+        temperature: tau.
+        normalized: see :func:`gmoe_ext.nn.losses.soften`.
+
+    Example:
+        >>> targets = StudentTargets(teacher_logits, ReliableSampler(graph, rho))
+        >>> loss = krd(student_logits, targets.draw(seed=0, epoch=3).pairs)
+    """
+
+    def __init__(
+        self,
+        teacher_logits_NC: Tensor,
+        sampler: ReliableSampler | None = None,
+        temperature: float = 1.0,
+        normalized: bool = True,
+    ) -> None:
+        self.logits_NC, self.sampler = teacher_logits_NC, sampler
+        self.temperature, self.normalized = temperature, normalized
+        self.own = own_targets(teacher_logits_NC, temperature, normalized)
+        self._best_N = teacher_logits_NC.argmax(dim=1)
+
+    def draw(self, seed: int, epoch: int) -> EpochTargets:
+        """The targets of one epoch; the same seed, epoch and sampler state give the same ones."""
+        nodes = self.logits_NC.shape[0]
+        if self.sampler is None:
+            return EpochTargets(self.own, nodes)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
+        kept = self.sampler.sample(generator)
+        mass_NC, offset_N = neighbour_targets(self.logits_NC, kept, self.temperature, self.normalized)
+        assert kept.weight is not None
+        num_pairs = nodes + int(torch.count_nonzero(kept.weight))
+        share = nodes / num_pairs if self.sampler.pair_weight == "equal" else 1.0
+        pairs = PairTargets((self.own.mass + mass_NC) * share, (self.own.offset + offset_N) * share)
+        return EpochTargets(pairs, num_pairs)
+
+    def observe(self, student_logits_NC: Tensor) -> None:
+        """Tell the sampler where the student, in evaluation mode, agrees with the teacher."""
+        if self.sampler is not None:
+            self.sampler.update(student_logits_NC.argmax(dim=1) == self._best_N)
 
 
 class ReliableSampler:

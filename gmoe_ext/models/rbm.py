@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -131,6 +132,13 @@ class RbM(Model):
         """One step along the memories' own loss, eq. 7; call it beside the optimizer's step."""
         for layer in self.rbm_layers():
             layer.spread_(learning_rate)
+
+    def expert_load(self) -> Tensor | None:
+        """Share of the last forward's slots that each expert served, [E], averaged over layers; None before routing."""
+        served = [layer.served_E for layer in self.rbm_layers() if layer.served_E is not None]
+        if not served:
+            return None
+        return torch.stack([slots / slots.sum().clamp_min(1) for slots in served]).mean(0)
 
     def num_parameters(self) -> tuple[int, int]:
         """Count (active, total) as RbM's table 9 does: the memories are routed by, so they count in both."""

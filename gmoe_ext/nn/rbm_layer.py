@@ -43,6 +43,10 @@ class RbMLayer(nn.Module):
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
 
+    Attributes:
+        pretraining: all rows go to expert 0, without scales; see :meth:`start_routing`.
+        served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
+
     Raises:
         ValueError: an argument is out of its range.
 
@@ -85,6 +89,7 @@ class RbMLayer(nn.Module):
         self.commitment, self.self_similarity, self.load_balance = commitment, self_similarity, load_balance
         self.gate_gradient, self.shared_dropout = gate_gradient, shared_dropout
         self.pretraining = False
+        self.served_E: Tensor | None = None
 
     def input_scale(self) -> Tensor | None:
         """exp(att) [E, D], or None without input attention."""
@@ -119,6 +124,7 @@ class RbMLayer(nn.Module):
         rows, source_NK = self._expert_inputs(x_ND)
         gate_NK = routing.gate if self.gate_gradient else routing.gate.detach()
         plan = expert_plan(routing.index, self.num_experts)
+        self.served_E = plan.offsets.diff()
         y_NF = self.output_scale() * self.experts(rows, plan, gate_NK, self.input_scale(), source_NK)
         return y_NF, self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
 

@@ -31,7 +31,8 @@ class DataConfig:
         val_per_class: validation nodes of each class in a per_class split.
         row_normalize: divide node features by their row's sum.
         allow_partial: accept a file with the features of some nodes only.
-        heldout_rate: share of the test nodes held out in the inductive setting.
+        heldout_rate: share of the test nodes held out in the inductive setting; None: 0.2, in the program's protocol
+            all of them where the split is public.
         metric: accuracy, rocauc or rmse; None infers it from the labels.
         num_nodes: size of the synthetic graph; None takes its default.
     """
@@ -45,7 +46,7 @@ class DataConfig:
     val_per_class: int = 30
     row_normalize: bool = False
     allow_partial: bool = False
-    heldout_rate: float = 0.2
+    heldout_rate: float | None = None
     metric: Literal["accuracy", "rocauc", "rmse"] | None = None
     num_nodes: int | None = None
 
@@ -124,50 +125,98 @@ class StudentConfig(NetworkConfig):
     """The graph-free student; it is trained with the settings of `train` and `distill`.
 
     Args:
-        model: rbm, mlp, moe, ...
+        model: rbm or mlp.
+        first_layer_dropout: RbM: also drop inputs of the first layer's experts. None: by protocol (paper: no).
+        shared_dropout: RbM: one dropout mask per row instead of one per row and expert.
+        gate_gradient: RbM: let the task's gradient flow through the gates.
+        memory: RbM: a buffer moved by averages and its own loss, or a parameter of Adam. None: by protocol (buffer).
+        normalize_inputs: RbM: average directions of rows into the memory; false averages the rows as they are.
+        annealing: RbM: Delta of eq. 14; 0 keeps the memory's rate constant.
+        annealing_epochs: RbM: T of eq. 14.
     """
 
     model: str | None = None
+    first_layer_dropout: bool | None = None
+    shared_dropout: bool | None = None
+    gate_gradient: bool | None = None
+    memory: Literal["buffer", "parameter"] | None = None
+    normalize_inputs: bool | None = None
+    annealing: float | None = None
+    annealing_epochs: int | None = None
+
+    def build_args(self) -> dict[str, Any]:
+        """The set values, as keyword arguments for `models.build`."""
+        names = (f.name for f in dataclasses.fields(self) if f.name != "model")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass
 class DistillConfig:
     """Losses, targets and schedule of the distillation (RbM, section 4; defaults are the paper's reading).
 
+    What is None is decided by `protocol`; see `gmoe_ext.train.tasks.protocol`.
+
     Args:
-        ce_weight: weight nu of the labels' cross entropy, 1 - nu goes to the teacher (eq. 13).
+        ce_weight: weight nu of the labels' cross entropy, 1 - nu goes to the teacher (eqs. 9 and 12).
         tau: temperature of teacher and student in the distillation loss.
+        normalized_tau: softmax after the division by tau; false divides the log-probabilities (program).
         reliable: sample neighbours as extra targets by the teacher's reliability (KRD).
+        pair_weight: weight of a kept edge (v, u): degree 1/|N(v)| (eq. 12), kept 1/(kept edges of v), equal (program).
+        noise_std: standard deviation of the feature noise that reliability is measured with (eq. 10).
+        noise_draws: noise draws (program: 1).
+        squared_reliability: squared change of entropy (eq. 10); false its absolute value (program).
+        power_momentum: share of the sampling power kept at an update.
+        power_warmup: evaluations before the power begins to move.
+        power_bins: bins of the fit of the power.
+        power_bin_offset: where in a bin the curve is read; None: by protocol (its centre; program: 0.05).
         positions: append DeepWalk positions to the features.
+        position_scale: none, or features to give positions the features' mean norm.
         walk_length: nodes per walk.
         num_walks: walks per node.
         window: window of the skip-gram model.
         walk_epochs: passes of the skip-gram model over the walks.
         position_dim: length of a position.
-        pretrain_epochs: epochs with one expert before it is cloned and the memory is placed by k-means.
-        ema_rate: share of the old memory that an update keeps (eq. 4).
-        commitment: weight alpha of the commitment loss.
-        self_similarity: weight gamma of the self-similarity loss.
-        load_balance: weight beta of the load-balance loss.
-        label_propagation: append propagated training labels to the features.
-        protocol: "paper", or "program" for the published program's reading of every disputed point.
+        pretrain_epochs: RbM: epochs with one expert, before those of `train`; then it is cloned and routing starts.
+        reset_optimizer: RbM: a new Adam when routing starts (program: no).
+        kmeans_restarts: RbM: runs of k-means per layer.
+        ema_rate: RbM: share of the old memory that an update keeps (eq. 4).
+        memory_lr: RbM: step of a buffer memory along its self-similarity gradient; None: train.lr.
+        commitment: RbM: weight of the commitment loss (eq. 6).
+        self_similarity: RbM: weight of the self-similarity loss (eq. 7).
+        load_balance: RbM: weight of the load-balance loss (eq. 8).
+        batch_weights: weigh cross entropy, distillation and memory losses by how many batches of this many rows each
+            has, as a program that sums their gradients does; 0: plain means. None: by protocol (0; program: 4096).
+        protocol: paper, or program for the published program's reading of every disputed point.
     """
 
     ce_weight: float = 0.2
     tau: float = 1.0
+    normalized_tau: bool | None = None
     reliable: bool = True
+    pair_weight: Literal["degree", "kept", "equal"] | None = None
+    noise_std: float = 1.0
+    noise_draws: int | None = None
+    squared_reliability: bool | None = None
+    power_momentum: float = 0.99
+    power_warmup: int = 50
+    power_bins: int = 50
+    power_bin_offset: float | None = None
     positions: bool = True
+    position_scale: Literal["none", "features"] = "none"
     walk_length: int = 50
     num_walks: int = 5
     window: int = 5
     walk_epochs: int = 1
     position_dim: int = 64
     pretrain_epochs: int = 10
+    reset_optimizer: bool | None = None
+    kmeans_restarts: int = 10
     ema_rate: float = 0.9
+    memory_lr: float | None = None
     commitment: float = 0.05
     self_similarity: float = 0.01
     load_balance: float = 0.01
-    label_propagation: bool = False
+    batch_weights: int | None = None
     protocol: Literal["paper", "program"] = "paper"
 
 
@@ -234,6 +283,11 @@ class Config:
     def split_seed(self) -> int:
         """Seed of drawn splits and held-out nodes."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    @property
+    def heldout_rate(self) -> float:
+        """Share of the test nodes held out in the inductive setting."""
+        return 0.2 if self.data.heldout_rate is None else self.data.heldout_rate
 
     def teacher_train(self) -> TrainConfig:
         """The optimisation of the teacher: `train` with what `teacher` sets."""

@@ -70,6 +70,10 @@ class Task(ABC):
     def evaluate(self) -> dict[str, float]:
         """Scores of the current weights, in evaluation mode and without gradients: at least "val" and "test"."""
 
+    def selectable(self) -> bool:
+        """Whether the weights just evaluated may be chosen; not so while a task is only warming up."""
+        return True
+
     def expert_load(self) -> list[float] | None:
         """Share of the routed rows that each expert got last, to be shown and recorded; None without experts."""
         return None
@@ -200,6 +204,8 @@ def better(metric: str, score: float, than: float, ties: bool = False) -> bool:
 
 def _select(task: Task, train: TrainConfig, state: FitState, scores: dict[str, float]) -> None:
     """Keep the weights when validation says so; test scores never decide."""
+    if not task.selectable():
+        return
     if better(task.metric, scores["test"], state.test_best):
         state.test_best = scores["test"]
     if state.best_epoch and not better(task.metric, scores["val"], state.val_best, train.keep_ties):

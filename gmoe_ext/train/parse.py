@@ -98,8 +98,9 @@ def check(config: Config) -> None:
     for key in ("model.dropout", "teacher.dropout", "student.dropout"):
         if not 0 <= flat[key] < 1:
             raise ConfigError(f"{key}: expected a rate in [0, 1), got {flat[key]}")
-    if not 0 < config.data.heldout_rate < 1:
-        raise ConfigError(f"data.heldout_rate: expected a share in (0, 1), got {config.data.heldout_rate}")
+    rate = config.data.heldout_rate
+    if rate is not None and not 0 < rate <= 1:
+        raise ConfigError(f"data.heldout_rate: expected a share in (0, 1], got {rate}")
 
 
 def explain(message: str) -> str:

@@ -115,7 +115,7 @@ def node_task(
     model.to(data.x.device)
     if config.data.setting == "transductive":
         return NodeTask(phase, model, data, train)
-    view = data.inductive(config.split_seed, config.data.heldout_rate)
+    view = data.inductive(config.split_seed, config.heldout_rate)
     return NodeTask(phase, model, view.observed, train, data, view.heldout)
 
 
