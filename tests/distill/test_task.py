@@ -1,0 +1,223 @@
+"""Distillation from end to end on a small graph: both settings, no leaks, resumed runs, both protocols."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from gmoe_ext.data import NodeData
+from gmoe_ext.errors import ConfigError
+from gmoe_ext.train import state as checkpoint
+from gmoe_ext.train.config import Config, DataConfig, DistillConfig, StudentConfig, TeacherConfig, TrainConfig
+from gmoe_ext.train.interrupt import Interrupted, Stop
+from gmoe_ext.train.progress import Progress
+from gmoe_ext.train.run import Run
+from gmoe_ext.train.tasks import distill
+from gmoe_ext.train.tasks.protocol import resolve
+
+pytest.importorskip("gensim")
+pytest.importorskip("sklearn")
+
+
+def communities(num_nodes=120, num_classes=3, seed=0):
+    """Blobs whose edges mostly stay within a class."""
+    draw = np.random.default_rng(seed)
+    y = draw.permutation(np.arange(num_nodes) % num_classes)
+    x = np.eye(num_classes)[y].repeat(3, axis=1) + draw.normal(size=(num_nodes, 3 * num_classes))
+    pairs = draw.integers(num_nodes, size=(2, 12 * num_nodes))
+    near = (y[pairs[0]] == y[pairs[1]]) | (draw.random(pairs.shape[1]) < 0.1)
+    ids = draw.permutation(num_nodes)
+    return NodeData.from_arrays("tiny", x, pairs[:, near], y, ids[:30], ids[30:60], ids[60:])
+
+
+def settings(setting="transductive", model="rbm", protocol="paper", **sections):
+    experts = {"num_experts": 4, "k": 2} if model == "rbm" else {}
+    walks = {"walk_length": 8, "num_walks": 2, "window": 2, "position_dim": 4}
+    return Config(
+        data=DataConfig(name="tiny", setting=setting),
+        teacher=TeacherConfig(model="sage", hidden_dim=16, epochs=20),
+        student=StudentConfig(model=model, hidden_dim=16, dropout=0.3, **experts),
+        distill=DistillConfig(
+            **{**walks, "pretrain_epochs": 3, "noise_draws": 2, "power_warmup": 4, "protocol": protocol},
+            **sections.pop("distill", {}),
+        ),
+        train=TrainConfig(**{"epochs": 12, "batch_size": 0, "lr": 0.01, **sections}),
+    )
+
+
+class Cut(Run):
+    """A run that is told to stop after a number of steps."""
+
+    def __init__(self, *args, stop_at=None, **kwargs):
+        self.request = Stop()
+        super().__init__(*args, stop=self.request, **kwargs)
+        self.stop_at, self.steps, self.lines = stop_at, 0, []
+
+    def step_done(self, task, train, state):
+        self.steps += 1
+        if self.steps == self.stop_at:
+            self.request.requested = 15
+        super().step_done(task, train, state)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """job(config, ...) runs a distillation and gives (outcome, student)."""
+
+    def start(config, data=None, place="run", stop_at=None):
+        monkeypatch.setattr(distill, "load_data", lambda config: data or communities())
+        students = []
+        fit = distill.train_student
+        monkeypatch.setattr(distill, "train_student", lambda *a: students.append(fit(*a)) or students[-1])
+        run = Cut(config, tmp_path / place, Progress(quiet=True), stop_at=stop_at)
+        try:
+            outcome = distill.train(config, run, torch.device("cpu"))
+        finally:
+            monkeypatch.setattr(distill, "train_student", fit)
+        return outcome, students[0][0]
+
+    return start
+
+
+def same_weights(left, right):
+    left, right = left.state_dict(), right.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+@pytest.mark.parametrize("model", ["rbm", "mlp"])
+def test_a_student_learns_in_both_settings(job, setting, model):
+    outcome, student = job(settings(setting, model))
+    assert outcome.main.model == student.name == model
+    assert outcome.teacher.model == "sage"
+    assert outcome.main.fit.val_best > 0.6 and outcome.teacher.fit.val_best > 0.6
+    assert outcome.main.fit.epochs == (15 if model == "rbm" else 12)
+
+
+def test_only_routed_weights_are_selected(job):
+    outcome, student = job(settings(epochs=1))
+    assert outcome.main.fit.best_epoch == 4
+    assert not any(layer.pretraining for layer in student.layers)
+
+
+def test_the_same_seed_gives_the_same_student(job):
+    first, second = job(settings(), place="a"), job(settings(), place="b")
+    assert same_weights(first[1], second[1])
+    assert first[0].main.fit.test_best == second[0].main.fit.test_best
+
+
+def test_nothing_of_held_out_nodes_reaches_an_inductive_student(job):
+    config, data = settings("inductive"), communities()
+    heldout = data.inductive(config.split_seed, 0.2).heldout
+    x, y = data.x.numpy().copy(), data.y.numpy().copy()
+    x[heldout], y[heldout] = 100.0, (y[heldout] + 1) % 3
+    edges = data.graph.edge_index().numpy()
+    away = np.isin(edges, heldout.numpy()).any(0)
+    rewired = np.concatenate([edges[:, ~away], np.stack([heldout.numpy(), np.roll(heldout.numpy(), 1)])], 1)
+    scrambled = NodeData.from_arrays("tiny", x, rewired, y, data.train_idx, data.val_idx, data.test_idx)
+    plain, changed = job(config, data, "a"), job(config, scrambled, "b")
+    assert same_weights(plain[1], changed[1])
+    assert plain[0].main.fit.val_best == changed[0].main.fit.val_best
+    assert plain[0].main.fit.test_best != changed[0].main.fit.test_best
+
+
+def test_labels_outside_the_training_set_reach_no_weights(job):
+    data = communities()
+    y = data.y.clone()
+    y[data.test_idx] = (y[data.test_idx] + 1) % 3
+    plain, changed = job(settings(), data, "a"), job(settings(), dataclasses.replace(data, y=y), "b")
+    assert same_weights(plain[1], changed[1])
+
+
+@pytest.mark.parametrize("stop_at", [7, 22, 23, 24, 29])  # in the teacher, pre-training, the first routed epoch, later
+def test_a_resumed_run_equals_an_uninterrupted_one(job, stop_at):
+    config = settings()
+    whole, student = job(config, place="whole")
+    with pytest.raises(Interrupted):
+        job(config, place="cut", stop_at=stop_at)
+    torch.rand(3)
+    resumed, again = job(config, place="cut")
+    assert same_weights(student, again)
+    assert resumed.main.fit.test_best == whole.main.fit.test_best
+    assert resumed.main.fit.best_epoch == whole.main.fit.best_epoch
+
+
+def test_a_run_resumed_inside_an_epoch_of_batches_equals_an_uninterrupted_one(job):
+    config = settings(batch_size=50)
+    student = job(config, place="whole")[1]
+    with pytest.raises(Interrupted):
+        job(config, place="cut", stop_at=20 + 4 * 4 + 2)
+    assert same_weights(student, job(config, place="cut")[1])
+
+
+def test_positions_are_walked_once_per_run_directory(job, monkeypatch, tmp_path):
+    config = settings()
+    job(config)
+    tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoints" / "positions.safetensors")
+    assert tensors["positions"].shape == (120, 4)
+    monkeypatch.setattr(distill, "deepwalk", lambda *a, **k: pytest.fail("walked again"))
+    job(config)
+
+
+def test_the_program_protocol_runs_and_differs(job):
+    paper, program = job(settings(), place="a"), job(settings(protocol="program"), place="b")
+    assert "layers.0.router.memory" in dict(program[1].named_parameters())
+    assert not same_weights(paper[1], program[1])
+
+
+def test_protocol_fills_only_what_is_open():
+    config = settings(protocol="program", distill={"pair_weight": "kept"})
+    full = resolve(config, "public")
+    assert (full.distill.pair_weight, full.distill.normalized_tau, full.distill.batch_weights) == ("kept", False, 4096)
+    assert (full.student.memory, full.student.first_layer_dropout, full.heldout_rate) == ("parameter", True, 1.0)
+    assert resolve(config, "per_class").heldout_rate == 0.2
+    assert resolve(settings(model="mlp"), "public").student.memory is None
+    assert config.distill.normalized_tau is None
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_clones_start_with_a_fresh_optimizer_state(job, monkeypatch, reset):
+    seen = {}
+    start = distill.StudentTask._optimize_clones
+
+    def watch(task):
+        weight = task.model.layers[0].experts.weight
+        seen["before"] = task.optimizer.state[weight]["exp_avg"].clone()
+        start(task)
+        seen["state"] = {name: value.clone() for name, value in task.optimizer.state.get(weight, {}).items()}
+
+    monkeypatch.setattr(distill.StudentTask, "_optimize_clones", watch)
+    job(settings(distill={"reset_optimizer": reset}))
+    if reset:
+        assert not seen["state"]
+    else:
+        assert torch.equal(seen["state"]["exp_avg"][0], seen["before"][0]) and seen["before"][0].abs().max() > 0
+        assert seen["state"]["exp_avg"][1:].abs().max() == 0 and seen["state"]["step"] == 3
+
+
+def test_without_neighbours_and_positions_an_mlp_is_glnn(job):
+    config = settings(model="mlp", distill={"reliable": False, "positions": False})
+    _, student = job(config)
+    assert student.config["in_dim"] == 9
+
+
+def test_two_networks_compete_and_the_better_teaches(job):
+    config = settings()
+    config.model.name, config.model.hidden_dim = "gcn", 16
+    outcome, _ = job(config)
+    assert {outcome.teacher.model, outcome.others[0].model} == {"sage", "gcn"}
+    assert outcome.teacher.fit.val_best >= outcome.others[0].fit.val_best
+
+
+def test_a_dry_run_writes_nothing(job, tmp_path):
+    config = dataclasses.replace(settings(), dry_run=True)
+    job(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_without_a_teacher_is_a_config_error(job):
+    config = settings()
+    config.teacher.model = None
+    with pytest.raises(ConfigError, match="no teacher"):
+        job(config)
