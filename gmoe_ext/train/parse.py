@@ -18,6 +18,7 @@ from .config import Config, flatten, from_dict
 RECIPES = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_RECIPE = RECIPES / "default.yaml"
 
+_SIZES = ("num_layers", "hidden_dim")
 _SWITCHES = ("dry_run", "offline")
 # Flags that choose what to train; without any of them the embedded default is what is meant.
 _CHOOSERS = re.compile(r"--(config|model|model\.name|teacher|teacher\.model|student|student\.model)(=.*)?")
@@ -77,7 +78,8 @@ def recipes() -> list[Path]:
 
 def dump(config: Config) -> str:
     """The settings as YAML that `--config` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return text
 
 
 def check(config: Config) -> None:
@@ -86,10 +88,9 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the key, the value and its range.
     """
-    positive = ("train.epochs", "train.eval_every", "model.num_layers", "teacher.num_layers", "student.num_layers")
-    positive += ("model.hidden_dim", "teacher.hidden_dim", "student.hidden_dim", "train.lr")
     flat = flatten(config)
-    for key in positive:
+    networks = [f"{section}.{name}" for section in ("model", "teacher", "student") for name in _SIZES]
+    for key in ("train.epochs", "train.eval_every", "train.lr", *networks):
         if flat[key] <= 0:
             raise ConfigError(f"{key}: expected a positive number, got {flat[key]}")
     for key in ("train.batch_size", "train.patience", "train.weight_decay", "train.checkpoint_s"):

@@ -22,7 +22,12 @@ class Progress:
     def __init__(self, out: TextIO | None = None, quiet: bool = False) -> None:
         self._out = out
         self._quiet = quiet
-        self._bar: _Plain | None = None
+        self._shown: _Lines | _Bar | None = None
+
+    @property
+    def out(self) -> TextIO:
+        """Where lines and bars go."""
+        return self._out or sys.stdout
 
     def line(self, name: str, text: str) -> None:
         """A line: NAME, padded, then the text."""
@@ -31,37 +36,80 @@ class Progress:
     def write(self, text: str) -> None:
         """A line as it is."""
         if not self._quiet:
-            print(text, file=self._out or sys.stdout, flush=True)
+            print(text, file=self.out, flush=True)
 
     @contextmanager
     def phase(self, name: str, epochs: int, done: int = 0) -> Iterator[None]:
         """The time of one fit of so many epochs, of which some were done before."""
-        self._bar = _Plain(self, name, epochs, done)
+        bars = self.out.isatty() and not self._quiet
+        self._shown = _Bar(self.out, name, epochs, done) if bars else _Lines(self, name, epochs, done)
         try:
             yield
         finally:
-            self._bar = None
+            self._shown.close()
+            self._shown = None
 
     def epoch(self, epoch: int, loss: float, val: float | None, load: list[float] | None) -> None:
         """An epoch is done."""
-        if self._bar is not None:
-            self._bar.epoch(epoch, loss, val, load)
+        if self._shown is not None:
+            self._shown.epoch(epoch, loss, val, load)
 
 
-class _Plain:
+class _Bar:
+    """A bar with loss, validation score, time left and expert load."""
+
+    def __init__(self, out: TextIO, name: str, epochs: int, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bars = RichProgress(
+            TextColumn(f"{{task.description:<{NAME_WIDTH}}} epoch"),
+            MofNCompleteColumn(),
+            BarColumn(20),
+            TextColumn("{task.fields[scores]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[load]}"),
+            console=Console(file=out),
+            refresh_per_second=5,
+        )
+        self._bars.start()
+        self._task = self._bars.add_task(name, total=epochs, completed=done, scores="", load="")
+        self._epoch, self._epochs = done, epochs
+        self._val: float | None = None
+
+    def epoch(self, epoch: int, loss: float, val: float | None, load: list[float] | None) -> None:
+        self._epoch, self._val = epoch, self._val if val is None else val
+        scores = f"loss {loss:.3f}" + ("" if self._val is None else f"  val {self._val:.3f}")
+        self._bars.update(self._task, completed=epoch, scores=scores, load=load_text(load))
+
+    def close(self) -> None:
+        if self._epoch < self._epochs:  # patience ended it: a full bar of the epochs it took
+            self._bars.update(self._task, total=max(1, self._epoch))
+        self._bars.stop()
+
+
+class _Lines:
     """One line per tenth of the way."""
 
     def __init__(self, progress: Progress, name: str, epochs: int, done: int) -> None:
         self._progress, self._name, self._epochs, self._done = progress, name, epochs, done
         self._start = time.monotonic()
         self._val: float | None = None
+        self._unsaid = ""
 
     def epoch(self, epoch: int, loss: float, val: float | None, load: list[float] | None) -> None:
         self._val = self._val if val is None else val
+        self._unsaid = describe(epoch, self._epochs, loss, self._val, load)
         if epoch * 10 // self._epochs == (epoch - 1) * 10 // self._epochs:
             return
         left = (time.monotonic() - self._start) / max(1, epoch - self._done) * (self._epochs - epoch)
-        self._progress.line(self._name, describe(epoch, self._epochs, loss, self._val, load) + f"  {left:.0f} s left")
+        self._progress.line(self._name, self._unsaid + ("" if epoch == self._epochs else f"  {left:.0f} s left"))
+        self._unsaid = ""
+
+    def close(self) -> None:
+        if self._unsaid:
+            self._progress.line(self._name, self._unsaid)
 
 
 def describe(epoch: int, epochs: int, loss: float, val: float | None, load: list[float] | None) -> str:
@@ -70,5 +118,10 @@ def describe(epoch: int, epochs: int, loss: float, val: float | None, load: list
     if val is not None:
         parts.append(f"val {val:.3f}")
     if load is not None:
-        parts.append("load " + " ".join(f"{share:.2f}" for share in load))
+        parts.append(load_text(load))
     return "  ".join(parts)
+
+
+def load_text(load: list[float] | None) -> str:
+    """The experts' shares of the rows."""
+    return "" if load is None else "load " + " ".join(f"{share:.2f}" for share in load)
