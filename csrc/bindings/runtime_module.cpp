@@ -1,0 +1,344 @@
+// _runtime: the packed student and the kernels on NumPy arrays. Links core alone; importing it imports no torch.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <system_error>
+
+#include "core/cpu/check_index.h"
+#include "core/cpu/cosine_topk.h"
+#include "runtime/packed_student.h"
+
+namespace py = pybind11;
+
+namespace gmoe::runtime {
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+using IndexArray = py::array_t<std::int64_t, py::array::c_style>;
+using ColumnArray = py::array_t<std::int32_t, py::array::c_style>;
+
+std::string shape_text(const py::array& a) {
+  std::string text = "[";
+  for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+    if (d > 0) text += ", ";
+    text += std::to_string(a.shape(d));
+  }
+  text += ']';
+  return text;
+}
+
+// Dense, aligned and of element type T: the array itself where it is so already, else a copy.
+template <typename T>
+py::array_t<T, py::array::c_style> take(const py::handle& value, const char* call, const char* name,
+                                        const char* kinds, const char* expected) {
+  const py::array a = py::array::ensure(value);
+  if (!a) {
+    PyErr_Clear();
+    throw py::type_error(std::string(call) + ": expected '" + name + "' as a NumPy array of " + expected + ", got " +
+                         Py_TYPE(value.ptr())->tp_name);
+  }
+  if (std::string_view(kinds).find(a.dtype().kind()) == std::string_view::npos) {
+    throw py::type_error(std::string(call) + ": expected '" + name + "' of " + expected + ", got dtype " +
+                         py::str(a.dtype()).cast<std::string>());
+  }
+  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((a.flags() & kAligned) == 0) {
+    return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a.attr("copy")());
+  }
+  auto dense = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a);
+  if (!dense) throw py::error_already_set();
+  return dense;
+}
+
+FloatArray take_floats(const py::handle& value, const char* call, const char* name) {
+  return take<float>(value, call, name, "fiub", "real numbers");
+}
+
+template <typename T>
+py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const char* call, const char* name) {
+  return take<T>(value, call, name, "iu", "integers");
+}
+
+[[noreturn]] void raise(const char* error_name, const std::string& message) {
+  const py::object error = py::module_::import("gmoe_ext.errors").attr(error_name);
+  PyErr_SetString(error.ptr(), message.c_str());
+  throw py::error_already_set();
+}
+
+std::unique_ptr<PackedStudent> load(const std::string& path) {
+  try {
+    const py::gil_scoped_release unlocked;
+    return std::make_unique<PackedStudent>(path);
+  } catch (const FormatError& error) {
+    raise("DataError", path + ": " + error.what());
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+    throw py::error_already_set();
+  }
+}
+
+// Keeps the caller's arrays, or their copies, alive while Rows points into them.
+struct HeldRows {
+  Rows rows;
+  FloatArray values;
+  IndexArray offsets, nodes;
+  ColumnArray columns;
+};
+
+// Columns 'x' may have: the features, or features and positions together.
+void check_columns(const PackedStudent& student, std::int64_t columns, bool has_nodes, const char* call,
+                   const std::string& got) {
+  const Features& features = student.file().features;
+  const std::int64_t in = student.file().layers.front().in;
+  const std::string expected = std::string(call) + ": expected 'x' of shape [N, ";
+  if (has_nodes) {
+    if (features.positions == nullptr) {
+      throw py::value_error(std::string(call) + ": 'nodes' given, but this student has no position table");
+    }
+    if (columns != features.columns) {
+      throw py::value_error(expected + std::to_string(features.columns) + "] beside 'nodes', got " + got);
+    }
+    return;
+  }
+  if (columns == in) return;
+  if (columns == features.columns && features.position_columns > 0) {
+    throw py::value_error(std::string(call) + ": this student needs positions: pass 'nodes' (-1 for an unknown node)" +
+                          ", or 'x' with " + std::to_string(in) + " columns, positions last");
+  }
+  throw py::value_error(expected + std::to_string(in) + "], got " + got);
+}
+
+void hold_nodes(const PackedStudent& student, const py::object& nodes, const char* call, HeldRows& held) {
+  if (nodes.is_none()) return;
+  held.nodes = take_integers<std::int64_t>(nodes, call, "nodes");
+  if (held.nodes.ndim() != 1 || held.nodes.shape(0) != held.rows.count) {
+    throw py::value_error(std::string(call) + ": expected 'nodes' of shape [" + std::to_string(held.rows.count) +
+                          "], got " + shape_text(held.nodes));
+  }
+  held.rows.nodes = held.nodes.data();
+  const std::int64_t bad = student.find_bad_node(held.rows.nodes, held.rows.count);
+  if (bad >= 0) {
+    const py::object error = py::module_::import("gmoe_ext.errors").attr("GraphIndexError");
+    const py::object raised =
+        error(call, "nodes", bad, held.rows.nodes[bad], student.file().features.position_nodes);
+    PyErr_SetObject(error.ptr(), raised.ptr());
+    throw py::error_already_set();
+  }
+}
+
+HeldRows hold_dense(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
+  HeldRows held;
+  held.values = take_floats(x, call, "x");
+  if (held.values.ndim() != 2) {
+    throw py::value_error(std::string(call) + ": expected 'x' of shape [N, " +
+                          std::to_string(student.file().layers.front().in) + "], got " + shape_text(held.values) +
+                          (held.values.ndim() == 1 ? "; pass x[None] for one row" : ""));
+  }
+  held.rows.count = held.values.shape(0);
+  held.rows.columns = held.values.shape(1);
+  held.rows.dense = held.values.data();
+  check_columns(student, held.rows.columns, !nodes.is_none(), call, shape_text(held.values));
+  hold_nodes(student, nodes, call, held);
+  return held;
+}
+
+// x is a SciPy CSR matrix or array, or anything with its attributes.
+HeldRows hold_sparse(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
+  const auto refuse = [&](const std::string& what) { throw py::value_error(std::string(call) + ": " + what); };
+  const auto shape = x.attr("shape").cast<py::tuple>();
+  if (shape.size() != 2) refuse("expected a sparse 'x' with two dimensions");
+  HeldRows held;
+  held.rows.count = shape[0].cast<std::int64_t>();
+  held.rows.columns = shape[1].cast<std::int64_t>();
+  check_columns(student, held.rows.columns, !nodes.is_none(), call,
+                "[" + std::to_string(held.rows.count) + ", " + std::to_string(held.rows.columns) + "]");
+  held.values = take_floats(x.attr("data"), call, "x.data");
+  const IndexArray indices = take_integers<std::int64_t>(x.attr("indices"), call, "x.indices");
+  if (core::find_bad_index(indices.data(), indices.size(), held.rows.columns) >= 0) {
+    refuse("x.indices leave [0, " + std::to_string(held.rows.columns) + ")");
+  }
+  held.columns = take_integers<std::int32_t>(indices, call, "x.indices");
+  held.offsets = take_integers<std::int64_t>(x.attr("indptr"), call, "x.indptr");
+  const std::int64_t stored = held.values.size();
+  if (held.values.ndim() != 1 || held.columns.ndim() != 1 || held.columns.size() != stored ||
+      held.offsets.ndim() != 1 || held.offsets.size() != held.rows.count + 1) {
+    refuse("expected x.indptr of shape [" + std::to_string(held.rows.count + 1) +
+           "] and x.indices as long as x.data");
+  }
+  if (core::find_bad_offset(held.offsets.data(), held.rows.count, stored) >= 0) {
+    refuse("x.indptr does not rise from 0 to the " + std::to_string(stored) + " stored values");
+  }
+  for (std::int64_t i = 0; i < held.rows.count; ++i) {
+    for (std::int64_t n = held.offsets.data()[i] + 1; n < held.offsets.data()[i + 1]; ++n) {
+      if (held.columns.data()[n] <= held.columns.data()[n - 1]) {
+        refuse("the columns of row " + std::to_string(i) + " of 'x' do not ascend; call x.sum_duplicates()");
+      }
+    }
+  }
+  held.rows.offsets = held.offsets.data();
+  held.rows.column = held.columns.data();
+  held.rows.value = held.values.data();
+  hold_nodes(student, nodes, call, held);
+  return held;
+}
+
+HeldRows hold(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
+  const bool sparse = !py::isinstance<py::array>(x) && py::hasattr(x, "indptr");
+  if (sparse && py::str(py::getattr(x, "format", py::str(""))).cast<std::string>() != "csr") {
+    throw py::type_error(std::string(call) + ": expected a sparse 'x' in CSR form; call x.tocsr()");
+  }
+  return sparse ? hold_sparse(student, x, nodes, call) : hold_dense(student, x, nodes, call);
+}
+
+FloatArray predict(const PackedStudent& student, const py::object& x, const py::object& nodes) {
+  const HeldRows held = hold(student, x, nodes, "PackedStudent.predict");
+  FloatArray logits({held.rows.count, student.num_outputs()});
+  float* out = logits.mutable_data();
+  const py::gil_scoped_release unlocked;
+  student.predict(held.rows, out);
+  return logits;
+}
+
+void softmax_row(float* row, std::int64_t n) {
+  const float top = *std::max_element(row, row + n);
+  float sum = 0;
+  for (std::int64_t c = 0; c < n; ++c) sum += row[c] = std::exp(row[c] - top);
+  for (std::int64_t c = 0; c < n; ++c) row[c] /= sum;
+}
+
+FloatArray predict_proba(const PackedStudent& student, const py::object& x, const py::object& nodes) {
+  const HeldRows held = hold(student, x, nodes, "PackedStudent.predict_proba");
+  const std::int64_t outputs = student.num_outputs();
+  FloatArray proba({held.rows.count, outputs});
+  float* out = proba.mutable_data();
+  const py::gil_scoped_release unlocked;
+  student.predict(held.rows, out);
+  for (std::int64_t i = 0; i < held.rows.count; ++i) softmax_row(out + i * outputs, outputs);
+  return proba;
+}
+
+py::tuple route(const PackedStudent& student, const py::object& x, std::int64_t layer, const py::object& nodes) {
+  const char* call = "PackedStudent.route";
+  const auto layers = static_cast<std::int64_t>(student.file().layers.size());
+  if (layer < 0 || layer >= layers) {
+    throw py::value_error(std::string(call) + ": expected 'layer' in [0, " + std::to_string(layers) + "), got " +
+                          std::to_string(layer));
+  }
+  const core::RoutedLayer& routed = student.file().layers[static_cast<std::size_t>(layer)];
+  if (routed.memory == nullptr) {
+    throw py::value_error(std::string(call) + ": layer " + std::to_string(layer) + " has one expert and no router");
+  }
+  const HeldRows held = hold(student, x, nodes, call);
+  FloatArray gate({held.rows.count, routed.k});
+  IndexArray index({held.rows.count, routed.k});
+  float* gates = gate.mutable_data();
+  std::int64_t* indices = index.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    student.route(held.rows, static_cast<std::size_t>(layer), gates, indices);
+  }
+  return py::make_tuple(gate, index);
+}
+
+py::object classes(const PackedStudent& student) {
+  const StringList& names = student.file().classes;
+  if (names.size() == 0) return py::none();
+  py::list list;
+  for (std::size_t i = 0; i < names.size(); ++i) list.append(py::str(names[i].data(), names[i].size()));
+  return list;
+}
+
+py::dict info(const PackedStudent& student) {
+  const StudentFile& file = student.file();
+  py::list layers;
+  for (const core::RoutedLayer& layer : file.layers) {
+    py::dict entry;
+    entry["router"] = layer.memory == nullptr ? "none" : "cosine";
+    entry["in"] = layer.in;
+    entry["out"] = layer.out;
+    entry["experts"] = layer.experts;
+    entry["k"] = layer.k;
+    entry["activation"] = layer.relu ? "relu" : "none";
+    layers.append(entry);
+  }
+  py::dict features;
+  features["columns"] = file.features.columns;
+  features["normalize"] = normalize_name(file.features.normalize);
+  features["position_columns"] = file.features.position_columns;
+  features["position_nodes"] = file.features.position_nodes;
+  py::dict result;
+  result["format_version"] = kFormatVersion;
+  result["producer"] = file.producer;
+  result["model"] = file.model;
+  result["classes"] = classes(student);
+  result["features"] = features;
+  result["layers"] = layers;
+  result["num_bytes"] = file.num_bytes();
+  result["num_threads"] = student.num_threads();
+  result["cpu"] = core::isa_name(core::active_isa());
+  return result;
+}
+
+void set_num_threads(PackedStudent& student, std::int64_t n) {
+  constexpr std::int64_t kMost = 1024;
+  if (n < 1 || n > kMost) {
+    throw py::value_error("PackedStudent.num_threads: expected 1 to 1024, got " + std::to_string(n));
+  }
+  student.set_num_threads(static_cast<int>(n));
+}
+
+template <typename T>
+py::tuple cosine_topk_of(const py::handle& x_like, const py::handle& memory_like, std::int64_t k, double eps) {
+  const char* call = "cosine_topk";
+  const auto x = take<T>(x_like, call, "x", "f", "floating-point numbers");
+  const auto memory = take<T>(memory_like, call, "memory", "f", "floating-point numbers");
+  if (x.ndim() != 2 || memory.ndim() != 2 || x.shape(1) != memory.shape(1)) {
+    throw py::value_error("cosine_topk: expected 'x' of shape [N, D] and 'memory' of shape [E, D], got " +
+                          shape_text(x) + " and " + shape_text(memory));
+  }
+  if (k < 1 || k > memory.shape(0)) {
+    throw py::value_error("cosine_topk: expected 'k' in [1, " + std::to_string(memory.shape(0)) + "], got " +
+                          std::to_string(k));
+  }
+  if (!(eps > 0)) throw py::value_error("cosine_topk: expected 'eps' > 0");
+  py::array_t<T, py::array::c_style> gate({x.shape(0), static_cast<py::ssize_t>(k)});
+  IndexArray index({x.shape(0), static_cast<py::ssize_t>(k)});
+  const core::CosineTopk<T> arguments{x.data(),        memory.data(), x.shape(0), x.shape(1), memory.shape(0), k, eps,
+                                      gate.mutable_data(), index.mutable_data()};
+  {
+    const py::gil_scoped_release unlocked;
+    core::cosine_topk(arguments);
+  }
+  return py::make_tuple(gate, index);
+}
+
+py::tuple cosine_topk(const py::array& x, const py::array& memory, std::int64_t k, double eps) {
+  const bool wide = py::isinstance<py::array_t<double>>(x);
+  return wide ? cosine_topk_of<double>(x, memory, k, eps) : cosine_topk_of<float>(x, memory, k, eps);
+}
+
+}  // namespace
+}  // namespace gmoe::runtime
+
+PYBIND11_MODULE(_runtime, m) {
+  namespace rt = gmoe::runtime;
+  m.doc() = "Packed students and kernels on NumPy arrays, without torch; see gmoe_ext.runtime.";
+  m.attr("__version__") = GMOE_VERSION;
+  gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported at import, not at the first answer
+  m.def("cpu_capability", [] { return gmoe::core::isa_name(gmoe::core::active_isa()); });
+  m.def("cosine_topk", &rt::cosine_topk, py::arg("x"), py::arg("memory"), py::arg("k"), py::arg("eps") = 1e-12);
+  py::class_<rt::PackedStudent>(m, "PackedStudent")
+      .def(py::init(&rt::load), py::arg("path"))
+      .def("predict", &rt::predict, py::arg("x"), py::arg("nodes") = py::none())
+      .def("predict_proba", &rt::predict_proba, py::arg("x"), py::arg("nodes") = py::none())
+      .def("route", &rt::route, py::arg("x"), py::arg("layer") = 0, py::arg("nodes") = py::none())
+      .def("info", &rt::info)
+      .def_property_readonly("classes", &rt::classes)
+      .def_property_readonly("num_bytes", [](const rt::PackedStudent& s) { return s.file().num_bytes(); })
+      .def_property("num_threads", &rt::PackedStudent::num_threads, &rt::set_num_threads);
+}

@@ -1,0 +1,264 @@
+// A student layer for serving. One row: the products of its non-zero features with the chosen experts' rows, all outputs
+// in registers, so that every weight is read once and a ReLU's zeros cost nothing; the floor is the time to stream k
+// experts' used rows. Many rows: grouped by expert inside a block that stays in the second-level cache, then a register
+// tile over panels of the weights. Both add in one order (experts ascending, bias first, features ascending, the gate
+// multiplied into the feature), so a row's answer does not depend on the batch it came in.
+#include "core/cpu/routed_layer.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "core/cpu/cosine.h"
+
+namespace gmoe::core::GMOE_ISA {
+namespace {
+
+using V = FloatVector;
+constexpr int kLane = 16;
+constexpr float kEps = 1e-12f;  // smallest norm, as in ops.cosine_topk
+
+// Output vectors kept in registers: all but those a tile needs for its operands (32, 16 and 16 registers of 64, 32 and 16
+// bytes).
+#if defined(__AVX512F__)
+constexpr int kRowVectors = 16, kTileRows = 6, kTileVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kRowVectors = 6, kTileRows = 6, kTileVectors = 1;
+#else
+constexpr int kRowVectors = 3, kTileRows = 3, kTileVectors = 1;
+#endif
+
+inline V relu(V v) { return v < 0 ? V{} : v; }  // keeps NaN
+inline float relu(float v) { return v < 0 ? 0.0f : v; }
+
+struct Row {
+  const RoutedLayer& layer;
+  const SparseRow& x;
+  const float* gate;
+  const std::int64_t* index;
+};
+
+// N vectors of outputs from `column` on; the last of them ends at column + width, over the one before it if need be.
+template <int N>
+void wide_columns(const Row& row, std::int64_t column, std::int64_t width, float* y) {
+  const RoutedLayer& a = row.layer;
+  const std::int64_t last = width - kLane;
+  const auto offset = [last](int v) { return v == N - 1 ? last : std::int64_t{v} * kLane; };
+  V sum[N] = {};
+  for (std::int64_t r = 0; r < a.k; ++r) {
+    const float gate = row.gate[r];
+    const float* weight = a.weight + row.index[r] * a.in * a.out + column;
+    const float* bias = a.bias + row.index[r] * a.out + column;
+    for (int v = 0; v < N; ++v) sum[v] += gate * load(bias + offset(v));
+    for (std::int64_t n = 0; n < row.x.count; ++n) {
+      const float value = gate * row.x.value[n];
+      const float* from = weight + row.x.column[n] * a.out;
+      for (int v = 0; v < N; ++v) sum[v] += value * load(from + offset(v));
+    }
+  }
+  for (int v = 0; v < N; ++v) store(y + column + offset(v), a.relu ? relu(sum[v]) : sum[v]);
+}
+
+// All N outputs of a layer narrower than one vector.
+template <int N>
+void narrow_columns(const Row& row, std::int64_t, std::int64_t, float* y) {
+  const RoutedLayer& a = row.layer;
+  float sum[N] = {};
+  for (std::int64_t r = 0; r < a.k; ++r) {
+    const float gate = row.gate[r];
+    const float* weight = a.weight + row.index[r] * a.in * N;
+    const float* bias = a.bias + row.index[r] * N;
+    for (int c = 0; c < N; ++c) sum[c] += gate * bias[c];
+    for (std::int64_t n = 0; n < row.x.count; ++n) {
+      const float value = gate * row.x.value[n];
+      const float* from = weight + row.x.column[n] * N;
+      for (int c = 0; c < N; ++c) sum[c] += value * from[c];
+    }
+  }
+  for (int c = 0; c < N; ++c) y[c] = a.relu ? relu(sum[c]) : sum[c];
+}
+
+using Columns = void (*)(const Row&, std::int64_t, std::int64_t, float*);
+
+template <int... I>
+constexpr std::array<Columns, sizeof...(I)> wide_table(std::integer_sequence<int, I...>) {
+  return {wide_columns<I + 1>...};
+}
+template <int... I>
+constexpr std::array<Columns, sizeof...(I)> narrow_table(std::integer_sequence<int, I...>) {
+  return {narrow_columns<I + 1>...};
+}
+constexpr auto kWide = wide_table(std::make_integer_sequence<int, kRowVectors>{});
+constexpr auto kNarrow = narrow_table(std::make_integer_sequence<int, kLane - 1>{});
+
+void sort_by_expert(std::int64_t k, float* gate, std::int64_t* index) {
+  for (std::int64_t r = 1; r < k; ++r) {
+    for (std::int64_t s = r; s > 0 && index[s] < index[s - 1]; --s) {
+      std::swap(index[s], index[s - 1]);
+      std::swap(gate[s], gate[s - 1]);
+    }
+  }
+}
+
+void gates_of(const RoutedLayer& a, float norm, float* cosine, float* gate, std::int64_t* index) {
+  // Written so that a NaN norm stays NaN: fmax would drop it.
+  const float scale = 1.0f / (norm < kEps ? kEps : norm);
+  for (std::int64_t e = 0; e < a.experts; ++e) cosine[e] *= scale;
+  select_top(cosine, a.experts, a.k, gate, index);
+  softmax_bounded(gate, a.k);
+}
+
+// R rows times one panel of N vectors: y[rows[i]] += gate[i] * bias + scaled[i] W.
+template <int R, int N>
+void tile(const float* scaled, std::int64_t in, const float* panel, const float* gate, float* const* y) {
+  V sum[R][N];
+  for (int i = 0; i < R; ++i) {
+    for (int v = 0; v < N; ++v) sum[i][v] = load(y[i] + v * kLane) + gate[i] * load(panel + v * kLane);
+  }
+  const float* weight = panel + N * kLane;
+  for (std::int64_t j = 0; j < in; ++j, weight += N * kLane) {
+    V column[N];
+    for (int v = 0; v < N; ++v) column[v] = load(weight + v * kLane);
+    for (int i = 0; i < R; ++i) {
+      const float value = scaled[i * in + j];
+      for (int v = 0; v < N; ++v) sum[i][v] += value * column[v];
+    }
+  }
+  for (int i = 0; i < R; ++i) {
+    for (int v = 0; v < N; ++v) store(y[i] + v * kLane, sum[i][v]);
+  }
+}
+
+using Tile = void (*)(const float*, std::int64_t, const float*, const float*, float* const*);
+
+template <int... I>
+constexpr std::array<Tile, sizeof...(I)> tile_table(std::integer_sequence<int, I...>) {
+  return {tile<I / kTileVectors + 1, I % kTileVectors + 1>...};
+}
+constexpr auto kTile = tile_table(std::make_integer_sequence<int, kTileRows * kTileVectors>{});
+
+// Rows of one expert, gathered and scaled, through all panels of its weights.
+void expert_rows(const RoutedLayer& a, std::int64_t expert, const std::int64_t* slots, std::int64_t count,
+                 const float* gate, const float* scaled, float* y) {
+  const std::int64_t width = padded(a.out);
+  const float* panels = a.panels + expert * (a.in + 1) * width;
+  for (std::int64_t column = 0; column < width; column += kTileVectors * kLane) {
+    const std::int64_t vectors = std::min<std::int64_t>(kTileVectors, (width - column) / kLane);
+    for (std::int64_t i = 0; i < count; i += kTileRows) {
+      const std::int64_t rows = std::min<std::int64_t>(kTileRows, count - i);
+      float* to[kTileRows];
+      float row_gate[kTileRows];
+      for (std::int64_t t = 0; t < rows; ++t) {
+        to[t] = y + slots[i + t] / a.k * width + column;
+        row_gate[t] = gate[slots[i + t]];
+      }
+      kTile[static_cast<std::size_t>((rows - 1) * kTileVectors + vectors - 1)](scaled + i * a.in, a.in,
+                                                                               panels + (a.in + 1) * column, row_gate, to);
+    }
+  }
+}
+
+// A stable counting sort of the block's slots (row * k + choice) by expert.
+void group_by_expert(const RoutedLayer& a, std::int64_t rows, const std::int64_t* index, const BlockScratch& scratch) {
+  std::int64_t* offsets = scratch.offsets;
+  std::fill(offsets, offsets + a.experts + 1, 0);
+  for (std::int64_t s = 0; s < rows * a.k; ++s) ++offsets[index[s] + 1];
+  for (std::int64_t e = 0; e < a.experts; ++e) offsets[e + 1] += offsets[e];
+  for (std::int64_t s = 0; s < rows * a.k; ++s) scratch.slots[offsets[index[s]]++] = s;
+  for (std::int64_t e = a.experts; e > 0; --e) offsets[e] = offsets[e - 1];
+  offsets[0] = 0;
+}
+
+}  // namespace
+
+std::int64_t compress(const float* x, std::int64_t n, float* value, std::int32_t* column) {
+  std::int64_t count = 0;
+  for (std::int64_t j = 0; j < n; ++j) {
+    value[count] = x[j];
+    column[count] = static_cast<std::int32_t>(j);
+    count += x[j] != 0.0f;
+  }
+  return count;
+}
+
+void route_row(const RoutedLayer& a, const float* x, float* cosine, float* gate, std::int64_t* index) {
+  if (a.memory == nullptr) {
+    gate[0] = 1.0f;
+    index[0] = 0;
+    return;
+  }
+  cosines(x, a.memory, a.experts, a.in, 1.0f, cosine);
+  gates_of(a, std::sqrt(squared_norm(x, a.in)), cosine, gate, index);
+}
+
+void route_sparse_row(const RoutedLayer& a, const SparseRow& x, float* cosine, float* gate, std::int64_t* index) {
+  if (a.memory == nullptr) {
+    gate[0] = 1.0f;
+    index[0] = 0;
+    return;
+  }
+  float squares = 0;
+  for (std::int64_t n = 0; n < x.count; ++n) squares += x.value[n] * x.value[n];
+  for (std::int64_t e = 0; e < a.experts; ++e) {
+    const float* row = a.memory + e * a.in;
+    float sum = 0;
+    for (std::int64_t n = 0; n < x.count; ++n) sum += x.value[n] * row[x.column[n]];
+    cosine[e] = sum;
+  }
+  gates_of(a, std::sqrt(squares), cosine, gate, index);
+}
+
+void routed_row(const RoutedLayer& a, const SparseRow& x, float* gate, std::int64_t* index, float* y) {
+  sort_by_expert(a.k, gate, index);
+  const Row row{a, x, gate, index};
+  if (a.out < kLane) {
+    kNarrow[static_cast<std::size_t>(a.out - 1)](row, 0, a.out, y);
+    return;
+  }
+  for (std::int64_t column = 0; column < a.out;) {
+    // A rest narrower than a vector joins the pass before it.
+    const std::int64_t width = std::min<std::int64_t>(a.out - column, kRowVectors * kLane);
+    const bool short_rest = a.out - column - width > 0 && a.out - column - width < kLane;
+    const std::int64_t taken = short_rest ? width - kLane : width;
+    kWide[static_cast<std::size_t>((taken + kLane - 1) / kLane - 1)](row, column, taken, y);
+    column += taken;
+  }
+}
+
+void pack_panels(const RoutedLayer& a, float* panels) {
+  const std::int64_t width = padded(a.out);
+  for (std::int64_t e = 0; e < a.experts; ++e) {
+    for (std::int64_t column = 0; column < width; column += kTileVectors * kLane) {
+      const std::int64_t panel_width = std::min<std::int64_t>(kTileVectors * kLane, width - column);
+      const std::int64_t used = std::min(panel_width, a.out - column);
+      for (std::int64_t j = -1; j < a.in; ++j, panels += panel_width) {
+        const float* from = j < 0 ? a.bias + e * a.out : a.weight + (e * a.in + j) * a.out;
+        std::copy(from + column, from + column + used, panels);
+        std::fill(panels + used, panels + panel_width, 0.0f);
+      }
+    }
+  }
+}
+
+void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, std::int64_t rows, const float* gate,
+                  const std::int64_t* index, const BlockScratch& scratch, float* y) {
+  const std::int64_t size = rows * padded(a.out);
+  std::fill(y, y + size, 0.0f);
+  group_by_expert(a, rows, index, scratch);
+  for (std::int64_t e = 0; e < a.experts; ++e) {
+    const std::int64_t* slots = scratch.slots + scratch.offsets[e];
+    const std::int64_t count = scratch.offsets[e + 1] - scratch.offsets[e];
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float* from = x + slots[i] / a.k * x_stride;
+      const float row_gate = gate[slots[i]];
+      float* to = scratch.scaled + i * a.in;
+      for (std::int64_t j = 0; j < a.in; ++j) to[j] = row_gate * from[j];
+    }
+    expert_rows(a, e, slots, count, gate, scratch.scaled, y);
+  }
+  if (a.relu) {
+    for (std::int64_t i = 0; i < size; i += kLane) store(y + i, relu(load(y + i)));
+  }
+}
+
+}  // namespace gmoe::core::GMOE_ISA

@@ -1,0 +1,76 @@
+// A packed student that answers: torch-free, thread-safe, one row without allocation, many rows in parallel blocks.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/student_file.h"
+
+namespace gmoe::runtime {
+
+// Rows of features, dense and row-major, or in compressed sparse rows.
+struct Rows {
+  std::int64_t count = 0;
+  const float* dense = nullptr;           // [count, columns]
+  std::int64_t columns = 0;               // features, or features and positions together
+  const std::int64_t* offsets = nullptr;  // [count + 1], checked by the caller like column below
+  const std::int32_t* column = nullptr;   // ascending within a row
+  const float* value = nullptr;
+  const std::int64_t* nodes = nullptr;    // [count] rows of the position table, -1 for a node it does not hold
+};
+
+class PackedStudent {
+ public:
+  explicit PackedStudent(const std::string& path);
+  ~PackedStudent();
+
+  const StudentFile& file() const { return file_; }
+  std::int64_t num_outputs() const { return file_.layers.back().out; }
+  int num_threads() const { return num_threads_; }
+  void set_num_threads(int n) { num_threads_ = n; }
+
+  // Position of the first node outside [-1, position_nodes), or -1.
+  std::int64_t find_bad_node(const std::int64_t* nodes, std::int64_t count) const;
+
+  // logits[count, num_outputs]. Safe to call from many threads at once.
+  void predict(const Rows& rows, float* logits) const;
+  // gate[count, k] descending and index[count, k] of one layer, which must have a router.
+  void route(const Rows& rows, std::size_t layer, float* gate, std::int64_t* index) const;
+
+ private:
+  struct Workspace;
+  class Lease;
+
+  // What row i leaves behind: logits, or the routing of layer `stop`.
+  struct Target {
+    float* logits;
+    float* gate;
+    std::int64_t* index;
+    std::size_t stop;
+  };
+
+  template <typename F>
+  void in_parallel(std::int64_t count, std::int64_t rows_per_item, const F& item) const;
+  void row(const Rows& rows, std::int64_t i, Workspace& work, const Target& target) const;
+  void take_row(const Rows& rows, std::int64_t i, Workspace& work, core::SparseRow* x) const;
+  void block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work, float* logits) const;
+  void first_layer_sparse(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work, float* y) const;
+  void prepare(const Rows& rows, std::int64_t i, float* out) const;
+  const float* position(const Rows& rows, std::int64_t i) const;
+  const std::vector<core::RoutedLayer>& packed_layers() const;
+
+  StudentFile file_;
+  std::int64_t block_rows_, work_per_row_;
+  std::atomic<int> num_threads_;
+  mutable std::mutex mutex_;                              // guards idle_
+  mutable std::vector<std::unique_ptr<Workspace>> idle_;  // as many as were ever in use at once
+  mutable std::once_flag packed_once_;
+  mutable std::vector<core::RoutedLayer> packed_layers_;  // with panels, made at the first batch
+  mutable std::vector<float> panels_;
+};
+
+}  // namespace gmoe::runtime

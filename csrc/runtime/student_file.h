@@ -1,0 +1,63 @@
+// What a packed student's file says, checked against itself and against its tensors (docs/runtime_format.md).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/cpu/routed_layer.h"
+#include "runtime/safetensors_reader.h"
+
+namespace gmoe::runtime {
+
+inline constexpr std::int64_t kFormatVersion = 1;
+inline constexpr char kMetadataKey[] = "gmoe_ext.student";
+
+// How a row of features is prepared before the first layer.
+enum class Normalize { none, row_sum, row_norm };
+const char* normalize_name(Normalize normalize);
+
+// Many short strings in one.
+class StringList {
+ public:
+  void push_back(std::string_view text);
+  std::size_t size() const { return ends_.size(); }
+  std::string_view operator[](std::size_t i) const;
+
+ private:
+  std::string text_;
+  std::vector<std::uint32_t> ends_;
+};
+
+struct Features {
+  std::int64_t columns = 0;           // of the rows a caller hands in
+  std::int64_t position_columns = 0;  // appended to each; 0 without a table
+  std::int64_t position_nodes = 0;
+  Normalize normalize = Normalize::none;
+  const float* positions = nullptr;   // [position_nodes, position_columns]
+};
+
+class StudentFile {
+ public:
+  explicit StudentFile(const std::string& path);
+
+  std::int64_t num_bytes() const { return reader_.num_bytes(); }
+
+  std::string producer, model;
+  StringList classes;  // empty, or one name an output
+  Features features;
+  std::vector<core::RoutedLayer> layers;
+
+ private:
+  void read_document();
+  void read_features(JsonCursor& json);
+  void read_layer(JsonCursor& json);
+  void check_sizes() const;
+  void bind_tensors();
+
+  SafetensorsReader reader_;
+  std::vector<bool> routed_;  // one a layer
+};
+
+}  // namespace gmoe::runtime
