@@ -33,8 +33,8 @@ std::string shape_text(const py::array& a) {
 
 // Dense, aligned and of element type T: the array itself where it is so already, else a copy.
 template <typename T>
-py::array_t<T, py::array::c_style> take(const py::handle& value, const char* call, const char* name,
-                                        const char* kinds, const char* expected) {
+py::array_t<T, py::array::c_style> take(const py::handle& value, const char* call, const char* name, const char* kinds,
+                                        const char* expected) {
   const py::array a = py::array::ensure(value);
   if (!a) {
     PyErr_Clear();
@@ -124,8 +124,7 @@ void hold_nodes(const PackedStudent& student, const py::object& nodes, const cha
   const std::int64_t bad = student.find_bad_node(held.rows.nodes, held.rows.count);
   if (bad >= 0) {
     const py::object error = py::module_::import("gmoe_ext.errors").attr("GraphIndexError");
-    const py::object raised =
-        error(call, "nodes", bad, held.rows.nodes[bad], student.file().features.position_nodes);
+    const py::object raised = error(call, "nodes", bad, held.rows.nodes[bad], student.file().features.position_nodes);
     PyErr_SetObject(error.ptr(), raised.ptr());
     throw py::error_already_set();
   }
@@ -167,8 +166,7 @@ HeldRows hold_sparse(const PackedStudent& student, const py::object& x, const py
   const std::int64_t stored = held.values.size();
   if (held.values.ndim() != 1 || held.columns.ndim() != 1 || held.columns.size() != stored ||
       held.offsets.ndim() != 1 || held.offsets.size() != held.rows.count + 1) {
-    refuse("expected x.indptr of shape [" + std::to_string(held.rows.count + 1) +
-           "] and x.indices as long as x.data");
+    refuse("expected x.indptr of shape [" + std::to_string(held.rows.count + 1) + "] and x.indices as long as x.data");
   }
   if (core::find_bad_offset(held.offsets.data(), held.rows.count, stored) >= 0) {
     refuse("x.indptr does not rise from 0 to the " + std::to_string(stored) + " stored values");
@@ -308,8 +306,9 @@ py::tuple cosine_topk_of(const py::handle& x_like, const py::handle& memory_like
   if (!(eps > 0)) throw py::value_error("cosine_topk: expected 'eps' > 0");
   py::array_t<T, py::array::c_style> gate({x.shape(0), static_cast<py::ssize_t>(k)});
   IndexArray index({x.shape(0), static_cast<py::ssize_t>(k)});
-  const core::CosineTopk<T> arguments{x.data(),        memory.data(), x.shape(0), x.shape(1), memory.shape(0), k, eps,
-                                      gate.mutable_data(), index.mutable_data()};
+  const core::CosineTopk<T> arguments{x.data(),   memory.data(),       x.shape(0),
+                                      x.shape(1), memory.shape(0),     k,
+                                      eps,        gate.mutable_data(), index.mutable_data()};
   {
     const py::gil_scoped_release unlocked;
     core::cosine_topk(arguments);

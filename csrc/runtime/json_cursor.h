@@ -1,6 +1,6 @@
-// A strict JSON reader for headers that may come from anywhere. It builds no tree: the caller walks the text in the shape
-// it expects, so nothing is allocated but the strings it asks for, and nesting is as deep as the caller's own code.
-// Accepted is RFC 8259 less what headers have no use for: numbers are integers from 0 to 2^53.
+// A strict JSON reader for headers that may come from anywhere. It builds no tree: the caller walks the text in the
+// shape it expects, so nothing is allocated but the strings it asks for, and nesting is as deep as the caller's own
+// code. Accepted is RFC 8259 less what headers have no use for: numbers are integers from 0 to 2^53.
 #pragma once
 
 #include <cstdint>
@@ -41,10 +41,10 @@ class JsonCursor {
     } while (comma_or(']'));
   }
 
-  std::string string();                    // decoded, valid UTF-8
+  std::string string();  // decoded, valid UTF-8
   std::int64_t integer();
-  bool null_if();                          // consumes `null` if it is next
-  void end();                              // only white space may follow
+  bool null_if();  // consumes `null` if it is next
+  void end();      // only white space may follow
   [[noreturn]] void fail(const std::string& what) const;
 
  private:

@@ -20,7 +20,7 @@ struct Rows {
   const std::int64_t* offsets = nullptr;  // [count + 1], checked by the caller like column below
   const std::int32_t* column = nullptr;   // ascending within a row
   const float* value = nullptr;
-  const std::int64_t* nodes = nullptr;    // [count] rows of the position table, -1 for a node it does not hold
+  const std::int64_t* nodes = nullptr;  // [count] rows of the position table, -1 for a node it does not hold
 };
 
 class PackedStudent {

@@ -14,10 +14,11 @@
 namespace gmoe::runtime {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "safetensors numbers are little-endian and are used in place");
+static_assert(std::endian::native == std::endian::little,
+              "safetensors numbers are little-endian and are used in place");
 
-constexpr std::int64_t kLengthBytes = 8;               // the header's length comes first
-constexpr std::int64_t kMaxHeaderBytes = 16 << 20;     // class names of a large student fit many times
+constexpr std::int64_t kLengthBytes = 8;            // the header's length comes first
+constexpr std::int64_t kMaxHeaderBytes = 16 << 20;  // class names of a large student fit many times
 constexpr std::size_t kMaxNameBytes = 128;
 // {"a":{"dtype":"F32","shape":[],"data_offsets":[0,0]}} less the outer braces: no entry is shorter.
 constexpr std::int64_t kMinEntryBytes = 50;
@@ -98,8 +99,7 @@ SafetensorsReader::SafetensorsReader(const std::string& path, std::string_view m
   }
   std::uint64_t length = 0;
   std::memcpy(&length, bytes.data(), sizeof length);
-  if (length > static_cast<std::uint64_t>(kMaxHeaderBytes) ||
-      static_cast<std::int64_t>(length) > size - kLengthBytes) {
+  if (length > static_cast<std::uint64_t>(kMaxHeaderBytes) || static_cast<std::int64_t>(length) > size - kLengthBytes) {
     throw FormatError("the header claims " + std::to_string(length) + " bytes, expected at most " +
                       std::to_string(std::min(kMaxHeaderBytes, size - kLengthBytes)) +
                       ": the file is cut short or is no safetensors file");
@@ -186,8 +186,8 @@ void SafetensorsReader::check_layout() {
                                   "] leave the file's " + std::to_string(data_size) + " bytes of data");
     }
     if (entry.end - entry.begin != bytes) {
-      fail_tensor(entry.name, "shape " + shape_text(entry.shape.data(), static_cast<std::size_t>(entry.rank)) +
-                                  " of " + kDtypes[entry.dtype].name + " takes " + std::to_string(bytes) +
+      fail_tensor(entry.name, "shape " + shape_text(entry.shape.data(), static_cast<std::size_t>(entry.rank)) + " of " +
+                                  kDtypes[entry.dtype].name + " takes " + std::to_string(bytes) +
                                   " bytes, data_offsets give " + std::to_string(entry.end - entry.begin));
     }
     if ((data_begin_ + entry.begin) % kDtypes[entry.dtype].bytes != 0) {

@@ -34,7 +34,7 @@ struct TensorEntry {
   std::array<std::int64_t, kMaxRank> shape{};
   std::int64_t begin = 0, end = 0;  // bytes from the start of the data
   std::int8_t rank = 0;
-  std::int8_t dtype = 0;            // position in the table of dtypes
+  std::int8_t dtype = 0;  // position in the table of dtypes
 };
 
 class SafetensorsReader {

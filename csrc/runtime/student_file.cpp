@@ -181,8 +181,8 @@ void StudentFile::check_sizes() const {
   }
   for (std::size_t l = 1; l < layers.size(); ++l) {
     if (layers[l].in != layers[l - 1].out) {
-      throw FormatError(layer_text(l) + " takes " + std::to_string(layers[l].in) + " inputs, the layer before it gives " +
-                        std::to_string(layers[l - 1].out));
+      throw FormatError(layer_text(l) + " takes " + std::to_string(layers[l].in) +
+                        " inputs, the layer before it gives " + std::to_string(layers[l - 1].out));
     }
   }
   if (classes.size() != 0 && static_cast<std::int64_t>(classes.size()) != layers.back().out) {

@@ -35,7 +35,7 @@ struct Features {
   std::int64_t position_columns = 0;  // appended to each; 0 without a table
   std::int64_t position_nodes = 0;
   Normalize normalize = Normalize::none;
-  const float* positions = nullptr;   // [position_nodes, position_columns]
+  const float* positions = nullptr;  // [position_nodes, position_columns]
 };
 
 class StudentFile {

@@ -85,9 +85,9 @@ def pack(
 ) -> Path:
     """Write a student into one file that ``gmoe_ext.runtime.PackedStudent`` serves without torch.
 
-    What the model does in evaluation is what the file does: batch norms, input attention and output scale are folded into
-    the experts' matrices in double precision, memories are stored as unit vectors. The file replaces an older one in one
-    step; nobody sees half of it.
+    What the model does in evaluation is what the file does: batch norms, input attention and output scale are folded
+    into the experts' matrices in double precision, memories are stored as unit vectors. The file replaces an older one
+    in one step; nobody sees half of it.
 
     Args:
         model: built by ``models.build("rbm" | "mlp", ...)``.
@@ -152,7 +152,8 @@ def _layers(model: Model) -> list[_Layer]:
     elif isinstance(model, MLP):
         layers = [_linear_layer(layer) for layer in model.layers]
     else:
-        raise ConfigError(f"pack: expected a student of kind 'rbm' or 'mlp', got {model.name or type(model).__name__!r}")
+        kind = model.name or type(model).__name__
+        raise ConfigError(f"pack: expected a student of kind 'rbm' or 'mlp', got {kind!r}")
     for layer, norm in zip(layers[:-1], model.norms, strict=True):
         _fold(layer, _affine(norm))
         layer.relu = True

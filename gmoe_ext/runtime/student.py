@@ -18,11 +18,12 @@ class PackedStudent:
     Many threads may share one student: calls release the interpreter lock. A row's answer does not depend on the batch
     it comes in, nor on the number of threads. A NaN or infinity in a row shows in that row's answer alone.
 
-    Rows ``x`` may be a dense array of any real type, or a SciPy CSR matrix, of which only the stored values are read (its
-    answers equal the dense ones up to rounding). Dense C-contiguous float32 is used in place, anything else is copied.
+    Rows ``x`` may be a dense array of any real type, or a SciPy CSR matrix, of which only the stored values are read
+    (its answers equal the dense ones up to rounding). Dense C-contiguous float32 is used in place, anything else is
+    copied.
 
-    A student with a position table takes the features in ``x`` and the row of the table in ``nodes``, -1 for a node that
-    the table does not hold (its position is then all zeros); or features and positions together in ``x``.
+    A student with a position table takes the features in ``x`` and the row of the table in ``nodes``, -1 for a node
+    that the table does not hold (its position is then all zeros); or features and positions together in ``x``.
 
     Example:
         >>> student = PackedStudent.load("student.safetensors")

@@ -1,8 +1,8 @@
-// A student layer for serving. One row: the products of its non-zero features with the chosen experts' rows, all outputs
-// in registers, so that every weight is read once and a ReLU's zeros cost nothing; the floor is the time to stream k
-// experts' used rows. Many rows: grouped by expert inside a block that stays in the second-level cache, then a register
-// tile over panels of the weights. Both add in one order (experts ascending, bias first, features ascending, the gate
-// multiplied into the feature), so a row's answer does not depend on the batch it came in.
+// A student layer for serving. One row: the products of its non-zero features with the chosen experts' rows, all
+// outputs in registers, so that every weight is read once and a ReLU's zeros cost nothing; the floor is the time to
+// stream k experts' used rows. Many rows: grouped by expert inside a block that stays in the second-level cache, then a
+// register tile over panels of the weights. Both add in one order (experts ascending, bias first, features ascending,
+// the gate multiplied into the feature), so a row's answer does not depend on the batch it came in.
 #include "core/cpu/routed_layer.h"
 
 #include <algorithm>
@@ -18,8 +18,8 @@ using V = FloatVector;
 constexpr int kLane = 16;
 constexpr float kEps = 1e-12f;  // smallest norm, as in ops.cosine_topk
 
-// Output vectors kept in registers: all but those a tile needs for its operands (32, 16 and 16 registers of 64, 32 and 16
-// bytes).
+// Output vectors kept in registers: all but those a tile needs for its operands (32, 16 and 16 registers of 64, 32 and
+// 16 bytes).
 #if defined(__AVX512F__)
 constexpr int kRowVectors = 16, kTileRows = 6, kTileVectors = 4;
 #elif defined(__AVX2__)
@@ -30,6 +30,15 @@ constexpr int kRowVectors = 3, kTileRows = 3, kTileVectors = 1;
 
 inline V relu(V v) { return v < 0 ? V{} : v; }  // keeps NaN
 inline float relu(float v) { return v < 0 ? 0.0f : v; }
+
+// The compiler fuses vector products and sums wherever the processor can; single values must round the same way.
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 struct Row {
   const RoutedLayer& layer;
@@ -68,11 +77,11 @@ void narrow_columns(const Row& row, std::int64_t, std::int64_t, float* y) {
     const float gate = row.gate[r];
     const float* weight = a.weight + row.index[r] * a.in * N;
     const float* bias = a.bias + row.index[r] * N;
-    for (int c = 0; c < N; ++c) sum[c] += gate * bias[c];
+    for (int c = 0; c < N; ++c) sum[c] = multiply_add(gate, bias[c], sum[c]);
     for (std::int64_t n = 0; n < row.x.count; ++n) {
       const float value = gate * row.x.value[n];
       const float* from = weight + row.x.column[n] * N;
-      for (int c = 0; c < N; ++c) sum[c] += value * from[c];
+      for (int c = 0; c < N; ++c) sum[c] = multiply_add(value, from[c], sum[c]);
     }
   }
   for (int c = 0; c < N; ++c) y[c] = a.relu ? relu(sum[c]) : sum[c];
@@ -152,8 +161,8 @@ void expert_rows(const RoutedLayer& a, std::int64_t expert, const std::int64_t* 
         to[t] = y + slots[i + t] / a.k * width + column;
         row_gate[t] = gate[slots[i + t]];
       }
-      kTile[static_cast<std::size_t>((rows - 1) * kTileVectors + vectors - 1)](scaled + i * a.in, a.in,
-                                                                               panels + (a.in + 1) * column, row_gate, to);
+      kTile[static_cast<std::size_t>((rows - 1) * kTileVectors + vectors - 1)](
+          scaled + i * a.in, a.in, panels + (a.in + 1) * column, row_gate, to);
     }
   }
 }

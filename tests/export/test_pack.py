@@ -1,0 +1,161 @@
+"""A packed student is the model it was packed from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from gmoe_ext import models
+from gmoe_ext.errors import ConfigError
+from gmoe_ext.export import pack
+from gmoe_ext.models.registry import Model
+from gmoe_ext.runtime import PackedStudent
+
+
+def trained(name: str, seed: int = 0, **options: Any) -> Model:
+    """A model in evaluation whose every learnt value has moved away from its start."""
+    generator = torch.Generator().manual_seed(seed)
+    model = models.build(name, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for norm in model.norms:
+            if isinstance(norm, torch.nn.BatchNorm1d):
+                norm.running_mean.normal_(generator=generator)
+                norm.running_var.uniform_(0.3, 3.0, generator=generator)
+    return model
+
+
+def assert_parity(model: Model, path: Path, in_dim: int) -> None:
+    x = torch.randn(257, in_dim, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x).logits.numpy()
+    logits = PackedStudent.load(path).predict(x.numpy())
+    scale = max(1.0, float(np.abs(expected).max()))
+    assert np.abs(logits - expected).max() <= 1e-5 * scale
+    assert np.array_equal(logits.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("input_attention", [True, False])
+@pytest.mark.parametrize(("num_experts", "k"), [(2, 1), (4, 1), (4, 2), (4, 3), (9, 8)])
+def test_rbm_parity(
+    tmp_path: Path, num_layers: int, norm: str, input_attention: bool, num_experts: int, k: int
+) -> None:
+    options = dict(in_dim=21, hidden_dim=34, out_dim=6, num_layers=num_layers, norm=norm, num_experts=num_experts, k=k)
+    model = trained("rbm", input_attention=input_attention, **options)
+    assert_parity(model, pack(model, tmp_path / "s.safetensors"), 21)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_mlp_parity(tmp_path: Path, num_layers: int, norm: str) -> None:
+    model = trained("mlp", in_dim=21, hidden_dim=34, out_dim=6, num_layers=num_layers, norm=norm)
+    assert_parity(model, pack(model, tmp_path / "s.safetensors"), 21)
+
+
+def test_wide_rbm_parity(tmp_path: Path) -> None:
+    model = trained("rbm", in_dim=300, hidden_dim=600, out_dim=50, num_layers=2, num_experts=5, k=3)
+    assert_parity(model, pack(model, tmp_path / "s.safetensors"), 300)
+
+
+def test_a_student_in_pretraining_is_its_first_expert(tmp_path: Path) -> None:
+    model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=4, k=2)
+    model.set_pretraining(True)
+    path = pack(model, tmp_path / "s.safetensors")
+    assert_parity(model, path, 8)
+    assert [layer["experts"] for layer in PackedStudent.load(path).info()["layers"]] == [1, 1]
+
+
+def test_large_log_scales_stop_where_the_model_stops(tmp_path: Path) -> None:
+    model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=1, num_experts=4, k=2)
+    with torch.no_grad():
+        model.layers[0].log_scale.fill_(9.0)
+        model.layers[0].log_attention.fill_(9.0)
+    assert_parity(model, pack(model, tmp_path / "s.safetensors"), 8)
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=3, k=2)
+    path = pack(model, tmp_path / "s.safetensors", class_names=["é", '"quoted"', "back\\slash", ""])
+    tensors = load_file(path)
+    assert tensors["layers.0.weight"].shape == (3, 8, 16) and tensors["layers.1.memory"].shape == (3, 16)
+    np.testing.assert_allclose(np.linalg.norm(tensors["layers.0.memory"], axis=1), 1, atol=1e-6)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    assert (8 + length) % 64 == 0
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["gmoe_ext.student"])["format_version"] == 1
+    assert PackedStudent.load(path).classes == ["é", '"quoted"', "back\\slash", ""]
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=3, k=2)
+    assert pack(model, tmp_path / "a").read_bytes() == pack(model, tmp_path / "b").read_bytes()
+
+
+def test_packing_leaves_the_model_alone(tmp_path: Path) -> None:
+    model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=3, k=2, norm="batch")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pack(model, tmp_path / "s.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained("mlp", in_dim=8, hidden_dim=16, out_dim=4)
+    path = pack(model, tmp_path / "s.safetensors")
+    before = path.read_bytes()
+
+    def no_room(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        pack(trained("mlp", 1, in_dim=8, hidden_dim=16, out_dim=4), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_use_may_be_replaced(tmp_path: Path) -> None:
+    first, second = (trained("mlp", seed, in_dim=8, hidden_dim=16, out_dim=4) for seed in (0, 1))
+    path, x = tmp_path / "s.safetensors", np.ones((2, 8), np.float32)
+    student = PackedStudent.load(pack(first, path))
+    before = student.predict(x)
+    pack(second, path)
+    assert np.array_equal(student.predict(x), before)
+    assert not np.array_equal(PackedStudent.load(path).predict(x), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(class_names=["a"]), "expected 4 'class_names'"),
+        (dict(normalize="l7"), "expected 'normalize' to be one of none, row_sum, row_norm"),
+        (dict(positions=torch.zeros(3)), r"expected 'positions' of shape \[N, P\]"),
+        (dict(positions=torch.zeros(3, 9)), "positions of 9 columns do not fit"),
+        (dict(positions=torch.full((3, 2), torch.nan)), "'positions' holds NaN"),
+        (dict(positions=torch.zeros(3, 2), position_dim=3), "expected 'position_dim' to be the table's 2"),
+    ],
+)
+def test_refused_options(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    model = trained("mlp", in_dim=8, hidden_dim=16, out_dim=4)
+    with pytest.raises(ConfigError, match=text):
+        pack(model, tmp_path / "s.safetensors", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_models(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="LayerNorm between layers does not fold"):
+        pack(trained("mlp", in_dim=8, hidden_dim=16, out_dim=4, norm="layer"), tmp_path / "s")
+    with pytest.raises(ConfigError, match="expected a student of kind 'rbm' or 'mlp', got 'gcn'"):
+        pack(models.build("gcn", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2), tmp_path / "s")
+    diverged = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_experts=3, k=2)
+    with torch.no_grad():
+        diverged.layers[1].experts.weight[0, 0, 0] = torch.inf
+    with pytest.raises(ConfigError, match=r"'layers.1.weight' holds NaN or infinite values"):
+        pack(diverged, tmp_path / "s")
