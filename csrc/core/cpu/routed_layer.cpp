@@ -10,22 +10,21 @@
 #include <utility>
 
 #include "core/cpu/cosine.h"
+#include "core/cpu/squared_norm.h"
+#include "core/cpu/top_k.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {
 
 using V = FloatVector;
-constexpr int kLane = 16;
+constexpr int kLane = kLanes<float>;
 constexpr float kEps = 1e-12f;  // smallest norm, as in ops.cosine_topk
 
-// Output vectors kept in registers: all but those a tile needs for its operands (32, 16 and 16 registers of 64, 32 and
-// 16 bytes).
+// Output vectors kept in registers, all but those for the operands: of 32 with AVX-512, else of 16.
 #if defined(__AVX512F__)
 constexpr int kRowVectors = 16, kTileRows = 6, kTileVectors = 4;
-#elif defined(__AVX2__)
-constexpr int kRowVectors = 6, kTileRows = 6, kTileVectors = 1;
 #else
-constexpr int kRowVectors = 3, kTileRows = 3, kTileVectors = 1;
+constexpr int kRowVectors = 12, kTileRows = 4, kTileVectors = 3;
 #endif
 
 inline V relu(V v) { return v < 0 ? V{} : v; }  // keeps NaN
@@ -239,7 +238,7 @@ void pack_panels(const RoutedLayer& a, float* panels) {
   for (std::int64_t e = 0; e < a.experts; ++e) {
     for (std::int64_t column = 0; column < width; column += kTileVectors * kLane) {
       const std::int64_t panel_width = std::min<std::int64_t>(kTileVectors * kLane, width - column);
-      const std::int64_t used = std::min(panel_width, a.out - column);
+      const std::int64_t used = std::clamp<std::int64_t>(a.out - column, 0, panel_width);
       for (std::int64_t j = -1; j < a.in; ++j, panels += panel_width) {
         const float* from = j < 0 ? a.bias + e * a.out : a.weight + (e * a.in + j) * a.out;
         std::copy(from + column, from + column + used, panels);
