@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..nn.dropout import dropout
 from .output import Output
 from .registry import Model, register
 
@@ -71,5 +72,5 @@ class MLP(Model):
     def forward(self, x_ND: Tensor) -> Output:
         h = x_ND
         for layer, norm in zip(self.layers, self.norms, strict=False):
-            h = functional.dropout(functional.relu(norm(layer(h))), self.dropout, self.training)
+            h = dropout(functional.relu(norm(layer(h))), self.dropout, self.training)
         return Output(self.layers[-1](h), x_ND.new_zeros(()))

@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..ops import expert_plan
+from .dropout import dropout
 from .experts import LinearExperts
 from .losses.memory import commitment, load_balance, self_similarity
 from .routers import CosineMemoryRouter, MemoryRouting
@@ -118,7 +118,7 @@ class RbMLayer(nn.Module):
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         if self.pretraining:
-            dropped_ND = functional.dropout(x_ND, self.dropout, self.training)
+            dropped_ND = dropout(x_ND, self.dropout, self.training)
             return self.experts.first(dropped_ND), x_ND.new_zeros(())
         routing = self.router(x_ND)
         rows, source_NK = self._expert_inputs(x_ND)
@@ -132,9 +132,9 @@ class RbMLayer(nn.Module):
         if not self.training or self.dropout == 0.0:
             return x_ND, None
         if self.shared_dropout:
-            return functional.dropout(x_ND, self.dropout), None
+            return dropout(x_ND, self.dropout), None
         slots = torch.arange(x_ND.shape[0] * self.k, device=x_ND.device).view(-1, self.k)
-        return functional.dropout(x_ND.repeat_interleave(self.k, dim=0), self.dropout), slots
+        return dropout(x_ND.repeat_interleave(self.k, dim=0), self.dropout), slots
 
     def _aux(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
         aux = x_ND.new_zeros(())

@@ -1,0 +1,45 @@
+"""Dropout with cheap random numbers: on the CPU, drawing a double per element costs more than a small layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# A 64-bit draw decides four elements; the drop rate is then a multiple of 2^-16, and the scale fits that rate exactly.
+_LEVELS = 1 << 16
+
+
+def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
+    """Zero elements with probability ``rate`` and scale the others by 1 / (1 - rate).
+
+    Args:
+        x: floating tensor of any shape.
+        rate: in [0, 1); on the CPU rounded to a multiple of 2^-16.
+        training: False returns ``x``.
+
+    Returns:
+        Tensor like ``x``.
+
+    Raises:
+        ValueError: the rate is out of its range.
+
+    Determinism: draws from torch's global generator of x's device.
+
+    Example:
+        >>> dropout(torch.ones(4), 0.5)
+        tensor([2., 0., 0., 2.])
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout: expected 'rate' in [0, 1), got {rate}")
+    if not training or rate == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return functional.dropout(x, rate)
+    dropped = round(rate * _LEVELS)
+    if dropped == _LEVELS:
+        return x * 0.0
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    level = words.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = (level >= dropped - _LEVELS // 2).to(x.dtype)
+    return x * kept.mul_(_LEVELS / (_LEVELS - dropped))
