@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph import Graph
+from ..nn.dropout import dropout
 from ..nn.gmoe_conv import Base, Combine, ExpertNorm, GMoEConv
 from .output import Output
 from .registry import Model
@@ -129,7 +130,7 @@ class NodeGNN(MixtureModel):
             h, loss = conv(h, graph, two_hop)
             losses.append(loss)
             if depth < len(self.layers):
-                h = F.dropout(F.relu(h), self.dropout, self.training)
+                h = dropout(F.relu(h), self.dropout, self.training)
         return Output(h, self.balance(losses))
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.dropout import dropout
 from ..nn.encoders import BOND_DIMS, AtomEncoder
 from ..nn.gmoe_conv import Base, Combine, GMoEConv
 from .gnn import AuxOver, MixtureModel, Norm, expert_norm
@@ -71,5 +72,5 @@ class MoleculeGNN(MixtureModel):
         for depth, conv in enumerate(self.convs(), start=1):
             h, loss = conv(h, batch.graph, batch.two_hop, batch.pair_types)
             losses.append(loss)
-            h = F.dropout(F.relu(h) if depth < len(self.layers) else h, self.dropout, self.training)
+            h = dropout(F.relu(h) if depth < len(self.layers) else h, self.dropout, self.training)
         return Output(self.head(mean_pool(h, batch.sizes)), self.balance(losses))

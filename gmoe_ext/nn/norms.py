@@ -110,30 +110,35 @@ class _RoutedNorm(torch.autograd.Function):
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count_E1 = member_ES.sum(1, keepdim=True)
-        enough_E1 = count_E1 > 1
-        mean_EF = torch.where(enough_E1, (member_ES @ y_SF) / count_E1.clamp_min(1), running_mean_EF)
+        enough_E1, divisor_E1 = count_E1 > 1, count_E1.clamp_min(1)
+        mean_EF = torch.where(enough_E1, (member_ES @ y_SF) / divisor_E1, running_mean_EF)
         # Two passes: the squares are of centered values, so nothing cancels.
-        hat_SF = y_SF - mean_EF.index_select(0, index_S)
-        var_EF = torch.where(enough_E1, (member_ES @ hat_SF.square()) / count_E1.clamp_min(1), running_var_EF)
+        centered_SF = mean_EF.index_select(0, index_S)
+        torch.sub(y_SF, centered_SF, out=centered_SF)
+        out_SF = centered_SF.square()
+        var_EF = torch.where(enough_E1, (member_ES @ out_SF) / divisor_E1, running_var_EF)
         inverse_EF = torch.rsqrt(var_EF + eps)
-        hat_SF.mul_(inverse_EF.index_select(0, index_S))
-        out_SF = torch.addcmul(bias_EF.index_select(0, index_S), hat_SF, weight_EF.index_select(0, index_S))
-        ctx.save_for_backward(hat_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1)
+        # The rows are large and memory is the cost: every step from here works in place.
+        torch.index_select(weight_EF * inverse_EF, 0, index_S, out=out_SF)
+        out_SF.mul_(centered_SF).addmm_(member_ES.T, bias_EF)
+        ctx.save_for_backward(centered_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1)
         ctx.mark_non_differentiable(mean_EF, var_EF, count_E1)
         return out_SF, mean_EF, var_EF, count_E1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_SF: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        hat_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1 = ctx.saved_tensors
+        centered_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1 = ctx.saved_tensors
         grad_bias_EF = member_ES @ grad_SF
-        grad_weight_EF = member_ES @ (grad_SF * hat_SF)
+        rows_SF = grad_SF * centered_SF
+        grad_weight_EF = (member_ES @ rows_SF) * inverse_EF
         if not ctx.needs_input_grad[0]:
             return None, None, None, grad_weight_EF, grad_bias_EF, None, None, None
         # Running statistics, used where rows are too few, are constants: no mean to take out.
         share_E1 = torch.where(count_E1 > 1, 1.0 / count_E1.clamp_min(1), 0.0)
         slope_EF = weight_EF * inverse_EF
-        grad_y_SF = grad_SF - (grad_bias_EF * share_E1).index_select(0, index_S)
-        grad_y_SF.addcmul_(hat_SF, (grad_weight_EF * share_E1).index_select(0, index_S), value=-1.0)
-        grad_y_SF.mul_(slope_EF.index_select(0, index_S))
+        along_EF = -slope_EF * inverse_EF * grad_weight_EF * share_E1
+        torch.index_select(along_EF, 0, index_S, out=rows_SF)
+        grad_y_SF = slope_EF.index_select(0, index_S).mul_(grad_SF).addcmul_(rows_SF, centered_SF)
+        grad_y_SF.addmm_(member_ES.T, slope_EF * grad_bias_EF * share_E1, alpha=-1.0)
         return grad_y_SF, None, None, grad_weight_EF, grad_bias_EF, None, None, None
