@@ -84,7 +84,7 @@ def test_large_log_scales_stop_where_the_model_stops(tmp_path: Path) -> None:
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=3, k=2)
-    path = pack(model, tmp_path / "s.safetensors", class_names=["é", '"quoted"', "back\\slash", ""])
+    path = pack(model, tmp_path / "s.safetensors", class_names=["\u00e9", '"quoted"', "back\\slash", ""])
     tensors = load_file(path)
     assert tensors["layers.0.weight"].shape == (3, 8, 16) and tensors["layers.1.memory"].shape == (3, 16)
     np.testing.assert_allclose(np.linalg.norm(tensors["layers.0.memory"], axis=1), 1, atol=1e-6)
@@ -92,7 +92,7 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert (8 + length) % 64 == 0
     header = json.loads(path.read_bytes()[8 : 8 + length])
     assert json.loads(header["__metadata__"]["gmoe_ext.student"])["format_version"] == 1
-    assert PackedStudent.load(path).classes == ["é", '"quoted"', "back\\slash", ""]
+    assert PackedStudent.load(path).classes == ["\u00e9", '"quoted"', "back\\slash", ""]
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_thousands_of_damaged_files_do_no_harm(tmp_path: Path, load, seed: int) 
     model = models.build(
         "rbm", in_dim=6, hidden_dim=18, out_dim=3, num_layers=2, num_experts=3, k=2, norm="batch"
     ).eval()
-    sound = pack(model, tmp_path / "s.safetensors", class_names=["a", "é", '"']).read_bytes()
+    sound = pack(model, tmp_path / "s.safetensors", class_names=["a", "\u00e9", '"']).read_bytes()
     x = np.random.default_rng(0).standard_normal((8, 6), np.float32)
     # A loader that believed a damaged size would ask for far more than this.
     limit = resource.getrlimit(resource.RLIMIT_AS)
