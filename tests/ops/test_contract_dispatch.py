@@ -47,7 +47,7 @@ def _forward_backward(spec: OpSpec, sample: Sample) -> tuple[dict[str, Tensor], 
     return detached, {path: leaf.grad for path, leaf in leaves.items() if leaf.grad is not None}
 
 
-def _raw_calls(spec: OpSpec, sample: Sample) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+def raw_calls(spec: OpSpec, sample: Sample) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     with RawCalls() as recorder:
         _forward_backward(spec, sample)
     return recorder.calls
@@ -57,7 +57,7 @@ def _raw_calls(spec: OpSpec, sample: Sample) -> dict[str, tuple[Any, tuple[Any, 
 @pytest.mark.parametrize("spec", OPS, ids=str)
 def test_opcheck(spec: OpSpec, rows: int, device: torch.device) -> None:
     spec.need_compiled()
-    calls = _raw_calls(spec, spec.rows(rows).to(torch.float32).on(device))
+    calls = raw_calls(spec, spec.rows(rows).to(torch.float32).on(device))
     assert any(func._schema.name == f"gmoe::{spec.name}" for func, _ in calls.values()), "the raw operator never ran"
     for func, args in calls.values():
         # A gradient of first order can itself be asked for a gradient only where second derivatives are right.
