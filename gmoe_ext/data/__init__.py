@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import metrics, splits
+from . import metrics, splits, synthetic
 from .link import LinkData
 from .load import load
 from .molecules import MoleculeBatch, MoleculeData
@@ -17,4 +17,5 @@ __all__ = [
     "load",
     "metrics",
     "splits",
+    "synthetic",
 ]

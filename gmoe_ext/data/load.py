@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import DataError
-from . import npz, splits
+from . import npz, splits, synthetic
 from .files import resolve_root, sha256
 from .link import LinkData
 from .molecules import MoleculeData
 from .node import NodeData
+
+SYNTHETIC: dict[str, Callable[..., NodeData | MoleculeData]] = {
+    "communities": synthetic.communities,
+    "molecules": synthetic.molecules,
+}
 
 
 def load(
@@ -31,7 +37,7 @@ def load(
     """Load the data set ``name`` from ``root``.
 
     Looked for, in this order: NAME.npz (nodes or links), NAME_graphs.npz (molecules), NAME/raw (OGB's raw folder).
-    'communities' is made, not read (:func:`gmoe_ext.data.synthetic.communities`).
+    'communities' and 'molecules' are made, not read (:mod:`gmoe_ext.data.synthetic`).
 
     Args:
         name: of the data set; also its file's stem.
@@ -56,6 +62,8 @@ def load(
         >>> data.num_classes
         8
     """
+    if name in SYNTHETIC:
+        return SYNTHETIC[name](split_seed=split_seed)
     folder = resolve_root(root)
     data, unlabelled = _read(name, folder, metric, allow_partial)
     if isinstance(data, LinkData):
