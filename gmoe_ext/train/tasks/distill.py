@@ -183,7 +183,7 @@ class StudentTask(Task):
 
     def _adam(self) -> torch.optim.Adam:
         train = self.config.train
-        return torch.optim.Adam(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        return torch.optim.Adam(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
     def _optimize_clones(self) -> None:
         """A new optimizer, or the old one without what it gathered on experts that had no rows yet."""

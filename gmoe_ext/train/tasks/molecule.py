@@ -49,7 +49,7 @@ class MoleculeTask(Task):
         self.phase, self.metric = phase, data.metric
         self.model: Model = model
         self.data = data
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self._batch_size = train.batch_size or len(data.train_idx)
         self._seed, self._two_hop = seed, two_hop
         self._parts: dict[str, list[MoleculeBatch]] = {}

@@ -46,7 +46,7 @@ class NodeTask(Task):
         self.model: Model = model
         self.data = data
         self.full, self.heldout = full, heldout
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
     def batches(self, epoch: int) -> list[None]:
         """One full batch."""
