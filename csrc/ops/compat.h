@@ -23,6 +23,7 @@ namespace gmoe::ops {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 template <typename... Parts>
 std::string join(const Parts&... parts) {
@@ -82,6 +83,7 @@ inline void check_size(const char* op, const char* name, const Tensor& t, std::i
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+inline OptionalTensor dense(const OptionalTensor& t) { return t ? OptionalTensor(dense(*t)) : std::nullopt; }
 inline Tensor dense_int64(const Tensor& index) {
   return dense(index.scalar_type() == ScalarType::Long ? index : torch::stable::to(index, ScalarType::Long));
 }
@@ -96,6 +98,10 @@ inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes, Scal
 template <typename T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+const T* data(const OptionalTensor& t) {
+  return t ? data<T>(*t) : nullptr;
 }
 template <typename T>
 T* mutable_data(const Tensor& t) {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
 from ..plan import ExpertPlan
+from . import _dispatch as op
 
 
 def expert_linear(
@@ -47,4 +51,133 @@ def expert_linear(
         >>> expert_linear(torch.ones(1, 2), weight, None, plan, gate=torch.tensor([[0.5, 0.5]])).tolist()
         [[1.5, 1.5]]
     """
-    return reference.expert_linear(x, weight, bias, plan, gate, source)
+    _check(x, weight, bias, plan, gate, source)
+    if not op.native():
+        if source is not None:
+            op.expect_index("expert_linear", "source", source, x.shape[0])
+        return reference.expert_linear(x, weight, bias, plan, gate, source)
+    y: Tensor = op.call("expert_linear", x, weight, bias, plan.offsets, plan.order, plan.k, gate, source)
+    return y
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: ExpertPlan, gate: Tensor | None, source: Tensor | None
+) -> None:
+    name = "expert_linear"
+    op.expect_dim(name, "x", x, 2, "[R, Din]")
+    op.expect_dtype(name, "x", x, op.FLOATING)
+    op.expect_dim(name, "weight", weight, 3, "[E, Dout, Din]")
+    op.expect_like(name, "weight", weight, "x", x)
+    op.expect_device(name, "plan", plan.order, "x", x)
+    num_experts, out_dim, in_dim = weight.shape
+    op.expect(
+        num_experts == plan.num_experts,
+        name,
+        "weight",
+        f"of shape [{plan.num_experts}, Dout, Din] to match the plan",
+        list(weight.shape),
+    )
+    op.expect(x.shape[1] == in_dim, name, "x", f"of shape [R, {in_dim}] to match 'weight'", list(x.shape))
+    if bias is not None:
+        op.expect_like(name, "bias", bias, "x", x)
+        expected = [num_experts, out_dim]
+        op.expect(
+            list(bias.shape) == expected, name, "bias", f"of shape {expected} to match 'weight'", list(bias.shape)
+        )
+    slots = [plan.num_rows, plan.k]
+    if gate is not None:
+        op.expect_like(name, "gate", gate, "x", x)
+        op.expect(list(gate.shape) == slots, name, "gate", f"of shape {slots} to match the plan", list(gate.shape))
+    if source is None:
+        expected = [plan.num_rows, in_dim]
+        op.expect(list(x.shape) == expected, name, "x", f"of shape {expected} to match the plan", list(x.shape))
+    else:
+        op.expect_dtype(name, "source", source, op.INTEGER)
+        op.expect_device(name, "source", source, "x", x)
+        op.expect(
+            list(source.shape) == slots, name, "source", f"of shape {slots} to match the plan", list(source.shape)
+        )
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    order: Tensor,
+    k: int,
+    gate: Tensor | None,
+    source: Tensor | None,
+) -> Tensor:
+    num_rows, out_dim = order.shape[0] // k, weight.shape[1]
+    return x.new_empty(num_rows, k, out_dim) if gate is None else x.new_empty(num_rows, out_dim)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.k, gate, source = inputs
+    ctx.save_for_backward(*tensors, gate, source)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, offsets, order, gate, source = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, _, _, _, needs_gate, _ = ctx.needs_input_grad
+    gmoe, k = torch.ops.gmoe, ctx.k
+    grad_x = grad_weight = grad_bias = grad_gate = None
+    if needs_x:
+        grad_x = gmoe.expert_linear_grad_x(grad_y, x, weight, offsets, order, k, gate, source)
+    if needs_weight:
+        grad_weight = gmoe.expert_linear_grad_weight(grad_y, x, offsets, order, k, gate, source)
+    if needs_bias and bias is not None:
+        grad_bias = gmoe.expert_linear_grad_bias(grad_y, offsets, order, k, gate)
+    if needs_gate and gate is not None:
+        grad_gate = gmoe.expert_linear_grad_gate(grad_y, x, weight, bias, offsets, order, k, source)
+    return grad_x, grad_weight, grad_bias, None, None, None, grad_gate, None
+
+
+def _fake_grad_x(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    order: Tensor,
+    k: int,
+    gate: Tensor | None,
+    source: Tensor | None,
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_grad_weight(
+    grad_y: Tensor,
+    x: Tensor,
+    offsets: Tensor,
+    order: Tensor,
+    k: int,
+    gate: Tensor | None,
+    source: Tensor | None,
+) -> Tensor:
+    return x.new_empty(offsets.shape[0] - 1, grad_y.shape[-1], x.shape[1])
+
+
+def _fake_grad_bias(grad_y: Tensor, offsets: Tensor, order: Tensor, k: int, gate: Tensor | None) -> Tensor:
+    return grad_y.new_empty(offsets.shape[0] - 1, grad_y.shape[-1])
+
+
+def _fake_grad_gate(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    order: Tensor,
+    k: int,
+    source: Tensor | None,
+) -> Tensor:
+    return x.new_empty(order.shape[0] // k, k)
+
+
+op.register("expert_linear", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.bfloat16)
+op.register("expert_linear_grad_x", _fake_grad_x)
+op.register("expert_linear_grad_weight", _fake_grad_weight)
+op.register("expert_linear_grad_bias", _fake_grad_bias)
+op.register("expert_linear_grad_gate", _fake_grad_gate)

@@ -168,7 +168,7 @@ OPS = (
     OpSpec(
         "expert_linear",
         inputs.linear_samples,
-        lambda rows: inputs.linear(rows, (31, 13), 8, 3, gate=True, source=max(rows // 2, 1)),
+        lambda rows: inputs.linear(rows, (31, 13), 8, 3, gate=True, source=rows // 2 + 2),
         differentiable=("x", "weight", "bias", "gate"),
         bad=(
             _shape("x", _flat, "flat"),

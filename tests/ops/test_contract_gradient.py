@@ -31,7 +31,8 @@ def gradients(function: Any, sample: Sample, paths: list[str], create_graph: boo
     leaves = {path: sample[path].detach().clone().requires_grad_() for path in paths}
     results = [value for value in outputs(function(sample.replace(leaves))).values() if value.requires_grad]
     assert results, "no output depends on the differentiable arguments"
-    cotangents = [_cotangent(result) for result in results]
+    # A gradient that is linear in its argument depends on nothing but the cotangent: with create_graph that counts too.
+    cotangents = [_cotangent(result).requires_grad_(create_graph) for result in results]
     found = torch.autograd.grad(results, list(leaves.values()), cotangents, create_graph=create_graph)
     return dict(zip(paths, found, strict=True))
 

@@ -1,0 +1,120 @@
+// Forward, grad_x and grad_gate of expert_linear are one routed product each, see routed_product.h.
+#include "core/cpu/expert_linear.h"
+
+#include <vector>
+
+#include "core/cpu/routed_product.h"
+
+namespace gmoe::core::GMOE_ISA {
+namespace {
+
+// The row of x, and of y, that a slot reads.
+template <typename T>
+RowOf source_row(const ExpertLinear<T>& a) {
+  return {a.source, a.plan.k};
+}
+template <typename T>
+RowOf result_row(const ExpertLinear<T>& a) {
+  return {nullptr, a.gate != nullptr ? a.plan.k : 1};
+}
+
+// The plan's slots, within each expert ascending in the source row, then in the slot: the order that grad_x owns rows
+// by.
+template <typename T>
+std::vector<std::int64_t> order_by_source(const ExpertLinear<T>& a) {
+  const std::int64_t num_slots = a.plan.num_slots();
+  std::vector<std::int64_t> next(static_cast<std::size_t>(a.num_sources + 1), 0);
+  for (std::int64_t s = 0; s < num_slots; ++s) ++next[a.source[s] + 1];
+  for (std::int64_t i = 0; i < a.num_sources; ++i) next[i + 1] += next[i];
+  std::vector<std::int64_t> by_source(static_cast<std::size_t>(num_slots));
+  for (std::int64_t s = 0; s < num_slots; ++s) by_source[next[a.source[s]]++] = s;
+
+  std::vector<std::int64_t> expert(static_cast<std::size_t>(num_slots));
+  for (std::int64_t e = 0; e < a.plan.num_experts; ++e) {
+    for (std::int64_t i = a.plan.offsets[e]; i < a.plan.offsets[e + 1]; ++i) expert[a.plan.order[i]] = e;
+  }
+  std::vector<std::int64_t> place(a.plan.offsets, a.plan.offsets + a.plan.num_experts);
+  std::vector<std::int64_t> order(static_cast<std::size_t>(num_slots));
+  for (const std::int64_t s : by_source) order[place[expert[s]]++] = s;
+  return order;
+}
+
+}  // namespace
+
+template <typename T>
+void expert_linear(const ExpertLinear<T>& a, T* y) {
+  RoutedProduct<T> p{};
+  p.in = a.x;
+  p.in_row = source_row(a);
+  p.out_row = result_row(a);
+  p.weight = a.weight;
+  p.layout = WeightLayout::columns_by_depth;
+  p.bias = a.bias;
+  p.gate = a.gate;
+  p.offsets = a.plan.offsets;
+  p.order = a.plan.order;
+  p.num_experts = a.plan.num_experts;
+  p.depth = a.in_dim;
+  p.columns = a.out_dim;
+  p.out_rows = a.gate != nullptr ? a.plan.num_rows : a.plan.num_slots();
+  p.rows_are_slots = a.gate == nullptr;
+  p.out = y;
+  run_routed_product(p);
+}
+
+// dx_s += gate_ir W_e^T dy_i: the same product with rows in and out exchanged.
+template <typename T>
+void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x) {
+  const std::vector<std::int64_t> order = a.source != nullptr ? order_by_source(a) : std::vector<std::int64_t>{};
+  RoutedProduct<T> p{};
+  p.in = grad_y;
+  p.in_row = result_row(a);
+  p.out_row = source_row(a);
+  p.weight = a.weight;
+  p.layout = WeightLayout::depth_by_columns;
+  p.gate = a.gate;
+  p.offsets = a.plan.offsets;
+  p.order = a.source != nullptr ? order.data() : a.plan.order;
+  p.num_experts = a.plan.num_experts;
+  p.depth = a.out_dim;
+  p.columns = a.in_dim;
+  p.out_rows = a.num_sources;
+  p.out = grad_x;
+  run_routed_product(p);
+}
+
+// dgate_ir = dy_i . (W_e x_s + b_e)
+template <typename T>
+void expert_linear_grad_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_gate) {
+  using A = Accumulator<T>;
+  std::vector<A> value(static_cast<std::size_t>(a.plan.num_slots()), A{0});
+  RoutedProduct<T> p{};
+  p.in = a.x;
+  p.in_row = source_row(a);
+  p.out_row = {nullptr, a.plan.k};
+  p.weight = a.weight;
+  p.layout = WeightLayout::columns_by_depth;
+  p.bias = a.bias;
+  p.offsets = a.plan.offsets;
+  p.order = a.plan.order;
+  p.num_experts = a.plan.num_experts;
+  p.depth = a.in_dim;
+  p.columns = a.out_dim;
+  p.out_rows = a.plan.num_rows;
+  p.against = grad_y;
+  p.slot_value = value.data();
+  run_routed_product(p);
+  for (std::int64_t s = 0; s < a.plan.num_slots(); ++s) grad_gate[s] = narrow<T>(value[s]);
+}
+
+template void expert_linear(const ExpertLinear<float>&, float*);
+template void expert_linear(const ExpertLinear<double>&, double*);
+template void expert_linear(const ExpertLinear<bfloat16>&, bfloat16*);
+template void expert_linear_grad_x(const ExpertLinear<float>&, const float*, float*);
+template void expert_linear_grad_x(const ExpertLinear<double>&, const double*, double*);
+template void expert_linear_grad_x(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*);
+template void expert_linear_grad_gate(const ExpertLinear<float>&, const float*, float*);
+template void expert_linear_grad_gate(const ExpertLinear<double>&, const double*, double*);
+template void expert_linear_grad_gate(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*);
+
+}  // namespace gmoe::core::GMOE_ISA

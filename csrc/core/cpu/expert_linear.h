@@ -1,0 +1,58 @@
+// One linear layer per expert, applied to the rows routed to it: y_i = sum_r gate_ir (W_e x_s + b_e) with e = index_ir
+// and s = source_ir (GMoE, eq. 2; RbM, eq. 1), or the k results apart. Gradients are separate functions.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cpu/expert_plan.h"
+#include "core/isa.h"
+#include "core/types.h"
+
+namespace gmoe::core {
+
+// All arrays are dense and row-major. Functions that do not need an array ignore it.
+template <typename T>
+struct ExpertLinear {
+  const T* x;                  // [num_sources, in_dim]
+  const T* weight;             // [num_experts, out_dim, in_dim]
+  const T* bias;               // [num_experts, out_dim] or null
+  const T* gate;               // [num_rows, k], or null: results stay apart
+  ExpertPlanView plan;         // checked by the caller: find_plan_fault
+  const std::int64_t* source;  // [num_rows, k], checked by the caller, or null: slot (i, r) reads row i
+  std::int64_t num_sources, in_dim, out_dim;
+};
+
+// y and grad_y are [num_rows, out_dim] with a gate, else [num_rows, k, out_dim].
+GMOE_DECLARE_PER_ISA(template <typename T> void expert_linear(const ExpertLinear<T>& a, T* y))
+GMOE_DECLARE_PER_ISA(template <typename T>
+                     void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x))
+GMOE_DECLARE_PER_ISA(template <typename T>
+                     void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight))
+GMOE_DECLARE_PER_ISA(template <typename T>
+                     void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias))
+// grad_y [num_rows, out_dim] whatever a.gate is.
+GMOE_DECLARE_PER_ISA(template <typename T>
+                     void expert_linear_grad_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_gate))
+
+template <typename T>
+void expert_linear(const ExpertLinear<T>& a, T* y) {
+  GMOE_CALL_ACTIVE_ISA(expert_linear(a, y));
+}
+template <typename T>
+void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x) {
+  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_x(a, grad_y, grad_x));
+}
+template <typename T>
+void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight) {
+  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_weight(a, grad_y, grad_weight));
+}
+template <typename T>
+void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias) {
+  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_bias(a, grad_y, grad_bias));
+}
+template <typename T>
+void expert_linear_grad_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_gate) {
+  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_gate(a, grad_y, grad_gate));
+}
+
+}  // namespace gmoe::core

@@ -1,0 +1,233 @@
+// dW_e = sum over the slots of expert e of gate dy_i (x) x_s, and db_e = sum of gate dy_i.
+//
+// Expert-major: the slots of an expert are contiguous in the plan. They are taken kSlotsPerStep at a time: dy is
+// gathered, times the gate, into column tiles, x panel by panel, and a register tile sums over the step before it
+// touches dW. An element of dW is owned by one task. An expert with many slots and a small dW is cut into parts of
+// kSlotsPerPart with sums of their own, added in order at the end: sizes alone decide the cut, so the result does not
+// depend on threads. Floor: the same multiply-adds at the register tile's peak.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "core/cpu/expert_linear.h"
+#include "core/cpu/register_tile.h"
+#include "core/parallel.h"
+
+namespace gmoe::core::GMOE_ISA {
+namespace {
+
+constexpr std::int64_t kSlotsPerStep = 256;  // a panel of 256 x 32 floats is 32 KiB, first-level cache
+constexpr std::int64_t kSlotsPerPart = 8192;
+constexpr std::int64_t kMaxPartSize = 1 << 18;         // elements of dW_e up to which parts are worth their memory
+constexpr std::int64_t kRowsPerTask = 32 * kTileRows;  // rows of dW: their gathered dy is 0.5 MiB of L2
+
+// A run of slots of one expert and the sum it makes.
+template <typename A>
+struct Part {
+  std::int64_t expert, begin, end;  // positions in the plan's order
+  A* sum;
+};
+
+template <typename T, typename A>
+struct Sums {
+  std::vector<Part<A>> parts;            // by expert, then position
+  std::vector<std::int64_t> first_part;  // [num_experts + 1]
+  Workspace<A> memory;
+};
+
+// Parts of an expert write to a workspace, except that a single part of the right type writes to the result itself.
+template <typename T, typename A = Accumulator<T>>
+Sums<T, A> cut_into_parts(const ExpertPlanView& plan, std::int64_t size, T* result) {
+  const bool cut = size <= kMaxPartSize;
+  std::vector<Part<A>> parts;
+  std::vector<std::int64_t> first_part;
+  std::int64_t in_workspace = 0;
+  for (std::int64_t e = 0; e < plan.num_experts; ++e) {
+    first_part.push_back(static_cast<std::int64_t>(parts.size()));
+    const std::int64_t count = cut ? std::max<std::int64_t>(1, (plan.load(e) + kSlotsPerPart - 1) / kSlotsPerPart) : 1;
+    const bool direct = count == 1 && std::is_same_v<T, A>;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t begin = plan.offsets[e] + i * kSlotsPerPart;
+      const std::int64_t end = i + 1 < count ? begin + kSlotsPerPart : plan.offsets[e + 1];
+      parts.push_back({e, begin, end, direct ? reinterpret_cast<A*>(result + e * size) : nullptr});
+    }
+    if (!direct) in_workspace += count;
+  }
+  first_part.push_back(static_cast<std::int64_t>(parts.size()));
+  Sums<T, A> sums{std::move(parts), std::move(first_part), Workspace<A>(in_workspace * size)};
+  A* next = sums.memory.data();
+  for (Part<A>& part : sums.parts) {
+    if (part.sum == nullptr) part.sum = std::exchange(next, next + size);
+  }
+  return sums;
+}
+
+template <typename T, typename A>
+void add_parts(const Sums<T, A>& sums, std::int64_t num_experts, std::int64_t size, T* result) {
+  constexpr std::int64_t kPiece = 4096;  // elements of a result that one task adds up
+  const std::int64_t pieces = (size + kPiece - 1) / kPiece;
+  parallel_for(num_experts * pieces, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t e = task / pieces;
+      const std::int64_t first = sums.first_part[e], last = sums.first_part[e + 1];
+      if (last - first == 1 && std::is_same_v<T, A>) continue;
+      A* total = sums.parts[first].sum;
+      const std::int64_t from = task % pieces * kPiece, to = std::min(size, from + kPiece);
+      for (std::int64_t p = first + 1; p < last; ++p) {
+        for (std::int64_t j = from; j < to; ++j) total[j] += sums.parts[p].sum[j];
+      }
+      for (std::int64_t j = from; j < to; ++j) result[e * size + j] = narrow<T>(total[j]);
+    }
+  });
+}
+
+template <typename T>
+std::int64_t result_row(const ExpertLinear<T>& a, std::int64_t slot) {
+  return a.gate != nullptr ? slot / a.plan.k : slot;
+}
+template <typename T>
+std::int64_t source_row(const ExpertLinear<T>& a, std::int64_t slot) {
+  return a.source != nullptr ? a.source[slot] : slot / a.plan.k;
+}
+template <typename T, typename A = Accumulator<T>>
+A gate_of(const ExpertLinear<T>& a, std::int64_t slot) {
+  return a.gate != nullptr ? A{widen(a.gate[slot])} : A{1};
+}
+
+// dy of `n` slots, columns [begin, end), times the gate: tiles [n][kTileRows], zero-padded.
+template <typename T, typename A>
+void gather_grad_y(const ExpertLinear<T>& a, const T* grad_y, const std::int64_t* slots, std::int64_t n,
+                   std::int64_t begin, std::int64_t end, A* tiles) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T* from = grad_y + result_row(a, slots[i]) * a.out_dim;
+    const A gate = gate_of(a, slots[i]);
+    for (std::int64_t f = begin; f < end; f += kTileRows) {
+      A* to = tiles + (f - begin) * kSlotsPerStep + i * kTileRows;
+      if (f + kTileRows <= end) {
+        for (int j = 0; j < kTileRows; ++j) to[j] = gate * widen(from[f + j]);
+      } else {
+        for (int j = 0; j < kTileRows; ++j) to[j] = f + j < end ? gate * widen(from[f + j]) : A{0};
+      }
+    }
+  }
+}
+
+// x of `n` slots, kTileColumns columns from `column`: a panel [n][kTileColumns], zero-padded.
+template <typename T, typename A>
+void gather_x(const ExpertLinear<T>& a, const std::int64_t* slots, std::int64_t n, std::int64_t column, A* panel) {
+  const std::int64_t width = std::min<std::int64_t>(kTileColumns<A>, a.in_dim - column);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T* from = a.x + source_row(a, slots[i]) * a.in_dim + column;
+    A* to = panel + i * kTileColumns<A>;
+    if (width == kTileColumns<A>) {
+      for (int j = 0; j < kTileColumns<A>; ++j) to[j] = widen(from[j]);
+    } else {
+      for (int j = 0; j < kTileColumns<A>; ++j) to[j] = j < width ? A{widen(from[j])} : A{0};
+    }
+  }
+}
+
+template <int Rows, typename A>
+void add_outer_tile(const A* grad_y, const A* x, std::int64_t n, A* out, std::int64_t stride, std::int64_t width) {
+  constexpr int kLanes = kRegisterLanes<A>;
+  Register<A> c[Rows][2] = {};
+  multiply_tile<Rows, 1, kTileRows>(grad_y, x, n, c);
+  if (width == kTileColumns<A>) {
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+      at(out + m * stride) += c[m][0];
+      at(out + m * stride + kLanes) += c[m][1];
+    }
+    return;
+  }
+  for (int m = 0; m < Rows; ++m) {
+    A value[kTileColumns<A>];
+    at(value) = c[m][0], at(value + kLanes) = c[m][1];
+    for (std::int64_t j = 0; j < width; ++j) out[m * stride + j] += value[j];
+  }
+}
+
+template <typename A, int... Less>
+void add_outer_tile(std::int64_t rows, const A* grad_y, const A* x, std::int64_t n, A* out, std::int64_t stride,
+                    std::int64_t width, std::integer_sequence<int, Less...>) {
+  using Function = void (*)(const A*, const A*, std::int64_t, A*, std::int64_t, std::int64_t);
+  static constexpr Function kBySize[] = {add_outer_tile<Less + 1, A>...};
+  kBySize[rows - 1](grad_y, x, n, out, stride, width);
+}
+
+// Rows [begin, end) of the part's sum.
+template <typename T, typename A>
+void sum_part(const ExpertLinear<T>& a, const T* grad_y, const Part<A>& part, std::int64_t begin, std::int64_t end,
+              A* tiles, A* panel) {
+  std::fill(part.sum + begin * a.in_dim, part.sum + end * a.in_dim, A{0});
+  for (std::int64_t first = part.begin; first < part.end; first += kSlotsPerStep) {
+    const std::int64_t* slots = a.plan.order + first;
+    const std::int64_t n = std::min(kSlotsPerStep, part.end - first);
+    gather_grad_y(a, grad_y, slots, n, begin, end, tiles);
+    for (std::int64_t column = 0; column < a.in_dim; column += kTileColumns<A>) {
+      gather_x(a, slots, n, column, panel);
+      const std::int64_t width = std::min<std::int64_t>(kTileColumns<A>, a.in_dim - column);
+      for (std::int64_t f = begin; f < end; f += kTileRows) {
+        add_outer_tile(std::min<std::int64_t>(kTileRows, end - f), tiles + (f - begin) * kSlotsPerStep, panel, n,
+                       part.sum + f * a.in_dim + column, a.in_dim, width, std::make_integer_sequence<int, kTileRows>{});
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight) {
+  using A = Accumulator<T>;
+  const std::int64_t size = a.out_dim * a.in_dim;
+  if (size == 0) return;
+  const Sums<T, A> sums = cut_into_parts(a.plan, size, grad_weight);
+  const auto num_parts = static_cast<std::int64_t>(sums.parts.size());
+  // Rows of dW are cut further, which repeats the gathering of x, only as far as there are threads to feed.
+  const std::int64_t wished = num_threads() == 1 ? 1 : (2 * num_threads() + num_parts - 1) / num_parts;
+  const std::int64_t rows_per_task =
+      std::min(kRowsPerTask, round_up((a.out_dim + wished - 1) / wished, std::int64_t{kTileRows}));
+  const std::int64_t cuts = (a.out_dim + rows_per_task - 1) / rows_per_task;
+  const std::int64_t work = a.plan.num_slots() * size / 16 / (num_parts * cuts);
+  parallel_for(num_parts * cuts, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
+    Workspace<A> tiles(round_up(rows_per_task, kTileRows) * kSlotsPerStep), panel(kSlotsPerStep * kTileColumns<A>);
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t row = task % cuts * rows_per_task;
+      sum_part(a, grad_y, sums.parts[task / cuts], row, std::min(a.out_dim, row + rows_per_task), tiles.data(),
+               panel.data());
+    }
+  });
+  add_parts(sums, a.plan.num_experts, size, grad_weight);
+}
+
+template <typename T>
+void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias) {
+  using A = Accumulator<T>;
+  const std::int64_t size = a.out_dim;
+  const Sums<T, A> sums = cut_into_parts(a.plan, size, grad_bias);
+  const auto num_parts = static_cast<std::int64_t>(sums.parts.size());
+  parallel_for(num_parts, grain_rows(a.plan.num_slots() * size / 4 / num_parts),
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t i = begin; i < end; ++i) {
+                   const Part<A>& part = sums.parts[i];
+                   std::fill(part.sum, part.sum + size, A{0});
+                   for (std::int64_t position = part.begin; position < part.end; ++position) {
+                     const std::int64_t slot = a.plan.order[position];
+                     const T* from = grad_y + result_row(a, slot) * size;
+                     const A gate = gate_of(a, slot);
+                     for (std::int64_t f = 0; f < size; ++f) part.sum[f] += gate * widen(from[f]);
+                   }
+                 }
+               });
+  add_parts(sums, a.plan.num_experts, size, grad_bias);
+}
+
+template void expert_linear_grad_weight(const ExpertLinear<float>&, const float*, float*);
+template void expert_linear_grad_weight(const ExpertLinear<double>&, const double*, double*);
+template void expert_linear_grad_weight(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*);
+template void expert_linear_grad_bias(const ExpertLinear<float>&, const float*, float*);
+template void expert_linear_grad_bias(const ExpertLinear<double>&, const double*, double*);
+template void expert_linear_grad_bias(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*);
+
+}  // namespace gmoe::core::GMOE_ISA
