@@ -13,7 +13,7 @@ from gmoe_ext.nn import GMoEConv
 
 from .naive_gmoe import BOND_DIMS, Molecules, NaiveGMoE
 
-GRID = [(1, 1, 1), (4, 4, 2), (4, 2, 2), (4, 0, 1), (3, 1, 3)]
+GRID = [(1, 1, 1), (4, 4, 2), (4, 2, 2), (4, 0, 1), (4, 2, 1), (3, 1, 3)]
 DIM, OUT = 5, 6
 
 
@@ -164,13 +164,14 @@ def test_same_seed_same_bits(norm, molecules):
 @pytest.mark.parametrize("num_nodes", [0, 1, 3])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("base", ["gcn", "sage", "gin"])
-def test_graphs_without_edges(base, training, num_nodes, norm):
+@pytest.mark.parametrize("k", [1, 2])
+def test_graphs_without_edges(base, k, training, num_nodes, norm):
     empty = torch.zeros(0, dtype=torch.int64)
     graph = Graph.from_edge_index(empty.view(2, 0), num_nodes, edge_type=empty, num_edge_types=60)
     pairs = torch.zeros(1, 2, dtype=torch.int64)
     two_hop = Graph.from_edge_index(empty.view(2, 0), num_nodes, edge_type=empty, num_edge_types=1)
     for bond_dims in (None, BOND_DIMS):
-        conv = GMoEConv(DIM, OUT, 4, 2, 2, base, bond_dims, norm).train(training)
+        conv = GMoEConv(DIM, OUT, 4, 2, k, base, bond_dims, norm).train(training)
         x = torch.randn(num_nodes, DIM, requires_grad=True)
         wide = (two_hop, pairs) if bond_dims else ()
         y, aux = conv(x, graph, *wide)
@@ -224,8 +225,9 @@ def test_wrong_options_are_named(options, text):
     assert text in str(error.value)
 
 
-def test_wrong_inputs_are_named(molecules):
-    conv = GMoEConv(DIM, OUT, 4, 2, 2, bond_dims=BOND_DIMS)
+@pytest.mark.parametrize("k", [1, 2])
+def test_wrong_inputs_are_named(k, molecules):
+    conv = GMoEConv(DIM, OUT, 4, 2, k, bond_dims=BOND_DIMS)
     x = torch.randn(molecules.num_nodes, DIM)
     with pytest.raises(ValueError, match="expected 'x' of shape"):
         conv(x[:-1], molecules.graph)
