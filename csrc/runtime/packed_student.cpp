@@ -10,7 +10,7 @@
 namespace gmoe::runtime {
 namespace {
 
-constexpr std::int64_t kRowPathRows = 4;        // below, rows are cheaper one by one than grouped by expert
+constexpr std::int64_t kRowPathRows = 6;        // below, rows are cheaper one by one than grouped by expert
 constexpr std::int64_t kBlockFloats = 1 << 16;  // a block's rows of the widest layer: 256 KiB
 constexpr std::int64_t kMinBlockRows = 32, kMaxBlockRows = 256;
 constexpr std::int64_t kWorkPerThread = 1 << 23;  // multiply-adds that take several times as long as starting a thread
