@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
-#include <numeric>
 #include <system_error>
 #include <thread>
 
@@ -31,12 +30,14 @@ std::int64_t work_of(const StudentFile& file) {
 // What a row's features are multiplied by.
 float feature_scale(Normalize normalize, const float* value, std::int64_t n) {
   if (normalize == Normalize::none) return 1.0f;
-  if (normalize == Normalize::row_sum) {
-    const float sum = std::accumulate(value, value + n, 0.0f);
-    return sum == 0 ? 1.0f : 1.0f / sum;
+  float size = 0;
+  if (normalize == Normalize::row_l1) {
+    for (std::int64_t j = 0; j < n; ++j) size += std::fabs(value[j]);
+  } else {
+    for (std::int64_t j = 0; j < n; ++j) size += value[j] * value[j];
+    size = std::sqrt(size);
   }
-  const float norm = std::sqrt(std::inner_product(value, value + n, value, 0.0f));
-  return 1.0f / (norm < kEps ? kEps : norm);
+  return 1.0f / (size < kEps ? kEps : size);  // a NaN stays a NaN
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t kMaxLayers = 64;
 constexpr std::int64_t kMaxColumns = std::numeric_limits<std::int32_t>::max();
 constexpr float kUnitTolerance = 1e-3f;
-constexpr Normalize kNormalizes[] = {Normalize::none, Normalize::row_sum, Normalize::row_norm};
+constexpr Normalize kNormalizes[] = {Normalize::none, Normalize::row_l1, Normalize::row_l2};
 
 struct Field {
   const char* name;
@@ -72,8 +72,8 @@ void check_memory(const core::RoutedLayer& layer, const std::string& name) {
 
 const char* normalize_name(Normalize normalize) {
   switch (normalize) {
-    case Normalize::row_sum: return "row_sum";
-    case Normalize::row_norm: return "row_norm";
+    case Normalize::row_l1: return "row_l1";
+    case Normalize::row_l2: return "row_l2";
     case Normalize::none: break;
   }
   return "none";
@@ -132,7 +132,7 @@ void StudentFile::read_features(JsonCursor& json) {
         return;
       }
     }
-    json.fail("features: expected 'normalize' to be none, row_sum or row_norm");
+    json.fail("features: expected 'normalize' to be none, row_l1 or row_l2");
   };
   const auto read_positions = [&] {
     if (json.null_if()) return;

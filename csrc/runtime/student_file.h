@@ -15,7 +15,7 @@ inline constexpr std::int64_t kFormatVersion = 1;
 inline constexpr char kMetadataKey[] = "gmoe_ext.student";
 
 // How a row of features is prepared before the first layer.
-enum class Normalize { none, row_sum, row_norm };
+enum class Normalize { none, row_l1, row_l2 };
 const char* normalize_name(Normalize normalize);
 
 // Many short strings in one.

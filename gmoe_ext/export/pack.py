@@ -27,8 +27,9 @@ from ..nn.rbm_layer import RbMLayer
 
 FORMAT_VERSION = 1
 METADATA_KEY = "gmoe_ext.student"
-Normalize = Literal["none", "row_sum", "row_norm"]
-_NORMALIZES = ("none", "row_sum", "row_norm")
+Normalize = Literal["none", "row_l1", "row_l2"]
+STUDENTS = ("rbm", "mlp")  # kinds of models that can be packed
+_NORMALIZES = ("none", "row_l1", "row_l2")
 _DATA_ALIGNMENT = 64  # a cache line: where tensor data starts in the file
 
 
@@ -93,9 +94,9 @@ def pack(
         model: built by ``models.build("rbm" | "mlp", ...)``.
         path: file to write, by custom ``*.safetensors``.
         class_names: one per output.
-        normalize: preparation of the feature columns before the first layer: "row_sum" divides a row by its sum,
-            "row_norm" by its Euclidean norm. Say what the training data went through after the point where callers
-            of the file take their rows.
+        normalize: preparation of the feature columns before the first layer: "row_l1" divides a row by the sum of its
+            absolute values (as ``data.row_normalize`` does), "row_l2" by its Euclidean norm. Say what the training data
+            went through after the point where callers of the file take their rows.
         positions: [N, P] table of node positions. The model's inputs are features and then positions; callers pass the
             features and the node's row in the table.
         position_dim: P where there is no table to ship but the last P inputs are positions.

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..models.registry import Model
 from . import state as checkpoint
 from .config import Config, TrainConfig, fingerprint
 from .interrupt import Interrupted, Stop
@@ -114,8 +115,11 @@ class Run:
             | checkpoint.under("task", task_tensors)
         )
         fit = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("best", "sums")}
+        model = task.model
         scalars = {
             "phase": task.phase,
+            # What `models.build` needs to make the network again, for readers that do not train (gmoe_ext.export).
+            "model": {"name": model.name, "options": model.config} if isinstance(model, Model) else None,
             "settings": fingerprint(self.config),
             "fit": fit,
             "optimizer": optimizer_scalars,

@@ -135,7 +135,7 @@ def test_a_file_in_use_may_be_replaced(tmp_path: Path) -> None:
     ("options", "text"),
     [
         (dict(class_names=["a"]), "expected 4 'class_names'"),
-        (dict(normalize="l7"), "expected 'normalize' to be one of none, row_sum, row_norm"),
+        (dict(normalize="l7"), "expected 'normalize' to be one of none, row_l1, row_l2"),
         (dict(positions=torch.zeros(3)), r"expected 'positions' of shape \[N, P\]"),
         (dict(positions=torch.zeros(3, 9)), "positions of 9 columns do not fit"),
         (dict(positions=torch.full((3, 2), torch.nan)), "'positions' holds NaN"),

@@ -194,7 +194,7 @@ def test_sparse_rows_give_the_dense_answers(student_file: Path) -> None:
 def test_positions_come_from_the_table(tmp_path: Path) -> None:
     model = models.build("rbm", in_dim=10, hidden_dim=20, out_dim=3, num_layers=2, num_experts=3, k=2).eval()
     table, x = torch.randn(50, 4), torch.rand(9, 6)
-    student = PackedStudent.load(pack(model, tmp_path / "s.safetensors", positions=table, normalize="row_sum"))
+    student = PackedStudent.load(pack(model, tmp_path / "s.safetensors", positions=table, normalize="row_l1"))
     nodes = np.array([3, 49, 0, -1, 7, 7, 12, -1, 1])
     place = torch.where(torch.from_numpy(nodes)[:, None] < 0, torch.zeros(()), table[np.maximum(nodes, 0)])
     expected = model(torch.cat([x / x.sum(1, keepdim=True), place], 1)).logits.detach()
@@ -217,12 +217,12 @@ def test_positions_come_from_the_table(tmp_path: Path) -> None:
         assert (caught.value.argument, caught.value.position, caught.value.value) == ("nodes", 5, bad)
 
 
-@pytest.mark.parametrize("normalize", ["row_sum", "row_norm"])
+@pytest.mark.parametrize("normalize", ["row_l1", "row_l2"])
 def test_features_are_normalised_before_the_first_layer(tmp_path: Path, normalize: str) -> None:
     model = models.build("mlp", in_dim=6, hidden_dim=20, out_dim=3, num_layers=2).eval()
-    x = torch.rand(30, 6)
+    x = torch.randn(30, 6)
     x[4] = 0
-    scale = x.sum(1, keepdim=True) if normalize == "row_sum" else x.norm(dim=1, keepdim=True)
+    scale = x.norm(p=1 if normalize == "row_l1" else 2, dim=1, keepdim=True)
     expected = model(x / scale.masked_fill(scale == 0, 1)).logits.detach()
     student = PackedStudent.load(pack(model, tmp_path / "s.safetensors", normalize=normalize))
     np.testing.assert_allclose(student.predict(x.numpy()), expected, atol=1e-5)
