@@ -10,7 +10,6 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +113,8 @@ def pack(
         >>> pack(student, "student.safetensors", class_names=["a", "b"])
         >>> PackedStudent.load("student.safetensors").predict(x)
     """
+    from .. import __version__
+
     if normalize not in _NORMALIZES:
         raise ConfigError(f"pack: expected 'normalize' to be one of {', '.join(_NORMALIZES)}, got {normalize!r}")
     with torch.no_grad():
@@ -124,7 +125,7 @@ def pack(
         raise ConfigError(f"pack: expected 'position_dim' to be the table's {dim} columns, got {position_dim}")
     header = {
         "format_version": FORMAT_VERSION,
-        "producer": f"gmoe_ext {_version()}",
+        "producer": f"gmoe_ext {__version__}",
         "model": model.name,
         "classes": _class_names(class_names, layers[-1].weight_EDF.shape[2]),
         "features": _features(layers[0].weight_EDF.shape[1], normalize, table, dim),
@@ -138,13 +139,6 @@ def pack(
         empty = np.empty((0, dim), np.float32)
         document.tensors["positions"] = _checked(empty if table is None else table, "positions")
     return _write(Path(path), document)
-
-
-def _version() -> str:
-    try:
-        return version("gmoe_ext")
-    except PackageNotFoundError:
-        return "unknown"  # run from a source tree that was never installed
 
 
 def _layers(model: Model) -> list[_Layer]:
