@@ -7,6 +7,7 @@ from .link import LinkData
 from .load import load
 from .molecules import MoleculeBatch, MoleculeData
 from .node import InductiveView, NodeData
+from .pyg import from_pyg
 
 __all__ = [
     "InductiveView",
@@ -14,6 +15,7 @@ __all__ = [
     "MoleculeBatch",
     "MoleculeData",
     "NodeData",
+    "from_pyg",
     "load",
     "metrics",
     "splits",

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 ROOT_VARIABLE = "GMOE_EXT_DATA"
 _KINDS = {"integer": "iu", "real": "iuf", "text": "U"}
-_MISSING_CELL = re.compile(rb"(^|,)(?=,|\r?$)", re.MULTILINE)
+_MISSING_CELL = re.compile(rb"(^|,)(?=,|$)", re.MULTILINE)
 
 
 class ArrayFile:
@@ -110,19 +110,14 @@ def read_npz(path: Path) -> ArrayFile:
     arrays: dict[str, Array] = {}
     name = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected an npz archive, got a single array; write it with numpy.savez")
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
             for name in archive.files:
                 arrays[name] = archive[name]
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            what = f"array '{name}'" if name else "the file"
-            raise DataError(f"{path}: {what} holds Python objects, which are not loaded; store plain arrays") from error
-        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError) as error:
+        if "allow_pickle" in str(error):
+            raise DataError(f"{path}: array '{name}' holds Python objects, which are not loaded") from error
+        raise DataError(f"{path}: damaged array '{name}' ({error}); fetch it again") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, OSError) as error:
         raise DataError(f"{path}: truncated or damaged archive ({error}); fetch it again") from error
     return ArrayFile(path, arrays)
 
@@ -156,8 +151,8 @@ def read_csv(path: Path, kind: str, missing: bool = False) -> Array:
     Raises:
         DataError: the file is missing or damaged, or a cell is not a number of that kind.
     """
-    text = read_gzip(path).rstrip(b"\r\n")
-    if not text and not missing:
+    text = read_gzip(path).replace(b"\r\n", b"\n").removesuffix(b"\n")
+    if not text:
         return np.zeros((0, 0), dtype=np.int64 if kind == "integer" else np.float32)
     # A blank line would be skipped by loadtxt, and every later row shifted by one.
     blank = _MISSING_CELL.search(text)

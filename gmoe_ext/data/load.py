@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import DataError
-from . import npz, splits, synthetic
+from . import npz, ogb_raw, splits, synthetic
 from .files import resolve_root, sha256
 from .link import LinkData
 from .molecules import MoleculeData
@@ -86,6 +86,8 @@ def _read(
         return npz.read_node_or_link(name, nodes, allow_partial)
     if molecules.is_file():
         return npz.read_molecules(name, molecules, metric), None
+    if ogb_raw.is_raw_folder(folder / name):
+        return ogb_raw.read(name, folder / name, metric), None
     looked = ", ".join(str(path) for path in (nodes, molecules, folder / name / "raw"))
     raise DataError(
         f"data '{name}' not found under '{folder}'.\n"

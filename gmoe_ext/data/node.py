@@ -76,7 +76,8 @@ class NodeData:
         graph = undirected_graph(name, edge_index, len(features))
         parts = [np.asarray(ids) for ids in (train_idx, val_idx, test_idx)]
         split = check_split(*parts, size=len(features), rule="given", where=f"data '{name}'")
-        return cls(name, features, graph, labels, *split[:3], count_classes(name, labels, class_names), (*class_names,))
+        count = count_classes(name, labels, class_names)
+        return cls(name, features, graph, labels, *split[:3], count, tuple(class_names), split=split.rule)
 
     @property
     def num_nodes(self) -> int:

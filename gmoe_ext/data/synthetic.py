@@ -24,7 +24,7 @@ _MEMBER, _LEAF, _CONNECTOR = 0, 1, 2
 
 def communities(
     num_nodes: int = 12_000,
-    num_edges: int = 73_000,
+    num_edges: int | None = None,
     num_features: int = 64,
     num_classes: int = 8,
     communities_per_class: int = 4,
@@ -44,7 +44,7 @@ def communities(
 
     Args:
         num_nodes: N.
-        num_edges: undirected edges drawn; some percent fall together or on one node and are dropped.
+        num_edges: undirected edges drawn, by default 6 a node; a few fall together and are dropped.
         num_features: F.
         num_classes: C.
         communities_per_class: even, so that each class has as many communities of either kind.
@@ -55,6 +55,9 @@ def communities(
     Returns:
         NodeData named 'communities'.
     """
+    if num_nodes < 4 * num_classes * communities_per_class:
+        least = 4 * num_classes * communities_per_class
+        raise ValueError(f"synthetic.communities: expected 'num_nodes' >= {least}, four a community, got {num_nodes}")
     generator = np.random.default_rng(seed)
     count = num_classes * communities_per_class
     community = np.sort(generator.integers(count, size=num_nodes))
@@ -68,7 +71,7 @@ def communities(
     direction = generator.normal(size=num_features)
     direction /= np.linalg.norm(direction)
     x += _REGION * np.where(role == _MEMBER, 1.0, -1.0)[:, None] * direction
-    edges = _community_edges(generator, community, role, num_edges)
+    edges = _community_edges(generator, community, role, 73 * num_nodes // 12 if num_edges is None else num_edges)
     split = random(num_nodes, split_seed, train, val)
     return NodeData(
         "communities",
@@ -132,10 +135,12 @@ def _community_edges(generator: np.random.Generator, community: Array, role: Arr
         return nodes[generator.integers(len(nodes), size=count)]
 
     def neighbour(of: Array, among: Array) -> Array:
-        # `among` is ascending and so are the communities: those of one community are a range.
+        # `among` is ascending and so are the communities: those of one community are a range. In a graph of a few
+        # hundred nodes the range can be empty; the next community's first node stands in.
         low = np.searchsorted(community[among], community[of], side="left")
         high = np.searchsorted(community[among], community[of], side="right")
-        return among[low + (generator.random(len(of)) * (high - low)).astype(np.int64)]
+        chosen = low + (generator.random(len(of)) * (high - low)).astype(np.int64)
+        return among[np.minimum(chosen, len(among) - 1)]
 
     inside = some(leaves, int(_LEAF_EDGES * len(leaves)))
     stray = some(leaves, int(_CROSS * len(inside)))

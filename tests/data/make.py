@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gmoe_ext.data.molecules import ATOM_DIMS, BOND_DIMS
 
@@ -61,3 +63,66 @@ def write_npz(folder: Path, name: str, arrays: dict[str, Any]) -> Path:
     path = folder / f"{name}.npz"
     np.savez(path, **arrays)
     return path
+
+
+def write_csv(folder: Path, name: str, rows: Any) -> Path:
+    """Write NAME.csv.gz without header, NaN as a blank cell, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.csv.gz"
+    table = np.asarray(rows)
+    table = table.reshape(len(table), -1)
+    lines = [",".join("" if value != value else f"{value:.10g}" for value in row) for row in table.tolist()]
+    with gzip.open(path, "wt") as stream:
+        stream.write("".join(line + "\n" for line in lines))
+    return path
+
+
+def write_ogb_molecules(root: Path, name: str, num_graphs: int = 30, num_tasks: int = 2) -> dict[str, Any]:
+    """Write the raw folder of a molecule data set as OGB ships it; returns the arrays."""
+    arrays = molecule_arrays(num_graphs, num_tasks)
+    raw = root / name / "raw"
+    write_csv(raw, "edge", arrays["bond_index"].T)
+    write_csv(raw, "num-node-list", arrays["num_nodes"])
+    write_csv(raw, "num-edge-list", arrays["num_bonds"])
+    write_csv(raw, "node-feat", arrays["node_feat"])
+    write_csv(raw, "edge-feat", arrays["bond_feat"])
+    write_csv(raw, "graph-label", arrays["y"])
+    write_ogb_split(root, name, num_graphs, "scaffold")
+    return arrays
+
+
+def write_ogb_nodes(root: Path, name: str, num_nodes: int = 40) -> dict[str, Any]:
+    """Write the raw folder of a node data set as OGB ships it; returns x, edge_index and y."""
+    arrays = node_arrays(num_nodes)
+    x = np.random.default_rng(0).random((num_nodes, 3)).astype(np.float32)
+    raw = root / name / "raw"
+    write_csv(raw, "edge", arrays["edge_index"].T)
+    write_csv(raw, "num-node-list", [num_nodes])
+    write_csv(raw, "num-edge-list", [arrays["edge_index"].shape[1]])
+    write_csv(raw, "node-feat", x)
+    write_csv(raw, "node-label", arrays["y"])
+    write_ogb_split(root, name, num_nodes, "time")
+    return {"x": x, "edge_index": arrays["edge_index"], "y": arrays["y"]}
+
+
+def write_ogb_split(root: Path, name: str, size: int, rule: str) -> None:
+    """Write split/RULE/{train,valid,test}.csv.gz."""
+    for key, ids in split_arrays(size).items():
+        write_csv(root / name / "split" / rule, key.removesuffix("_idx"), ids)
+
+
+def write_ogb_links(root: Path, name: str, num_nodes: int = 40) -> dict[str, Any]:
+    """Write the raw folder of a link data set as OGB ships it, its split as torch files of arrays and tensors."""
+    edges = node_arrays(num_nodes)["edge_index"].T.astype(np.int64)
+    held = {
+        "train": {"edge": edges[:80]},
+        "valid": {"edge": edges[80:90], "edge_neg": torch.from_numpy(edges[:5])},
+        "test": {"edge": edges[90:100], "edge_neg": edges[5:15]},
+    }
+    write_csv(root / name / "raw", "edge", edges[:80])
+    write_csv(root / name / "raw", "num-node-list", [num_nodes])
+    folder = root / name / "split" / "target"
+    folder.mkdir(parents=True)
+    for part, arrays in held.items():
+        torch.save(arrays, folder / f"{part}.pt")
+    return held

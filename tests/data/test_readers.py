@@ -1,0 +1,195 @@
+"""Promises of the OGB raw reader and of the conversion from PyG."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from gmoe_ext import data
+from gmoe_ext.errors import DataError
+from tests.data.make import (
+    molecule_arrays,
+    node_arrays,
+    split_arrays,
+    write_csv,
+    write_ogb_links,
+    write_ogb_molecules,
+    write_ogb_nodes,
+)
+
+
+def test_raw_molecules_equal_the_same_arrays_in_npz(tmp_path):
+    arrays = write_ogb_molecules(tmp_path, "raw")
+    np.savez(tmp_path / "packed_graphs.npz", **arrays, **split_arrays(30))
+    raw, packed = data.load("raw", tmp_path), data.load("packed", tmp_path)
+    assert torch.equal(raw.node_feat, packed.node_feat) and torch.equal(raw.graph.edge_type, packed.graph.edge_type)
+    assert torch.equal(raw.graph.columns, packed.graph.columns) and torch.equal(raw.val_idx, packed.val_idx)
+    torch.testing.assert_close(raw.y, packed.y, equal_nan=True)
+    assert raw.split == "official" and "raw/edge.csv.gz" in raw.sha256 and "split/scaffold/test.csv.gz" in raw.sha256
+
+
+def test_raw_nodes_are_read_whole(tmp_path):
+    arrays = write_ogb_nodes(tmp_path, "arxiv")
+    nodes = data.load("arxiv", tmp_path)
+    torch.testing.assert_close(nodes.x, torch.from_numpy(arrays["x"]))
+    assert nodes.y.tolist() == arrays["y"].tolist() and nodes.graph.num_edges == 2 * arrays["edge_index"].shape[1]
+    assert (nodes.split, len(nodes.train_idx)) == ("official", 26)
+
+
+def test_nodes_of_many_labels_take_the_mean_of_their_edges_features(tmp_path):
+    arrays = write_ogb_nodes(tmp_path, "proteins")
+    raw = tmp_path / "proteins" / "raw"
+    (raw / "node-feat.csv.gz").unlink()
+    edges = arrays["edge_index"]
+    features = np.random.default_rng(1).random((edges.shape[1], 2))
+    write_csv(raw, "edge-feat", features)
+    write_csv(raw, "node-label", np.stack([arrays["y"], 1 - arrays["y"], arrays["y"]], 1))
+    nodes = data.load("proteins", tmp_path)
+    assert (nodes.metric, nodes.num_classes, nodes.y.shape) == ("rocauc", 3, (40, 3))
+    touching = (edges == 7).any(0)
+    np.testing.assert_allclose(nodes.x[7], features[touching].mean(0), rtol=1e-5)
+
+
+def test_raw_links_are_read_from_arrays_and_tensors(tmp_path):
+    held = write_ogb_links(tmp_path, "ogbl_ppa")
+    links = data.load("ogbl_ppa", tmp_path)
+    assert links.train_edge.T.tolist() == held["train"]["edge"].tolist()
+    assert links.val_edge_neg.T.tolist() == held["valid"]["edge_neg"].tolist()
+    assert links.metric == "hits@100" and links.graph.num_edges == 160
+    (tmp_path / "ogbl_ppa" / "split" / "target" / "train.pt").unlink()
+    assert torch.equal(data.load("ogbl_ppa", tmp_path).train_edge, links.train_edge)
+
+
+class Trap:
+    def __reduce__(self):
+        return eval, ("1 + 1",)
+
+
+def test_a_split_file_with_code_in_it_is_not_run(tmp_path):
+    write_ogb_links(tmp_path, "links")
+    path = tmp_path / "links" / "split" / "target" / "valid.pt"
+    torch.save({"edge": Trap()}, path)
+    with pytest.raises(DataError, match=r"valid\.pt: damaged, or holds more than arrays"):
+        data.load("links", tmp_path)
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match=r"valid\.pt: damaged"):
+        data.load("links", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "text"),
+    [
+        ("raw/edge", [[0, 99]], "bond_index"),
+        ("raw/num-node-list", [1] * 30, "'num_nodes' adds up to 30"),
+        ("raw/node-feat", np.full((3, 9), 200), "'num_nodes' adds up to"),
+        ("split/scaffold/test", [[0]], "id 0 is in both the train and test part"),
+        ("split/scaffold/valid", [[777]], "val id at position 0 is 777"),
+        ("raw/graph-label", [[1.0]], r"labels \[30, tasks\], got float32 \[1, 1\]"),
+    ],
+)
+def test_bad_raw_molecules_give_their_error(tmp_path, file, rows, text):
+    write_ogb_molecules(tmp_path, "raw")
+    path = tmp_path / "raw" / file
+    write_csv(path.parent, path.name, rows)
+    with pytest.raises(DataError, match=text):
+        data.load("raw", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["raw/num-edge-list", "raw/node-feat", "split/scaffold/train"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_missing_or_truncated_raw_file_is_named(tmp_path, file, damage):
+    write_ogb_molecules(tmp_path, "raw")
+    path = tmp_path / "raw" / f"{file}.csv.gz"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="no atom or bond" if "feat" in file and damage == "missing" else path.name):
+        data.load("raw", tmp_path)
+
+
+def test_bad_raw_nodes_give_their_error(tmp_path):
+    write_ogb_nodes(tmp_path, "arxiv")
+    raw = tmp_path / "arxiv" / "raw"
+    write_csv(raw, "node-feat", np.zeros((39, 3)))
+    with pytest.raises(DataError, match=r"node-feat\.csv\.gz has 39 rows, expected 40"):
+        data.load("arxiv", tmp_path)
+    (raw / "node-feat.csv.gz").unlink()
+    with pytest.raises(DataError, match="neither raw/node-feat"):
+        data.load("arxiv", tmp_path)
+    (raw / "node-label.csv.gz").unlink()
+    with pytest.raises(DataError, match="is incomplete"):
+        data.load("arxiv", tmp_path)
+
+
+def test_two_split_folders_are_refused(tmp_path):
+    write_ogb_nodes(tmp_path, "arxiv")
+    (tmp_path / "arxiv" / "split" / "random").mkdir()
+    with pytest.raises(DataError, match="one folder under split, got random, time"):
+        data.load("arxiv", tmp_path)
+
+
+def pyg_nodes():
+    pyg = pytest.importorskip("torch_geometric.data")
+    arrays = node_arrays()
+    edges = torch.from_numpy(arrays["edge_index"]).long()
+    return pyg.Data(x=torch.eye(40), edge_index=torch.cat([edges, edges.flip(0)], 1), y=torch.from_numpy(arrays["y"]))
+
+
+def test_pyg_nodes_with_masks():
+    source = pyg_nodes()
+    for name, ids in split_arrays(40, "val_idx").items():
+        mask = torch.zeros(40, dtype=torch.bool)
+        mask[ids] = True
+        source[name.replace("_idx", "_mask")] = mask
+    nodes = data.from_pyg(source, "mine")
+    assert nodes.split == "public" and nodes.train_idx.tolist() == list(range(26))
+    assert nodes.graph.num_edges == source.num_edges and data.from_pyg([source]).num_nodes == 40
+    columns = torch.stack([~source.train_mask, source.train_mask], 1)
+    source.train_mask = columns
+    assert data.from_pyg(source, split_seed=1).train_idx.tolist() == list(range(26))
+    source.train_mask = source.train_mask.float()
+    with pytest.raises(DataError, match="'train_mask' of booleans"):
+        data.from_pyg(source)
+
+
+def test_pyg_nodes_without_masks_or_labels():
+    source = pyg_nodes()
+    with pytest.raises(DataError, match="class 0 has 20 nodes"):
+        data.from_pyg(source)
+    source.y = None
+    with pytest.raises(DataError, match="has no 'y'"):
+        data.from_pyg(source)
+
+
+def test_pyg_molecules_equal_the_same_arrays():
+    pyg = pytest.importorskip("torch_geometric.data")
+    arrays = molecule_arrays()
+    atoms, bonds = np.cumsum(arrays["num_nodes"]), np.cumsum(arrays["num_bonds"])
+    graphs = []
+    for index in range(30):
+        atom, bond = (
+            slice(atoms[index] - arrays["num_nodes"][index], atoms[index]),
+            slice(bonds[index] - arrays["num_bonds"][index], bonds[index]),
+        )
+        edges = torch.from_numpy(arrays["bond_index"][:, bond]).long()
+        kinds = torch.from_numpy(arrays["bond_feat"][bond]).long()
+        graphs.append(
+            pyg.Data(
+                x=torch.from_numpy(arrays["node_feat"][atom]).long(),
+                edge_index=torch.stack([edges, edges.flip(0)], 2).reshape(2, -1),
+                edge_attr=kinds.repeat_interleave(2, 0),
+                y=torch.from_numpy(arrays["y"][index : index + 1]),
+            )
+        )
+    converted = data.from_pyg(graphs, "mine")
+    expected = data.MoleculeData.from_arrays("mine", split=data.splits.random(30), **arrays)
+    for name in ("offsets", "columns", "edge_type"):
+        assert torch.equal(getattr(converted.graph, name), getattr(expected.graph, name))
+    torch.testing.assert_close(converted.y, expected.y, equal_nan=True)
+    assert torch.equal(converted.node_feat, expected.node_feat) and converted.split == "random"
+    with pytest.raises(DataError, match="empty dataset"):
+        data.from_pyg([])
