@@ -8,7 +8,6 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,8 +101,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_npz(path: Path, wanted: Collection[str] | None = None) -> ArrayFile:
-    """Read the arrays of an npz archive: all, or those ``wanted`` that are there.
+def read_npz(path: Path) -> ArrayFile:
+    """Read every array of an npz archive.
 
     Raises:
         DataError: the file is truncated, not an npz archive, or holds object arrays (they would need pickle).
@@ -113,8 +112,7 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> ArrayFile:
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
             for name in archive.files:
-                if wanted is None or name in wanted:
-                    arrays[name] = archive[name]
+                arrays[name] = archive[name]
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise DataError(f"{path}: array '{name}' holds Python objects, which are not loaded") from error

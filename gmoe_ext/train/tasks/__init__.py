@@ -49,7 +49,9 @@ def load_data(config: Config) -> NodeData | MoleculeData:
 
 
 def kind(config: Config) -> str:
-    """What the settings ask for: "default", "distill" or "supervised"."""
+    """What the settings ask for: "story" (both, as the embedded default), "distill" or "supervised"."""
+    if config.student.model is not None and config.teacher.model is not None and config.model.name is not None:
+        return "story"
     if config.student.model is not None:
         return "distill"
     if config.model.name is not None:
@@ -65,6 +67,10 @@ def start(config: Config, run: Run, device: torch.device) -> Outcome:
     from ...data import MoleculeData
     from . import molecule, node
 
+    if kind(config) == "story":
+        from .. import default
+
+        return default.train(config, run, device)
     if kind(config) == "distill":
         from . import distill
 

@@ -77,9 +77,8 @@ class Inputs:
     heldout: Tensor | None
 
     @classmethod
-    def of(cls, scene: Scene, positions: Tensor | None, scale: str) -> Inputs:
-        """Features and positions; the scale of positions is decided by observed rows alone."""
-        rows = student_inputs(scene.data.x, positions, scale, scene.observed_nodes)  # type: ignore[arg-type]
+    def of(cls, scene: Scene, rows: Tensor) -> Inputs:
+        """Of the rows of all nodes, those that the setting shows when."""
         if scene.heldout is None:
             return cls(rows, None)
         return cls(rows[scene.observed_nodes], rows[scene.heldout])
@@ -125,7 +124,8 @@ class StudentTask(Task):
         if size == 0 or size >= rows:
             return [None]
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
-        return list(torch.randperm(rows, generator=generator).to(self.inputs.seen_ND.device).split(size))
+        order = torch.randperm(rows, generator=generator).to(self.inputs.seen_ND.device)
+        return list(torch.split(order, size))
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
         """nu CE + (1 - nu) (KD + KRD) + the memories' losses; over a batch each term estimates its full value."""
@@ -209,7 +209,42 @@ class StudentTask(Task):
         return metrics.evaluate(self.metric, logits[nodes], y[nodes])
 
 
+Fitted = tuple["Model", FitResult]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation made.
+
+    Attributes:
+        scene: data of the setting.
+        candidates: the networks that could teach, with their fits, in the order of training.
+        teacher: the one that did.
+        student: the student.
+        rows: the student's input of every node, features and then positions, [N, D].
+    """
+
+    scene: Scene
+    candidates: list[Fitted]
+    teacher: Fitted
+    student: Fitted
+    rows: Tensor
+
+    def outcome(self) -> Outcome:
+        """For the report."""
+        others = [Trained.of(*fitted) for fitted in self.candidates if fitted is not self.teacher]
+        data = self.scene.data
+        return Outcome(
+            Trained.of(*self.student), Trained.of(*self.teacher), others, split=data.split, sha256=data.sha256
+        )
+
+
 def train(config: Config, run: Run, device: torch.device) -> Outcome:
+    """Teacher, positions, student."""
+    return distill(config, run, device).outcome()
+
+
+def distill(config: Config, run: Run, device: torch.device) -> Distilled:
     """Teacher, positions, student. With `model` set too, that network is trained as well and the better one teaches."""
     data = load_data(config)
     if not isinstance(data, NodeData) or data.metric != "accuracy":
@@ -218,29 +253,26 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
     config = resolve(config, data.split)
     scene = Scene.of(config, data.to(device))
     candidates = [train_teacher(config, run, scene, *named) for named in _teachers(config)]
-    teacher, taught = max(candidates, key=lambda one: one[1].val_best)
+    teacher = max(candidates, key=lambda one: one[1].val_best)
     positions = find_positions(config, run, scene)
-    student, result = train_student(config, run, scene, teacher, positions)
-    others = [Trained.of(model, found) for model, found in candidates if model is not teacher]
-    return Outcome(
-        Trained.of(student, result),
-        teacher=Trained.of(teacher, taught),
-        others=others,
-        split=data.split,
-        sha256=data.sha256,
-    )
+    rows = student_inputs(scene.data.x, positions, config.distill.position_scale, scene.observed_nodes)
+    student = train_student(config, run, scene, teacher[0], rows)
+    if not run.dry_run:
+        keep_inputs(run, scene, rows)
+    return Distilled(scene, candidates, teacher, student, rows)
 
 
 def _teachers(config: Config) -> list[tuple[str, str, NetworkConfig]]:
     """Phase, model name and network of each network that may teach."""
-    named: list[tuple[str, str, NetworkConfig]] = []
-    if config.teacher.model is not None:
-        named.append(("teacher", config.teacher.model, config.teacher))
-    if config.model.name is not None:
-        named.append((config.model.name, config.model.name, config.model))
-    if not named:
-        raise ConfigError("student.model is set, but no teacher\n  mend: --teacher.model sage")
-    return named
+    model, teacher = config.model.name, config.teacher.model
+    if model is not None and teacher is not None:
+        return [
+            (model, model, config.model),
+            (f"{teacher}-teacher" if teacher == model else teacher, teacher, config.teacher),
+        ]
+    if teacher is not None:
+        return [("teacher", teacher, config.teacher)]
+    raise ConfigError("student.model is set, but no teacher\n  mend: --teacher.model sage")
 
 
 def train_teacher(
@@ -281,6 +313,14 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
     return extend_positions(observed, scene.data.graph, scene.observed_nodes)
 
 
+def keep_inputs(run: Run, scene: Scene, rows: Tensor) -> None:
+    """Leave beside the checkpoints what a packed student needs and no weight tells: positions and class names."""
+    data = scene.data
+    tensors = {"positions": rows[:, data.num_features :]}
+    scalars = {"phase": "inputs", "settings": fingerprint(run.config), "class_names": list(data.class_names)}
+    checkpoint.save(run.checkpoint_path("inputs"), tensors, scalars)
+
+
 def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets:
     """The teacher's soft targets on what training sees, and the sampler of reliable neighbours."""
     settings, data = config.distill, scene.observed
@@ -307,12 +347,10 @@ def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets
     return StudentTargets(logits, sampler, settings.tau, bool(settings.normalized_tau))
 
 
-def train_student(
-    config: Config, run: Run, scene: Scene, teacher: Model, positions: Tensor | None
-) -> tuple[Model, FitResult]:
+def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Fitted:
     """Fit the student; an RbM's pre-training epochs come before those of `train`."""
     assert config.student.model is not None
-    inputs = Inputs.of(scene, positions, config.distill.position_scale)
+    inputs = Inputs.of(scene, rows)
     targets = find_targets(config, scene, teacher)
     run.begin(config.student.model)
     options = config.student.build_args()

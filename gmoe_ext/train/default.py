@@ -1,0 +1,129 @@
+"""The whole story in one run: two GNNs, a student of the better one, its packed file, and what an answer costs.
+
+This is what the command line does without arguments (configs/default.yaml), and with `model`, `teacher` and `student`
+all set, on any node data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import GmoeError
+from ..export import pack
+from ..models.registry import Model
+from ..runtime import PackedStudent
+from .loop import FitResult
+from .report import Outcome, align, score_text
+from .speed import NodeServer, microseconds
+from .tasks.distill import Distilled, distill
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .run import Run
+
+BATCH = 4096
+# Logits of the packed student may differ by rounding: it sums in another order.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds per node."""
+
+    single: float
+    batch: float
+
+
+def train(config: Config, run: Run, device: torch.device) -> Outcome:
+    """Train, distill, pack, time."""
+    done = distill(config, run, device)
+    outcome = done.outcome()
+    if run.dry_run:
+        return outcome
+    path = run.directory / "student.safetensors"
+    data = done.scene.data
+    positions = done.rows[:, data.num_features :] if positioned(done) else None
+    pack(done.student[0], path, class_names=data.class_names or None, positions=positions)
+    packed = PackedStudent.load(path)
+    check_packed(done, packed)
+    costs = [gnn_cost(model, done) for model, _ in done.candidates] + [student_cost(packed, done)]
+    models = [*done.candidates, done.student]
+    outcome.extra["us_per_node"] = {
+        fit.phase: {"batch_1": round(cost.single, 2), f"batch_{BATCH}": round(cost.batch, 3)}
+        for (_, fit), cost in zip(models, costs, strict=True)
+    }
+    outcome.extra["packed"] = {"file": path.name, "bytes": packed.num_bytes}
+    outcome.lines = table(models, costs)
+    outcome.lines[-1] += f"   <- packed: {path} ({packed.num_bytes / 1e6:.1f} MB, needs no torch)"
+    outcome.next_command = f"python -m gmoe_ext.predict --student {path} --input YOUR.npy"
+    return outcome
+
+
+def table(models: list[tuple[Model, FitResult]], costs: list[Cost]) -> list[str]:
+    """One line per model: test score at the best validation epoch, size, cost of an answer."""
+    metric = models[0][1].metric
+    rows: list[tuple[str, ...]] = [
+        ("model", f"test {metric}", "params active/total", "us per node (1)", f"us per node ({BATCH})")
+    ]
+    for (model, fit), cost in zip(models, costs, strict=True):
+        active, total = model.num_parameters()
+        score = score_text(metric, fit.test_at_best_val)
+        rows.append((fit.phase, score, f"{active:,}/{total:,}", f"{cost.single:,.1f}", f"{cost.batch:,.2f}"))
+    return align(rows)
+
+
+def requests(done: Distilled, nodes: Tensor) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """What a caller of the packed student has at hand: features, and row numbers where positions are in the file."""
+    return done.scene.data.x[nodes].cpu().numpy(), nodes.cpu().numpy() if positioned(done) else None
+
+
+def positioned(done: Distilled) -> bool:
+    """Whether the student reads positions beside features."""
+    return done.rows.shape[1] > done.scene.data.num_features
+
+
+def check_packed(done: Distilled, packed: PackedStudent) -> None:
+    """The file must answer as the student it was made from.
+
+    Raises:
+        GmoeError: it does not.
+    """
+    nodes = done.scene.data.test_idx[:BATCH]
+    with torch.inference_mode():
+        expected = done.student[0].eval()(done.rows[nodes]).logits.cpu().numpy()
+    difference = float(np.abs(packed.predict(*requests(done, nodes)) - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise GmoeError(f"the packed student's logits differ from the trained one's by {difference:.3g}")
+
+
+def gnn_cost(model: Model, done: Distilled) -> Cost:
+    """A GNN fetches what its answer depends on; a batch may take one forward over the whole graph."""
+    data = done.scene.data
+    server = NodeServer(model, data.x, data.graph)
+    singles, many = torch.split(data.test_idx, 1), some_nodes(data.test_idx)
+    return Cost(
+        microseconds(lambda i: server.answer(singles[i % len(singles)])),
+        microseconds(lambda _: server.answer(many)) / len(many),
+    )
+
+
+def student_cost(packed: PackedStudent, done: Distilled) -> Cost:
+    """The packed student reads one row, or many at once."""
+    x, nodes = requests(done, some_nodes(done.scene.data.test_idx))
+
+    def single(i: int) -> object:
+        row = i % len(x)
+        return packed.predict(x[row : row + 1], None if nodes is None else nodes[row : row + 1])
+
+    return Cost(microseconds(single), microseconds(lambda _: packed.predict(x, nodes)) / len(x))
+
+
+def some_nodes(nodes: Tensor) -> Tensor:
+    """BATCH of the nodes, repeated where there are fewer."""
+    return nodes.repeat(-(-BATCH // len(nodes)))[:BATCH]
