@@ -1,0 +1,96 @@
+"""``python -m gmoe_ext.export RUN_DIR`` on what training leaves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gmoe_ext.export.__main__ import main
+from gmoe_ext.export.run import load_student
+from gmoe_ext.runtime import PackedStudent
+from gmoe_ext.train.__main__ import main as train
+
+from ..train.files import write_nodes
+
+FLAGS = (
+    *("--device", "cpu", "--data.name", "tiny", "--data.row_normalize", "true", "--train.epochs", "4"),
+    *("--teacher.model", "sage", "--teacher.hidden_dim", "8"),
+    *("--student.model", "rbm", "--student.hidden_dim", "8", "--student.num_experts", "3", "--student.k", "2"),
+    *("--student.norm", "batch", "--distill.pretrain_epochs", "2", "--distill.walk_epochs", "1"),
+    *("--distill.walk_length", "5", "--distill.position_dim", "4", "--distill.noise_draws", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("gensim")
+    root = tmp_path_factory.mktemp("export")
+    write_nodes(root / "data")
+    assert train(["--data.root", str(root / "data"), "--run_dir", str(root / "run"), *FLAGS]) == 0
+    return root / "run"
+
+
+@pytest.fixture
+def run_dir(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_the_best_student_is_packed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run_dir)]) == 0
+    assert "positions: 60 nodes" in capsys.readouterr().out
+    packed, student = PackedStudent.load(run_dir / "student.safetensors"), load_student(run_dir)
+    features = packed.info()["features"]
+    assert features == {"columns": 8, "normalize": "row_l1", "position_columns": 4, "position_nodes": 60}
+    x, nodes = torch.randn(20, 8), torch.arange(20)
+    rows = torch.cat([x / x.abs().sum(1, keepdim=True), student.positions[nodes]], 1)
+    np.testing.assert_allclose(packed.predict(x.numpy(), nodes.numpy()), student.model(rows).logits.detach(), atol=1e-5)
+
+
+def test_weights_are_those_of_the_best_epoch(run_dir: Path) -> None:
+    best = {n.removeprefix("best/"): v for n, v in load_file(run_dir / "checkpoints/rbm.safetensors").items()}
+    weights = load_student(run_dir).model.state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in weights.items())
+
+
+def test_without_kept_inputs_positions_are_the_callers(run_dir: Path) -> None:
+    (run_dir / "checkpoints/inputs.safetensors").unlink()
+    assert main([str(run_dir), "--output", str(run_dir / "bare.safetensors")]) == 0
+    assert PackedStudent.load(run_dir / "bare.safetensors").predict(np.ones((2, 12))).shape == (2, 3)
+
+
+def test_a_directory_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "expected a run directory" in capsys.readouterr().err
+
+
+def test_a_run_without_a_student(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "checkpoints/rbm.safetensors").unlink()
+    assert main([str(run_dir)]) == 2
+    assert "no trained student (rbm or mlp)" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_dir / "checkpoints/rbm.safetensors"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-8])
+    assert main([str(run_dir)]) == 3
+    assert "is damaged" in capsys.readouterr().err
+
+    path.write_bytes(sound)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    del tensors["best/layers.0.experts.weight"]
+    save_file(tensors, path, metadata=header)
+    assert main([str(run_dir)]) == 3
+    assert "does not fit the model it names" in capsys.readouterr().err
+
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert main([str(run_dir)]) == 3
+    assert "expected a checkpoint of format" in capsys.readouterr().err
