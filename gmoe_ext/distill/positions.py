@@ -85,16 +85,18 @@ def _stable_hash(text: object) -> int:
     return zlib.crc32(str(text).encode())
 
 
-def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor) -> Tensor:
+def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own: bool = True) -> Tensor:
     """Give held-out nodes the mean position of their observed neighbours; without one, zeros.
 
     Args:
         positions_OP: positions of the observed nodes.
         graph: the whole graph, over N nodes.
         observed_O: int64 [O] global ids of the observed nodes, in the order of ``positions``.
+        own: observed nodes keep their own positions. False gives them, too, the mean of their observed neighbours
+            (without one, their own), so that a student meets at the test what it was trained on.
 
     Returns:
-        Positions [N, P]; observed rows are unchanged.
+        Positions [N, P].
 
     Raises:
         ValueError: the two arguments name different numbers of nodes.
@@ -113,7 +115,8 @@ def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor) -> 
     unweighted = Graph(graph.num_nodes, graph.offsets, graph.columns)
     summed = aggregate(unweighted, known)
     everywhere = summed[:, :-1] / summed[:, -1:].clamp_min(1.0)
-    everywhere[observed_O] = positions_OP
+    alone = summed[observed_O, -1:] == 0
+    everywhere[observed_O] = positions_OP if own else torch.where(alone, positions_OP, everywhere[observed_O])
     return everywhere
 
 

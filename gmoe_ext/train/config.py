@@ -170,6 +170,8 @@ class DistillConfig:
         power_bins: bins of the fit of the power.
         power_bin_offset: where in a bin the curve is read; None: by protocol (its centre; program: 0.05).
         positions: append DeepWalk positions to the features.
+        position_of: own gives observed nodes the position walked for them; neighbours the mean of their neighbours', as
+            a held-out node has it.
         position_scale: none, or features to give positions the features' mean norm.
         walk_length: nodes per walk.
         num_walks: walks per node.
@@ -202,6 +204,7 @@ class DistillConfig:
     power_bins: int = 50
     power_bin_offset: float | None = None
     positions: bool = True
+    position_of: Literal["own", "neighbours"] = "own"
     position_scale: Literal["none", "features"] = "none"
     walk_length: int = 50
     num_walks: int = 5

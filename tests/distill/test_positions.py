@@ -70,6 +70,14 @@ def test_held_out_nodes_get_the_mean_of_their_observed_neighbours():
     assert everywhere[5].tolist() == [0.0, 0.0]
 
 
+def test_observed_nodes_can_be_placed_as_held_out_ones_are():
+    edges = torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])  # a path 0 - 1 - 2 - 3 and 4 alone; 3 is held out
+    graph = Graph.from_edge_index(edges, num_nodes=5)
+    positions = torch.tensor([[1.0], [2.0], [6.0], [9.0]])
+    everywhere = extend_positions(positions, graph, torch.tensor([0, 1, 2, 4]), own=False)
+    assert everywhere.flatten().tolist() == [2.0, 3.5, 2.0, 6.0, 9.0]
+
+
 def test_edge_weights_do_not_weigh_positions():
     edges = torch.tensor([[1, 2], [0, 0]])
     graph = Graph.from_edge_index(edges, num_nodes=3, edge_weight=torch.tensor([5.0, 1.0]))

@@ -308,9 +308,10 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
         if not run.dry_run:
             checkpoint.save(path, {"positions": observed}, {"phase": "positions", "settings": current})
     observed = observed.to(scene.data.x.device)
-    if scene.heldout is None:
+    own = settings.position_of == "own"
+    if scene.heldout is None and own:
         return observed
-    return extend_positions(observed, scene.data.graph, scene.observed_nodes)
+    return extend_positions(observed, scene.data.graph, scene.observed_nodes, own)
 
 
 def keep_inputs(run: Run, scene: Scene, rows: Tensor) -> None:
