@@ -100,16 +100,6 @@ def test_unknown_name_is_an_attribute_error() -> None:
         assert getattr(gmoe_ext, name) is not None
 
 
-@pytest.mark.native
-def test_native_backend_says_what_it_is() -> None:
-    import gmoe_ext
-
-    info = gmoe_ext.build_info()
-    assert gmoe_ext.backend() == "native"
-    assert {"version", "torch", "compiler"} <= info.keys()
-    assert info["version"] == gmoe_ext.__version__
-
-
 HIDE = """
 import importlib.util, warnings
 real = importlib.util.find_spec
@@ -138,28 +128,3 @@ def test_missing_library_warns_once_and_falls_back() -> None:
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
-
-
-def test_missing_library_is_an_error_where_it_is_required() -> None:
-    done = python(HIDE + "import gmoe_ext.ops", GMOE_EXT_REQUIRE_NATIVE="1")
-    assert done.returncode != 0
-    assert "NativeError" in done.stderr and "not built" in done.stderr and "mend:" in done.stderr
-
-
-def test_library_built_for_another_torch_is_named_as_such() -> None:
-    code = (
-        "import importlib, importlib.util, importlib.machinery\n"
-        "real = importlib.util.find_spec\n"
-        "found = importlib.machinery.ModuleSpec('gmoe_ext._C', None)\n"
-        "importlib.util.find_spec = lambda name, *rest: found if name == 'gmoe_ext._C' else real(name, *rest)\n"
-        "load = importlib.import_module\n"
-        "def broken(name, package=None):\n"
-        "    if name == 'gmoe_ext._C':\n"
-        "        raise ImportError('undefined symbol: aoti_torch_something')\n"
-        "    return load(name, package)\n"
-        "importlib.import_module = broken\n"
-        "import gmoe_ext.ops\n"
-    )
-    done = python(code, GMOE_EXT_REQUIRE_NATIVE="1")
-    assert done.returncode != 0
-    assert "do not load" in done.stderr and "undefined symbol" in done.stderr and "mend:" in done.stderr

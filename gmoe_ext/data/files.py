@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,8 +102,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_npz(path: Path) -> ArrayFile:
-    """Read every array of an npz archive.
+def read_npz(path: Path, wanted: Collection[str] | None = None) -> ArrayFile:
+    """Read the arrays of an npz archive: all, or those ``wanted`` that are there.
 
     Raises:
         DataError: the file is truncated, not an npz archive, or holds object arrays (they would need pickle).
@@ -112,7 +113,8 @@ def read_npz(path: Path) -> ArrayFile:
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
             for name in archive.files:
-                arrays[name] = archive[name]
+                if wanted is None or name in wanted:
+                    arrays[name] = archive[name]
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise DataError(f"{path}: array '{name}' holds Python objects, which are not loaded") from error

@@ -47,7 +47,8 @@ def load(
             other RULE reads NAME_split_RULE.npz.
         split_seed: of a drawn split.
         train_per_class, val_per_class: of a 'per_class' split.
-        metric: 'accuracy', 'rocauc' or 'rmse'; default follows from the labels (:func:`metrics.infer`).
+        metric: 'accuracy', 'rocauc' or 'rmse'; default follows from the labels (:func:`metrics.infer`). Nodes have
+            only the default.
         row_normalize: divide node features by their row's sum.
         allow_partial: accept a file with the features of some nodes only.
 
@@ -68,6 +69,8 @@ def load(
     data, unlabelled = _read(name, folder, metric, allow_partial)
     if isinstance(data, LinkData):
         return data
+    if metric not in (None, data.metric):
+        raise DataError(f"data '{name}' is scored by '{data.metric}', got metric '{metric}'; drop --data.metric")
     if split not in ("auto", "file") or data.split == splits.NONE.rule:
         chosen, path = _choose(data, folder, split, split_seed, (train_per_class, val_per_class), unlabelled)
         data = data.with_split(chosen)

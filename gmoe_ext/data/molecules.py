@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._graph_checks import check_range
 from ..errors import DataError
 from ..graph import Graph, gather_ranges
 from ..ops import two_hop_graph
@@ -158,9 +159,10 @@ class MoleculeData:
             two_hop: also cut the strict two-hop graph, which is listed for the whole data set on first use.
 
         Raises:
-            IndexError: an id out of range.
+            GraphIndexError: an id out of range.
         """
         chosen = torch.as_tensor(ids, dtype=torch.int64, device="cpu")
+        check_range("MoleculeData.batch", "ids", chosen, self.num_graphs)
         cut = _Cut.of(self.node_offsets, chosen, self.node_feat.device)
         pairs, pair_types = None, None
         if two_hop:
@@ -175,7 +177,9 @@ class MoleculeData:
     def with_split(self, split: Split) -> MoleculeData:
         """The same molecules with other parts."""
         train_idx, val_idx, test_idx, rule = split
-        return replace(self, train_idx=train_idx, val_idx=val_idx, test_idx=test_idx, split=rule)
+        other = replace(self, train_idx=train_idx, val_idx=val_idx, test_idx=test_idx, split=rule)
+        object.__setattr__(other, "_tables", self._tables)
+        return other
 
     def to(self, device: torch.device | str) -> MoleculeData:
         """This data on another device, where its batches are cut then; the split and ``node_offsets`` stay."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..errors import GraphIndexError
+from ..errors import GraphIndexError, NativeError
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float64)
 INTEGER = (torch.int32, torch.int64)
@@ -106,6 +106,11 @@ def register(
     if not _native.available:
         return
     qualified = f"gmoe::{name}"
+    if not hasattr(torch.ops.gmoe, name):
+        raise NativeError(
+            f"gmoe_ext: the compiled operators are older than the Python files: {qualified} is missing\n"
+            "  mend: build them again (in the source tree: python setup.py build_ext --inplace)"
+        )
     torch.library.register_fake(qualified, fake)
     if backward is None:
         torch.library.register_autograd(qualified, _refusal(qualified))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
 from ..graph import Graph
+from . import _dispatch as op
+from . import _rows
 
 
 def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
@@ -38,10 +43,80 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
         >>> aggregate(graph, torch.tensor([[1.0], [2.0], [4.0]])).tolist()
         [[0.0], [0.0], [3.0]]
     """
-    if x.dim() != 2 or x.shape[0] != graph.num_nodes:
-        raise ValueError(f"gmoe::aggregate: expected 'x' of shape [{graph.num_nodes}, D], got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"gmoe::aggregate: expected 'x' of a floating dtype, got {x.dtype}; mend: x.float()")
-    if hops not in (1, 2):
-        raise ValueError(f"gmoe::aggregate: expected 'hops' of 1 or 2, got {hops}")
-    return reference.aggregate(graph, x, hops)
+    _rows.expect_features("aggregate", graph, x)
+    op.expect(hops in (1, 2), "aggregate", "hops", "of 1 or 2", hops)
+    if not op.native():
+        _rows.expect_valid("aggregate", graph)
+        return reference.aggregate(graph, x, hops)
+    weight, reverse = _rows.weight_like(graph, x), _rows.transpose_for(graph, x)
+    y = x
+    for _ in range(hops):
+        y = op.call(
+            "aggregate", y, graph.offsets, graph.columns, weight, reverse.offsets, reverse.columns, reverse.weight,
+            reverse.order,
+        )  # fmt: skip
+    return y
+
+
+def _fake(x: Tensor, offsets: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty(offsets.shape[0] - 1, x.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offsets, columns, weight, *reverse = inputs
+    # The rows themselves are needed for the gradient of the weights alone.
+    kept_x = x if weight is not None and weight.requires_grad else None
+    ctx.save_for_backward(kept_x, offsets, columns, weight, *reverse)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, offsets, columns, weight, reverse_offsets, reverse_columns, reverse_weight, reverse_order = ctx.saved_tensors
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        if reverse_offsets is None:
+            raise RuntimeError(
+                "gmoe::aggregate: expected 'transpose_offsets' for the gradient of 'x', got None; "
+                "mend: call gmoe_ext.ops.aggregate, which passes the transposed graph"
+            )
+        # reverse_weight is weight in another order, and differentiable as such; so the gradient is it, too.
+        grad_x = torch.ops.gmoe.aggregate(
+            grad_y, reverse_offsets, reverse_columns, reverse_weight, offsets, columns, weight, None
+        )
+    if ctx.needs_input_grad[3]:
+        grad_weight = torch.ops.gmoe.aggregate_grad_weight(
+            grad_y, x, offsets, columns, reverse_offsets, reverse_columns, reverse_order
+        )
+    return grad_x, None, None, grad_weight, None, None, None, None
+
+
+def _fake_grad_weight(grad_y: Tensor, x: Tensor, offsets: Tensor, columns: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _setup_context_grad_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_grad_weight(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of weights is linear in both its arguments, with the incoming gradient as the weights."""
+    grad_y, x, offsets, columns, reverse_offsets, reverse_columns, reverse_order = ctx.saved_tensors
+    if reverse_order is None:
+        raise RuntimeError(
+            "gmoe::aggregate_grad_weight has no derivative without 'transpose_order': third derivatives are not "
+            "implemented; mend: use gmoe_ext.reference"
+        )
+    reverse = grad.index_select(0, reverse_order)
+    to_grad_y = torch.ops.gmoe.aggregate(
+        x, offsets, columns, grad, reverse_offsets, reverse_columns, reverse, reverse_order
+    )
+    to_x = torch.ops.gmoe.aggregate(grad_y, reverse_offsets, reverse_columns, reverse, offsets, columns, grad, None)
+    return to_grad_y, to_x, None, None, None, None, None
+
+
+op.register("aggregate", _fake, backward=_backward, setup_context=_setup_context)
+op.register(
+    "aggregate_grad_weight",
+    _fake_grad_weight,
+    backward=_backward_grad_weight,
+    setup_context=_setup_context_grad_weight,
+)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
 from ..graph import Graph
+from . import _dispatch as op
+from . import _rows
 
 
 def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
@@ -40,16 +45,67 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
         >>> edge_aggregate(graph, torch.tensor([[1.0], [2.0]]), torch.tensor([[-3.0], [5.0]])).tolist()
         [[7.0], [0.0]]
     """
-    if graph.edge_type is None:
-        raise ValueError(
-            "gmoe::edge_aggregate: expected 'graph' with edge types, got one without; "
-            "mend: Graph.from_edge_index(..., edge_type=)"
-        )
-    if x.dim() != 2 or x.shape[0] != graph.num_nodes:
-        raise ValueError(f"gmoe::edge_aggregate: expected 'x' of shape [{graph.num_nodes}, D], got {list(x.shape)}")
-    if edge_table.dim() != 2 or edge_table.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"gmoe::edge_aggregate: expected 'edge_table' of shape [T, {x.shape[1]}] to match 'x', "
-            f"got {list(edge_table.shape)}"
-        )
-    return reference.edge_aggregate(graph, x, edge_table)
+    name = "edge_aggregate"
+    edge_type = _rows.expect_edge_types(name, graph)
+    _rows.expect_features(name, graph, x)
+    op.expect_dim(name, "edge_table", edge_table, 2, "[T, D]")
+    op.expect_like(name, "edge_table", edge_table, "x", x)
+    dim = x.shape[1]
+    op.expect(
+        edge_table.shape[1] == dim,
+        name,
+        "edge_table",
+        lambda: f"of shape [T, {dim}] to match 'x'",
+        list(edge_table.shape),
+    )
+    if not op.native():
+        _rows.expect_valid(name, graph, edge_table.shape[0])
+        return reference.edge_aggregate(graph, x, edge_table)
+    x, edge_table = _rows.common_dtype(x, edge_table)
+    reverse = _rows.transpose_for(graph, x, edge_table)
+    y: Tensor = op.call(
+        name, x, edge_table, graph.offsets, graph.columns, edge_type, _rows.weight_like(graph, x),
+        reverse.offsets, reverse.columns, reverse.edge_type, reverse.weight,
+    )  # fmt: skip
+    return y
+
+
+def _fake(x: Tensor, edge_table: Tensor, offsets: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty(offsets.shape[0] - 1, x.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, table, offsets, columns, edge_type, _, *reverse = ctx.saved_tensors
+    want_x, want_table, *_, want_weight = ctx.needs_input_grad[:6]
+    grad_x = grad_table = grad_weight = None
+    if want_x or want_table:
+        if reverse[0] is None:
+            raise RuntimeError(
+                "gmoe::edge_aggregate: expected 'transpose_offsets' for the gradient of 'x' and 'edge_table', got "
+                "None; mend: call gmoe_ext.ops.edge_aggregate, which passes the transposed graph"
+            )
+        grad_x, grad_table = torch.ops.gmoe.edge_aggregate_grad(grad_y, x, table, *reverse, want_x, want_table)
+    if want_weight:
+        grad_weight = torch.ops.gmoe.edge_aggregate_grad_weight(grad_y, x, table, offsets, columns, edge_type)
+    return (grad_x if want_x else None, grad_table if want_table else None, *[None] * 3, grad_weight, *[None] * 4)
+
+
+def _fake_grad(
+    grad_y: Tensor, x: Tensor, edge_table: Tensor, offsets: Tensor, columns: Tensor, edge_type: Tensor,
+    weight: Tensor | None, want_x: bool, want_table: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dim = x.shape[1]
+    return x.new_empty(x.shape[0] if want_x else 0, dim), x.new_empty(edge_table.shape[0] if want_table else 0, dim)
+
+
+def _fake_grad_weight(grad_y: Tensor, x: Tensor, table: Tensor, offsets: Tensor, columns: Tensor, _: Tensor) -> Tensor:
+    return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+op.register("edge_aggregate", _fake, backward=_backward, setup_context=_setup_context)
+op.register("edge_aggregate_grad", _fake_grad)
+op.register("edge_aggregate_grad_weight", _fake_grad_weight)

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..errors import GraphIndexError
 from ..graph import Graph
+from . import _dispatch as op
+from . import _rows
+
+_INT64 = 1 << 63
 
 
 def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
@@ -37,14 +40,21 @@ def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
         >>> random_walk(ring, torch.tensor([0, 2]), length=3, seed=7).tolist()
         [[0, 1, 2], [2, 0, 1]]
     """
-    if starts.dim() != 1:
-        raise ValueError(f"gmoe::random_walk: expected 'starts' of shape [S], got {list(starts.shape)}")
-    if starts.dtype != torch.int64:
-        raise TypeError(f"gmoe::random_walk: expected 'starts' of dtype int64, got {starts.dtype}")
-    if length < 1:
-        raise ValueError(f"gmoe::random_walk: expected 'length' >= 1, got {length}")
-    bad = torch.nonzero((starts < 0) | (starts >= graph.num_nodes))
-    if bad.numel():
-        position = int(bad[0])
-        raise GraphIndexError("gmoe::random_walk", "starts", position, int(starts[position]), graph.num_nodes)
-    return reference.random_walk(graph, starts, length, seed)
+    op.expect_dim("random_walk", "starts", starts, 1, "[S]")
+    op.expect_dtype("random_walk", "starts", starts, (torch.int64,))
+    op.expect_device("random_walk", "graph", graph.columns, "starts", starts)
+    op.expect(length >= 1, "random_walk", "length", ">= 1", length)
+    if not op.native():
+        _rows.expect_valid("random_walk", graph)
+        op.expect_index("random_walk", "starts", starts, graph.num_nodes)
+        return reference.random_walk(graph, starts, length, seed)
+    signed = (seed + _INT64) % (2 * _INT64) - _INT64
+    walks: Tensor = op.call("random_walk", graph.offsets, graph.columns, starts, length, signed)
+    return walks
+
+
+def _fake(offsets: Tensor, columns: Tensor, starts: Tensor, length: int, seed: int) -> Tensor:
+    return starts.new_empty(starts.shape[0], length)
+
+
+op.register("random_walk", _fake)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
 from ..graph import Graph
+from . import _dispatch as op
+from . import _rows
 
 
 def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Tensor, first_expert: int = 0) -> Tensor:
@@ -45,25 +50,97 @@ def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Te
         >>> routed_edge_aggregate(graph, torch.ones(2, 1), table, torch.tensor([[0], [1]])).tolist()
         [[[0.0]], [[3.0]]]
     """
-    if graph.edge_type is None:
-        raise ValueError(
-            "gmoe::routed_edge_aggregate: expected 'graph' with edge types, got one without; "
-            "mend: Graph.from_edge_index(..., edge_type=)"
+    name = "routed_edge_aggregate"
+    edge_type = _rows.expect_edge_types(name, graph)
+    _expect(name, graph, x, edge_table, index)
+    if not op.native():
+        _rows.expect_valid(name, graph, edge_table.shape[1])
+        return reference.routed_edge_aggregate(graph, x, edge_table, index, first_expert)
+    x, edge_table = _rows.common_dtype(x, edge_table)
+    reverse = _rows.transpose_for(graph, x, edge_table)
+    y: Tensor = op.call(
+        name, x, edge_table, index, first_expert, graph.offsets, graph.columns, edge_type,
+        _rows.weight_like(graph, x), reverse.offsets, reverse.columns, reverse.edge_type, reverse.weight,
+    )  # fmt: skip
+    return y
+
+
+def _expect(name: str, graph: Graph, x: Tensor, edge_table: Tensor, index: Tensor) -> None:
+    op.expect_dim(name, "edge_table", edge_table, 3, "[F, T, D]")
+    op.expect_dim(name, "index", index, 2, "[N, k]")
+    op.expect_dtype(name, "x", x, op.FLOATING)
+    op.expect_like(name, "edge_table", edge_table, "x", x)
+    op.expect_dtype(name, "index", index, (torch.int64,))
+    op.expect_device(name, "index", index, "x", x)
+    op.expect_device(name, "graph", graph.columns, "x", x)
+    experts, nodes = edge_table.shape[0], graph.num_nodes
+    rows = (experts, nodes) if x.dim() == 3 else (nodes,)
+    op.expect(
+        x.dim() in (2, 3) and x.shape[:-1] == rows,
+        name,
+        "x",
+        lambda: f"of shape [{experts}, {nodes}, D] or [{nodes}, D] to match 'edge_table' and 'graph'",
+        list(x.shape),
+    )
+    dim = x.shape[-1]
+    op.expect(
+        edge_table.shape[2] == dim,
+        name,
+        "edge_table",
+        lambda: f"of shape [F, T, {dim}] to match 'x'",
+        list(edge_table.shape),
+    )
+    op.expect(
+        index.shape[0] == nodes, name, "index", lambda: f"of shape [{nodes}, k] to match 'graph'", list(index.shape)
+    )
+
+
+def _fake(x: Tensor, edge_table: Tensor, index: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(index.shape[0], index.shape[1], x.shape[-1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, table, index, ctx.first_expert, *rows = inputs
+    ctx.save_for_backward(x, table, index, *rows)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, table, index, offsets, columns, edge_type, _, *reverse = ctx.saved_tensors
+    want_x, want_table, *_, want_weight = ctx.needs_input_grad[:8]
+    grad_x = grad_table = grad_weight = None
+    if want_x or want_table:
+        if reverse[0] is None:
+            raise RuntimeError(
+                "gmoe::routed_edge_aggregate: expected 'transpose_offsets' for the gradient of 'x' and 'edge_table', "
+                "got None; mend: call gmoe_ext.ops.routed_edge_aggregate, which passes the transposed graph"
+            )
+        grad_x, grad_table = torch.ops.gmoe.routed_edge_aggregate_grad(
+            grad_y, x, table, index, ctx.first_expert, *reverse, want_x, want_table
         )
-    num_experts = edge_table.shape[0]
-    expected = [num_experts, graph.num_nodes] if x.dim() == 3 else [graph.num_nodes]
-    if x.dim() not in (2, 3) or list(x.shape[:-1]) != expected:
-        raise ValueError(
-            f"gmoe::routed_edge_aggregate: expected 'x' of shape [{num_experts}, {graph.num_nodes}, D] or "
-            f"[{graph.num_nodes}, D], got {list(x.shape)}"
+    if want_weight:
+        grad_weight = torch.ops.gmoe.routed_edge_aggregate_grad_weight(
+            grad_y, x, table, index, ctx.first_expert, offsets, columns, edge_type
         )
-    if edge_table.dim() != 3 or edge_table.shape[2] != x.shape[-1]:
-        raise ValueError(
-            f"gmoe::routed_edge_aggregate: expected 'edge_table' of shape [F, T, {x.shape[-1]}] to match 'x', "
-            f"got {list(edge_table.shape)}"
-        )
-    if index.dim() != 2 or index.shape[0] != graph.num_nodes:
-        raise ValueError(
-            f"gmoe::routed_edge_aggregate: expected 'index' of shape [{graph.num_nodes}, k], got {list(index.shape)}"
-        )
-    return reference.routed_edge_aggregate(graph, x, edge_table, index, first_expert)
+    return (grad_x if want_x else None, grad_table if want_table else None, *[None] * 5, grad_weight, *[None] * 4)
+
+
+def _fake_grad(
+    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor, first_expert: int, offsets: Tensor, columns: Tensor,
+    edge_type: Tensor, weight: Tensor | None, want_x: bool, want_table: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    experts, types, dim = edge_table.shape
+    rows = x.shape[-2] if want_x else 0
+    grad_x = x.new_empty(rows, dim) if x.dim() == 2 else x.new_empty(experts, rows, dim)
+    return grad_x, x.new_empty(experts, types if want_table else 0, dim)
+
+
+def _fake_grad_weight(
+    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor, first_expert: int, offsets: Tensor, columns: Tensor,
+    edge_type: Tensor,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+op.register("routed_edge_aggregate", _fake, backward=_backward, setup_context=_setup_context)
+op.register("routed_edge_aggregate_grad", _fake_grad)
+op.register("routed_edge_aggregate_grad_weight", _fake_grad_weight)

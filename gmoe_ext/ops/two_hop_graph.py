@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from .. import reference
 from ..graph import Graph
+from . import _dispatch as op
+from . import _rows
 
 
 def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool = True) -> Graph:
@@ -31,4 +36,25 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
         >>> two_hop_graph(path).edge_index().tolist()
         [[0], [2]]
     """
-    return reference.two_hop_graph(graph, exclude_self, exclude_one_hop)
+    types = graph.num_edge_types
+    if not op.native():
+        _rows.expect_valid("two_hop_graph", graph, types)
+        return reference.two_hop_graph(graph, exclude_self, exclude_one_hop)
+    offsets, columns, edge_type = op.call(
+        "two_hop_graph", graph.offsets, graph.columns, graph.edge_type, types, exclude_self, exclude_one_hop
+    )
+    if graph.edge_type is None:
+        return Graph(graph.num_nodes, offsets, columns)
+    return Graph(graph.num_nodes, offsets, columns, edge_type=edge_type, num_edge_types=types * types)
+
+
+def _fake(
+    offsets: Tensor, columns: Tensor, edge_type: Tensor | None, num_edge_types: int, exclude_self: bool,
+    exclude_one_hop: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    num_edges = torch.library.get_ctx().new_dynamic_size()
+    new_type = columns.new_empty(0 if edge_type is None else num_edges)
+    return torch.empty_like(offsets), columns.new_empty(num_edges), new_type
+
+
+op.register("two_hop_graph", _fake)

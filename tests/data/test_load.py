@@ -113,6 +113,13 @@ def test_features_are_row_normalized_on_request(tmp_path):
     assert bool(((sums - 1).abs().lt(1e-6) | (sums == 0)).all())
 
 
+def test_a_metric_that_nodes_cannot_have_is_refused(tmp_path):
+    write_npz(tmp_path, "toy", node_arrays() | split_arrays(40))
+    assert data.load("toy", tmp_path, metric="accuracy").metric == "accuracy"
+    with pytest.raises(DataError, match="is scored by 'accuracy', got metric 'rmse'"):
+        data.load("toy", tmp_path, metric="rmse")
+
+
 def test_the_root_is_argument_then_environment_then_data(monkeypatch):
     monkeypatch.setenv("GMOE_EXT_DATA", "elsewhere")
     assert resolve_root("here") == Path("here") and resolve_root() == Path("elsewhere")

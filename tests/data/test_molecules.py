@@ -13,7 +13,7 @@ import tests.graphs  # noqa: F401  (loads the hypothesis profile)
 from gmoe_ext import ops
 from gmoe_ext.data.molecules import MoleculeData
 from gmoe_ext.data.splits import NONE, random
-from gmoe_ext.errors import DataError
+from gmoe_ext.errors import DataError, GraphIndexError
 from gmoe_ext.graph import Graph
 from tests.data.make import molecule_arrays
 
@@ -115,8 +115,9 @@ def test_pair_types_are_those_of_the_data_set():
 def test_ids_come_as_tensor_array_or_list_and_are_checked():
     for ids in (torch.tensor([2, 1]), np.array([2, 1]), [2, 1]):
         assert DATA.batch(ids).ids.tolist() == [2, 1]
-    with pytest.raises(IndexError):
-        DATA.batch([30])
+    for bad in (30, -1):
+        with pytest.raises(GraphIndexError, match=f"'ids' at position 1 is {bad}, expected 0 <= index < 30"):
+            DATA.batch([0, bad])
 
 
 def test_a_batch_moves_as_a_whole():
@@ -132,7 +133,8 @@ def test_summary_and_outputs():
     classes = molecules(y=np.arange(30.0) % 4)
     assert (classes.metric, classes.num_outputs) == ("accuracy", 4)
     assert molecules(y=np.linspace(0, 1, 30)).metric == "rmse"
-    assert DATA.with_split(NONE).split == "none"
+    other = DATA.with_split(NONE)
+    assert other.split == "none" and other.batch([0]).graph.num_edges == DATA.batch([0]).graph.num_edges
 
 
 def broken(name: str, index, value) -> dict:

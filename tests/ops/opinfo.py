@@ -226,6 +226,7 @@ OPS = (
         inputs.edge_samples,
         lambda rows: inputs.edge("random", rows, 31, types=7),
         differentiable=("x", "edge_table", "graph.weight"),
+        second_derivative=("graph.weight",),  # linear in it: its gradient does not depend on it
         bad=(
             _shape("x", _flat, "flat"),
             _shape("x", _taller, "taller"),
@@ -243,6 +244,7 @@ OPS = (
         inputs.routed_samples,
         lambda rows: inputs.routed("random", rows, 13, first=1),
         differentiable=("x", "edge_table", "graph.weight"),
+        second_derivative=("graph.weight",),  # linear in it: its gradient does not depend on it
         bad=(
             _shape("x", _flat, "flat"),
             _shape("x", _taller, "taller"),

@@ -1,0 +1,11 @@
+// Checks of gmoe::two_hop_graph, the same for every device.
+#pragma once
+
+#include "ops/graph_checks.h"
+
+namespace gmoe::ops {
+
+void check_two_hop_graph(const Tensor& offsets, const Tensor& columns, const std::optional<Tensor>& edge_type,
+                         std::int64_t num_edge_types);
+
+}  // namespace gmoe::ops

@@ -1,0 +1,75 @@
+"""``python -m gmoe_ext.data``: list what is there, describe one data set, fetch one from its official source.
+
+Exit codes: 0 done, 2 settings, 3 data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DataError
+from .files import resolve_root
+from .load import SYNTHETIC, load
+from .ogb_raw import is_raw_folder
+from .sources import SOURCES, get
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.data", description="Data sets: list, info, get.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, text in (("list", "what is there, and what can be fetched"), ("info", "counts, split and checksums"),
+                          ("get", "fetch from the official source")):  # fmt: skip
+        sub = commands.add_parser(command, help=text)
+        sub.add_argument("--root", help="data folder (default: environment variable GMOE_EXT_DATA, else 'data')")
+        if command != "list":
+            sub.add_argument("name", help="data set")
+    options = parser.parse_args(argv)
+    root = resolve_root(options.root)
+    try:
+        if options.command == "list":
+            _list(root)
+        elif options.command == "info":
+            _info(options.name, root)
+        else:
+            path = get(options.name, root)
+            print(f"made       {path}\nnext       python -m gmoe_ext.data info {options.name} --root {root}")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def found(root: Path) -> dict[str, str]:
+    """Names of the data sets under ``root`` and what they are read from."""
+    names = {path.stem: path.name for path in root.glob("*.npz") if "_split" not in path.stem}
+    graphs = {name.removesuffix("_graphs"): file for name, file in names.items() if name.endswith("_graphs")}
+    names = {name: file for name, file in names.items() if not name.endswith("_graphs")} | graphs
+    folders = {path.name: f"{path.name}/raw" for path in root.glob("*") if is_raw_folder(path)}
+    return dict(sorted((folders | names).items()))
+
+
+def _list(root: Path) -> None:
+    here = found(root)
+    print(f"root       {root}")
+    for name in SYNTHETIC:
+        print(f"made       {name}")
+    for name, file in here.items():
+        print(f"here       {name:<24} {file}")
+    for name in SOURCES:
+        if name not in here:
+            print(f"to fetch   {name:<24} python -m gmoe_ext.data get {name} --root {root}")
+
+
+def _info(name: str, root: Path) -> None:
+    data = load(name, root)
+    print(f"data       {data.name}: {data.summary()}")
+    for file, digest in data.sha256.items():
+        print(f"sha256     {digest}  {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What the operators over compressed rows share: checks of graph and features, weights, and the transpose."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..graph import Graph
+from . import _dispatch as op
+
+
+class Transpose(NamedTuple):
+    """The rows of the transposed graph, which gradients walk; all None where no gradient needs them."""
+
+    offsets: Tensor | None = None
+    columns: Tensor | None = None
+    edge_type: Tensor | None = None
+    weight: Tensor | None = None
+    order: Tensor | None = None
+
+
+def expect_features(name: str, graph: Graph, x: Tensor) -> None:
+    """Check that x is a floating [N, D] beside the graph."""
+    op.expect_dim(name, "x", x, 2, "[N, D]")
+    op.expect_dtype(name, "x", x, op.FLOATING)
+    nodes = graph.num_nodes
+    op.expect(x.shape[0] == nodes, name, "x", lambda: f"of shape [{nodes}, D] to match 'graph'", list(x.shape))
+    op.expect_device(name, "graph", graph.columns, "x", x)
+
+
+def expect_edge_types(name: str, graph: Graph) -> Tensor:
+    """The edge types of the graph, which must have some."""
+    if graph.edge_type is None:
+        raise ValueError(
+            f"gmoe::{name}: expected 'graph' with edge types, got one without; "
+            "mend: Graph.from_edge_index(..., edge_type=)"
+        )
+    return graph.edge_type
+
+
+def expect_valid(name: str, graph: Graph, num_edge_types: int | None = None) -> None:
+    """Check columns and edge types where the reference runs; the native operators check for themselves."""
+    op.expect_index(name, "columns", graph.columns, graph.num_nodes)
+    if num_edge_types is not None and graph.edge_type is not None:
+        op.expect_index(name, "edge_type", graph.edge_type, num_edge_types)
+
+
+def weight_like(graph: Graph, x: Tensor) -> Tensor | None:
+    """The graph's weights in the type in which sums over rows of x are kept."""
+    return None if graph.weight is None else graph.weight.to(_accumulator(x))
+
+
+def transpose_for(graph: Graph, x: Tensor, *others: Tensor) -> Transpose:
+    """The transposed rows when x or one of the others wants a gradient."""
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others))):
+        return Transpose()
+    reverse = graph.transpose()
+    return Transpose(
+        reverse.offsets, reverse.columns, reverse.edge_type, weight_like(reverse, x), graph.transpose_order
+    )
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def common_dtype(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Under autocast x and the table may come in different types; the operator runs in the wider one."""
+    dtype = torch.promote_types(x.dtype, table.dtype)
+    return x.to(dtype), table.to(dtype)
