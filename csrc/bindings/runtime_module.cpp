@@ -65,7 +65,10 @@ py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const 
 
 [[noreturn]] void raise(const char* error_name, const std::string& message) {
   const py::object error = py::module_::import("gmoe_ext.errors").attr(error_name);
-  PyErr_SetString(error.ptr(), message.c_str());
+  // A path need not be UTF-8, and a name quoted from a file may be cut inside a character.
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(message.data(), static_cast<py::ssize_t>(message.size()), "backslashreplace"));
+  PyErr_SetObject(error.ptr(), text.ptr());
   throw py::error_already_set();
 }
 

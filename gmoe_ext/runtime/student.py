@@ -34,7 +34,7 @@ class PackedStudent:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._native = library.PackedStudent(self.path)
+        self._native = library.PackedStudent(os.fsencode(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedStudent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import struct
@@ -69,6 +70,7 @@ def change_tensor(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, A
 REFUSALS = [
     (change_student("format_version", 2), "format version 2, this gmoe_ext reads version 1"),
     (change_student("surprise", 1), "unknown field 'surprise'"),
+    (change_student("x" + "\u00e9" * 40, 1), r"unknown field 'x\u00e9+\\xc3'"),
     (change_student("classes", ["a"]), "1 class names and 7 outputs"),
     (change_student("layers", []), "the student has no layers"),
     (change_student("layers", {}), r"expected an array, got '{'"),
@@ -164,6 +166,15 @@ def test_memories_must_be_unit_rows(student_file: Path, load) -> None:
         changed[begin : begin + 4] = struct.pack("<f", value)
         with pytest.raises(DataError, match=r"'layers\.2\.memory': row 0 has norm"):
             load(join(header, student, bytes(changed)))
+
+
+def test_any_path_the_system_allows(student_file: Path, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff \xc3.safetensors"
+    Path(os.fsdecode(path)).write_bytes(student_file.read_bytes())
+    PackedStudent.load(os.fsdecode(path))
+    Path(os.fsdecode(path)).write_bytes(b"")
+    with pytest.raises(DataError, match=r"\\xff \\xc3\.safetensors: the file has 0 bytes"):
+        PackedStudent.load(os.fsdecode(path))
 
 
 def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
