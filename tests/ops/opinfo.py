@@ -214,7 +214,7 @@ OPS = (
     OpSpec(
         "aggregate",
         inputs.aggregate_samples,
-        lambda rows: inputs.aggregate("random", rows, 31),
+        lambda rows: inputs.aggregate("random", rows, 31, hops=2),
         differentiable=("x", "graph.weight"),
         second_derivative=("x", "graph.weight"),
         bad=(_shape("x", _flat, "flat"), _shape("x", _taller, "taller"), _dtype("x", torch.int64), _value("hops", 3)),
