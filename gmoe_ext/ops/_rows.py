@@ -41,7 +41,10 @@ def expect_edge_types(name: str, graph: Graph) -> Tensor:
 
 
 def expect_valid(name: str, graph: Graph, num_edge_types: int | None = None) -> None:
-    """Check columns and edge types where the reference runs; the native operators check for themselves."""
+    """Check offsets, columns and edge types where the reference runs; the native operators check for themselves."""
+    offsets, num_edges = graph.offsets, graph.num_edges
+    rise = bool(offsets[0] == 0) and bool(offsets[-1] == num_edges) and bool((offsets.diff() >= 0).all())
+    op.expect(rise, name, "offsets", lambda: f"to rise from 0 to {num_edges}", offsets)
     op.expect_index(name, "columns", graph.columns, graph.num_nodes)
     if num_edge_types is not None and graph.edge_type is not None:
         op.expect_index(name, "edge_type", graph.edge_type, num_edge_types)

@@ -53,6 +53,7 @@ def expert_linear(
     """
     _check(x, weight, bias, plan, gate, source)
     if not op.native():
+        op.expect_index("expert_linear", "order", plan.order, plan.num_rows * plan.k)
         if source is not None:
             op.expect_index("expert_linear", "source", source, x.shape[0])
         return reference.expert_linear(x, weight, bias, plan, gate, source)

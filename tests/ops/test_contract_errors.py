@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gmoe_ext
-from gmoe_ext import ops, reference
+from gmoe_ext import _native, ops, reference
 from gmoe_ext.errors import GraphIndexError
 
 from .opinfo import OPS, BadCase, OpSpec
@@ -19,11 +19,20 @@ from .samples import assert_identical, outputs
 INDEXED = [(spec, path) for spec in OPS for path in spec.indices or ()]
 
 
+@pytest.fixture(params=["native", "reference"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The fallback must refuse what the compiled operators refuse."""
+    if request.param == "reference":
+        monkeypatch.setattr(_native, "available", False)
+    elif not _native.available:
+        pytest.skip("the compiled library is not built")
+    return request.param
+
+
 @pytest.mark.parametrize(
     ("spec", "bad"), [pytest.param(spec, bad, id=f"{spec}-{bad.label}") for spec in OPS for bad in spec.bad]
 )
 def test_a_wrong_argument_is_named(spec: OpSpec, bad: BadCase, device: torch.device) -> None:
-    spec.need_compiled()
     sample = spec.rows(6).to(torch.float32).on(device)
     with pytest.raises(bad.error) as caught:
         spec.public(sample.replace(bad.change(sample)))
@@ -34,7 +43,6 @@ def test_a_wrong_argument_is_named(spec: OpSpec, bad: BadCase, device: torch.dev
 
 @pytest.mark.parametrize(("spec", "path"), [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}") for pair in INDEXED])
 def test_a_bad_index_is_an_error_and_the_process_lives(spec: OpSpec, path: str, device: torch.device) -> None:
-    spec.need_compiled()
     sample = spec.rows(63).to(torch.float32).on(device)
     before = outputs(spec.public(sample))
     indices = sample[path]
@@ -57,7 +65,6 @@ def test_a_bad_index_is_an_error_and_the_process_lives(spec: OpSpec, path: str, 
 @pytest.mark.parametrize("spec", [spec for spec in OPS if "graph" in spec.rows(2).args], ids=str)
 def test_broken_offsets_are_an_error(spec: OpSpec, device: torch.device) -> None:
     """Raw calls see offsets that no Graph would hold; following them would read foreign memory."""
-    spec.need_compiled()
     sample = spec.rows(63).to(torch.float32).on(device)
     offsets = sample["graph.offsets"]
     for position, value in ((0, -5), (0, 1), (30, 10**12), (30, -1), (63, 10**12), (63, 0)):
