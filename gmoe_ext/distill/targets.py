@@ -223,7 +223,7 @@ class ReliableSampler:
 
     def _fit(self, agree_N: Tensor) -> float | None:
         try:
-            from scipy.optimize import curve_fit
+            from scipy.optimize import minimize_scalar
         except ImportError as error:
             raise MissingExtraError("scipy", "distill", "The fit of KRD's sampling power") from error
         rho, agree = self.rho_N.cpu().double().numpy(), agree_N.cpu().numpy().astype(bool)
@@ -233,10 +233,13 @@ class ReliableSampler:
         if rate.max() == rate.min():
             return None  # the student agrees everywhere or nowhere: no curve to fit
         rate = (rate - rate.min()) / (rate.max() - rate.min())
-        start = float(np.clip(self.power, *POWER_BOUNDS))
         places = edges[:-1] + self.bin_offset
-        fitted, _ = curve_fit(lambda x, a: 1.0 - x**a, places, rate, p0=[start], bounds=POWER_BOUNDS)
-        return float(fitted[0])
+
+        # Over log a the search has one bounded dimension and always ends; a free fit can run away on a flat curve.
+        def error(log_a: float) -> float:
+            return float(np.square(1.0 - places ** np.exp(log_a) - rate).sum())
+
+        return float(np.exp(minimize_scalar(error, bounds=np.log(POWER_BOUNDS), method="bounded").x))
 
     def state(self) -> dict[str, float | int]:
         """What an update has changed."""

@@ -93,6 +93,15 @@ def test_power_waits_for_the_warmup_then_moves_towards_the_agreement_curve():
     assert abs(powers[-1] - 3.0) < 0.3
 
 
+@pytest.mark.parametrize("agree", ["all but one", "none but one", "where unreliable"])
+def test_any_agreement_gives_a_power_within_bounds(agree):
+    rho = torch.linspace(0, 1, 401)
+    where = {"all but one": rho != rho[200], "none but one": rho == rho[200], "where unreliable": rho > 0.5}[agree]
+    sampler = ReliableSampler(star(), rho, warmup=0, momentum=0.0)
+    sampler.update(where)
+    assert 0.009 < sampler.power < 101
+
+
 def test_full_agreement_leaves_the_power_alone():
     sampler = ReliableSampler(star(), torch.rand(401), warmup=0, bins=1)
     sampler.update(torch.ones(401, dtype=torch.bool))
