@@ -236,10 +236,10 @@ class ReliableSampler:
         places = edges[:-1] + self.bin_offset
 
         # Over log a the search has one bounded dimension and always ends; a free fit can run away on a flat curve.
-        def error(log_a: float) -> float:
+        def misfit(log_a: float) -> float:
             return float(np.square(1.0 - places ** np.exp(log_a) - rate).sum())
 
-        return float(np.exp(minimize_scalar(error, bounds=np.log(POWER_BOUNDS), method="bounded").x))
+        return float(np.exp(minimize_scalar(misfit, bounds=np.log(POWER_BOUNDS), method="bounded").x))
 
     def state(self) -> dict[str, float | int]:
         """What an update has changed."""
