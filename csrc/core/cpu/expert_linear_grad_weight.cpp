@@ -1,10 +1,10 @@
 // dW_e = sum over the slots of expert e of gate dy_i (x) x_s, and db_e = sum of gate dy_i.
 //
-// Expert-major: the slots of an expert are contiguous in the plan. They are taken kSlotsPerStep at a time: dy is
-// gathered, times the gate, into column tiles, x panel by panel, and a register tile sums over the step before it
-// touches dW. An element of dW is owned by one task. An expert with many slots and a small dW is cut into parts of
-// kSlotsPerPart with sums of their own, added in order at the end: sizes alone decide the cut, so the result does not
-// depend on threads. Floor: the same multiply-adds at the register tile's peak.
+// Expert-major: the slots of an expert are contiguous in the plan. They are taken kSlotsPerStep at a time: rows of dy,
+// times the gate, and of x are gathered, and a register tile sums over the step before it touches dW. An element of dW is
+// owned by one task. An expert with many slots and a small dW is cut into parts of kSlotsPerPart with sums of their own,
+// added in order at the end: sizes alone decide the cut, so the result does not depend on threads.
+// Floor: the same multiply-adds at the register tile's peak.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -16,10 +16,12 @@
 namespace gmoe::core::GMOE_ISA {
 namespace {
 
-constexpr std::int64_t kSlotsPerStep = 256;  // a panel of 256 x 32 floats is 32 KiB, first-level cache
+constexpr std::int64_t kBlock = 256;         // columns of dy and of x at a time
+constexpr std::int64_t kSlotsPerStep = 128;  // two gathered blocks of 128 x 256 floats are 0.25 MiB of L2
+template <typename A>
+constexpr int kStride = kBlock + 64 / sizeof(A);  // one cache line more: gathered rows start in different sets
 constexpr std::int64_t kSlotsPerPart = 8192;
-constexpr std::int64_t kMaxPartSize = 1 << 18;         // elements of dW_e up to which parts are worth their memory
-constexpr std::int64_t kRowsPerTask = 32 * kTileRows;  // rows of dW: their gathered dy is 0.5 MiB of L2
+constexpr std::int64_t kMaxPartSize = 1 << 18;  // elements of dW_e up to which parts are worth their memory
 
 // A run of slots of one expert and the sum it makes.
 template <typename A>
@@ -94,36 +96,14 @@ A gate_of(const ExpertLinear<T>& a, std::int64_t slot) {
   return a.gate != nullptr ? A{widen(a.gate[slot])} : A{1};
 }
 
-// dy of `n` slots, columns [begin, end), times the gate: tiles [n][kTileRows], zero-padded.
-template <typename T, typename A>
-void gather_grad_y(const ExpertLinear<T>& a, const T* grad_y, const std::int64_t* slots, std::int64_t n,
-                   std::int64_t begin, std::int64_t end, A* tiles) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T* from = grad_y + result_row(a, slots[i]) * a.out_dim;
-    const A gate = gate_of(a, slots[i]);
-    for (std::int64_t f = begin; f < end; f += kTileRows) {
-      A* to = tiles + (f - begin) * kSlotsPerStep + i * kTileRows;
-      if (f + kTileRows <= end) {
-        for (int j = 0; j < kTileRows; ++j) to[j] = gate * widen(from[f + j]);
-      } else {
-        for (int j = 0; j < kTileRows; ++j) to[j] = f + j < end ? gate * widen(from[f + j]) : A{0};
-      }
-    }
-  }
-}
-
-// x of `n` slots, kTileColumns columns from `column`: a panel [n][kTileColumns], zero-padded.
-template <typename T, typename A>
-void gather_x(const ExpertLinear<T>& a, const std::int64_t* slots, std::int64_t n, std::int64_t column, A* panel) {
-  const std::int64_t width = std::min<std::int64_t>(kTileColumns<A>, a.in_dim - column);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T* from = a.x + source_row(a, slots[i]) * a.in_dim + column;
-    A* to = panel + i * kTileColumns<A>;
-    if (width == kTileColumns<A>) {
-      for (int j = 0; j < kTileColumns<A>; ++j) to[j] = widen(from[j]);
-    } else {
-      for (int j = 0; j < kTileColumns<A>; ++j) to[j] = j < width ? A{widen(from[j])} : A{0};
-    }
+// Columns [column, column + width) of a row of each slot, times the slot's gate where Gated.
+template <bool Gated, typename T, typename A, typename RowOf>
+void gather(const ExpertLinear<T>& a, const T* rows, std::int64_t dim, const RowOf& row_of, const std::int64_t* slots,
+            std::int64_t n, std::int64_t column, std::int64_t width, A* to) {
+  for (std::int64_t i = 0; i < n; ++i, to += kStride<A>) {
+    const T* from = rows + row_of(a, slots[i]) * dim + column;
+    const A gate = Gated ? gate_of(a, slots[i]) : A{1};
+    for (std::int64_t j = 0; j < width; ++j) to[j] = Gated ? gate * widen(from[j]) : A{widen(from[j])};
   }
 }
 
@@ -131,7 +111,7 @@ template <int Rows, typename A>
 void add_outer_tile(const A* grad_y, const A* x, std::int64_t n, A* out, std::int64_t stride, std::int64_t width) {
   constexpr int kLanes = kRegisterLanes<A>;
   Register<A> c[Rows][2] = {};
-  multiply_tile<Rows, 1, kTileRows>(grad_y, x, n, c);
+  multiply_tile<Rows, 1, kStride<A>, kStride<A>>(grad_y, x, n, c);
   if (width == kTileColumns<A>) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
@@ -155,21 +135,25 @@ void add_outer_tile(std::int64_t rows, const A* grad_y, const A* x, std::int64_t
   kBySize[rows - 1](grad_y, x, n, out, stride, width);
 }
 
-// Rows [begin, end) of the part's sum.
+// Rows [begin, end) of the part's sum, at most kBlock of them.
 template <typename T, typename A>
 void sum_part(const ExpertLinear<T>& a, const T* grad_y, const Part<A>& part, std::int64_t begin, std::int64_t end,
-              A* tiles, A* panel) {
+              A* grad_y_block, A* x_block) {
   std::fill(part.sum + begin * a.in_dim, part.sum + end * a.in_dim, A{0});
   for (std::int64_t first = part.begin; first < part.end; first += kSlotsPerStep) {
     const std::int64_t* slots = a.plan.order + first;
     const std::int64_t n = std::min(kSlotsPerStep, part.end - first);
-    gather_grad_y(a, grad_y, slots, n, begin, end, tiles);
-    for (std::int64_t column = 0; column < a.in_dim; column += kTileColumns<A>) {
-      gather_x(a, slots, n, column, panel);
-      const std::int64_t width = std::min<std::int64_t>(kTileColumns<A>, a.in_dim - column);
-      for (std::int64_t f = begin; f < end; f += kTileRows) {
-        add_outer_tile(std::min<std::int64_t>(kTileRows, end - f), tiles + (f - begin) * kSlotsPerStep, panel, n,
-                       part.sum + f * a.in_dim + column, a.in_dim, width, std::make_integer_sequence<int, kTileRows>{});
+    gather<true>(a, grad_y, a.out_dim, result_row<T>, slots, n, begin, end - begin, grad_y_block);
+    for (std::int64_t block = 0; block < a.in_dim; block += kBlock) {
+      const std::int64_t block_end = std::min(a.in_dim, block + kBlock);
+      gather<false>(a, a.x, a.in_dim, source_row<T>, slots, n, block, block_end - block, x_block);
+      for (std::int64_t column = block; column < block_end; column += kTileColumns<A>) {
+        for (std::int64_t f = begin; f < end; f += kTileRows) {
+          add_outer_tile(std::min<std::int64_t>(kTileRows, end - f), grad_y_block + f - begin, x_block + column - block,
+                         n, part.sum + f * a.in_dim + column, a.in_dim,
+                         std::min<std::int64_t>(kTileColumns<A>, block_end - column),
+                         std::make_integer_sequence<int, kTileRows>{});
+        }
       }
     }
   }
@@ -187,15 +171,16 @@ void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* gra
   // Rows of dW are cut further, which repeats the gathering of x, only as far as there are threads to feed.
   const std::int64_t wished = num_threads() == 1 ? 1 : (2 * num_threads() + num_parts - 1) / num_parts;
   const std::int64_t rows_per_task =
-      std::min(kRowsPerTask, round_up((a.out_dim + wished - 1) / wished, std::int64_t{kTileRows}));
+      std::min(kBlock, round_up((a.out_dim + wished - 1) / wished, std::int64_t{kTileRows}));
   const std::int64_t cuts = (a.out_dim + rows_per_task - 1) / rows_per_task;
   const std::int64_t work = a.plan.num_slots() * size / 16 / (num_parts * cuts);
   parallel_for(num_parts * cuts, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
-    Workspace<A> tiles(round_up(rows_per_task, kTileRows) * kSlotsPerStep), panel(kSlotsPerStep * kTileColumns<A>);
+    // A tile's second register may reach past the last column of the last row.
+    Workspace<A> grad_y_block(kSlotsPerStep * kStride<A>), x_block(kSlotsPerStep * kStride<A> + kTileColumns<A>);
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t row = task % cuts * rows_per_task;
-      sum_part(a, grad_y, sums.parts[task / cuts], row, std::min(a.out_dim, row + rows_per_task), tiles.data(),
-               panel.data());
+      sum_part(a, grad_y, sums.parts[task / cuts], row, std::min(a.out_dim, row + rows_per_task), grad_y_block.data(),
+               x_block.data());
     }
   });
   add_parts(sums, a.plan.num_experts, size, grad_weight);

@@ -9,14 +9,6 @@
 
 namespace gmoe::core::GMOE_ISA {
 
-inline Register<float> load_register(const float* p) { return at(p); }
-inline Register<double> load_register(const double* p) { return at(p); }
-inline Register<float> load_register(const bfloat16* p) {
-  Register<float> v;
-  for (int lane = 0; lane < kRegisterLanes<float>; ++lane) v[lane] = to_float(p[lane]);
-  return v;
-}
-
 // Lanes of the result alternate in groups of `Step`: sums of neighbouring groups of a, then of b.
 template <int Step, typename A, int... Lane>
 [[gnu::always_inline]] inline Register<A> fold_pair(Register<A> a, Register<A> b, std::integer_sequence<int, Lane...>) {

@@ -5,10 +5,13 @@
 // of rows in its tile: the result does not depend on how rows are cut into tiles.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #include "core/types.h"
 
@@ -62,9 +65,46 @@ inline const Register<A>& at(const A* p) {
   return *reinterpret_cast<const Register<A>*>(p);
 }
 
-// c[m] += sum_d a[m * RowStride + d * DepthStride] * b[d * kTileColumns ...], m < Rows. The strides are constants so
+inline Register<float> load_register(const float* p) { return at(p); }
+inline Register<double> load_register(const double* p) { return at(p); }
+inline Register<float> load_register(const bfloat16* p) {
+  typedef std::uint16_t Half __attribute__((vector_size(kRegisterBytes / 2), aligned(2), may_alias));
+  typedef std::uint32_t Word __attribute__((vector_size(kRegisterBytes)));
+  const Word word = __builtin_convertvector(*reinterpret_cast<const Half*>(p), Word) << 16;
+  return std::bit_cast<FloatRegister>(word);
+}
+
+// Blocks of Step lanes change places: a gets its own even blocks and b's, b gets the odd ones.
+template <int Step, typename A, int... Lane>
+[[gnu::always_inline]] inline void exchange_blocks(Register<A>& a, Register<A>& b,
+                                                   std::integer_sequence<int, Lane...>) {
+  constexpr int kLanes = kRegisterLanes<A>;
+  const Register<A> x = a, y = b;
+#if defined(__clang__)
+  a = __builtin_shufflevector(x, y, (Lane & Step ? kLanes + Lane - Step : Lane)...);
+  b = __builtin_shufflevector(x, y, (Lane & Step ? kLanes + Lane : Lane + Step)...);
+#else
+  typedef std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t> Index
+      __attribute__((vector_size(kRegisterBytes)));
+  a = __builtin_shuffle(x, y, Index{(Lane & Step ? kLanes + Lane - Step : Lane)...});
+  b = __builtin_shuffle(x, y, Index{(Lane & Step ? kLanes + Lane : Lane + Step)...});
+#endif
+}
+
+// A square of kRegisterLanes registers, in place.
+template <int Step, typename A>
+[[gnu::always_inline]] inline void transpose(Register<A>* r) {
+  constexpr int kLanes = kRegisterLanes<A>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & Step) == 0) exchange_blocks<Step, A>(r[i], r[i + Step], std::make_integer_sequence<int, kLanes>{});
+  }
+  if constexpr (Step > 1) transpose<Step / 2, A>(r);
+}
+
+// c[m] += sum_d a[m * RowStride + d * DepthStride] * b[d * PanelStride ...], m < Rows. The strides are constants so
 // that no register is spent on row pointers.
-template <int Rows, int RowStride, int DepthStride, typename A>
+template <int Rows, int RowStride, int DepthStride, int PanelStride, typename A>
 [[gnu::always_inline]] inline void multiply_tile(const A* __restrict a, const A* __restrict b, std::int64_t depth,
                                                  Register<A> (&c)[Rows][2]) {
   for (std::int64_t d = 0; d < depth; ++d) {
@@ -76,7 +116,7 @@ template <int Rows, int RowStride, int DepthStride, typename A>
       c[m][1] += value * b1;
     }
     a += DepthStride;
-    b += kTileColumns<A>;
+    b += PanelStride;
   }
 }
 

@@ -79,12 +79,24 @@ void pack_panel(const RoutedProduct<T>& p, std::int64_t expert, std::int64_t col
     }
     return;
   }
-  constexpr std::int64_t kDepthStep = 16;  // a cache line of each weight row at a time
-  for (std::int64_t d0 = 0; d0 < p.depth; d0 += kDepthStep) {
-    const std::int64_t d1 = std::min(p.depth, d0 + kDepthStep);
-    for (std::int64_t c = 0; c < width; ++c) {
-      const T* row = weight + (column + c) * p.depth;
-      for (std::int64_t d = d0; d < d1; ++d) panel[d * kTileColumns<A> + c] = widen(row[d]);
+  // Squares of a register's lanes are transposed in registers; what is left over goes element by element.
+  constexpr int kLanes = kRegisterLanes<A>;
+  const std::int64_t square_columns = width - width % kLanes, square_depth = p.depth - p.depth % kLanes;
+  for (std::int64_t c = 0; c < square_columns; c += kLanes) {
+    const T* rows = weight + (column + c) * p.depth;
+    for (std::int64_t d = 0; d < square_depth; d += kLanes) {
+      Register<A> square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = load_register(rows + i * p.depth + d);
+      transpose<kLanes / 2, A>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) at(panel + (d + i) * kTileColumns<A> + c) = square[i];
+    }
+  }
+  for (std::int64_t c = 0; c < width; ++c) {
+    const T* row = weight + (column + c) * p.depth;
+    for (std::int64_t d = c < square_columns ? square_depth : 0; d < p.depth; ++d) {
+      panel[d * kTileColumns<A> + c] = widen(row[d]);
     }
   }
 }
@@ -112,7 +124,7 @@ void run_tile(const TileTask<A>& t) {
   if (t.bias != nullptr) start[0] = at(t.bias), start[1] = at(t.bias + kLanes);
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) c[m][0] = start[0], c[m][1] = start[1];
-  multiply_tile<Rows, kGatherStride<A>, 1>(t.rows, t.panel, t.depth, c);
+  multiply_tile<Rows, kGatherStride<A>, 1, kTileColumns<A>>(t.rows, t.panel, t.depth, c);
   if (t.width == kTileColumns<A>) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
