@@ -69,4 +69,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
   m.def(
       "expert_linear_grad_gate(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, Tensor offsets, Tensor order, "
       "int k, Tensor? source) -> Tensor");
+  m.def(
+      "expert_linear_grad_x_gate(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, Tensor offsets, Tensor order, "
+      "int k, Tensor gate, Tensor? source) -> (Tensor grad_x, Tensor grad_gate)");
 }

@@ -146,14 +146,18 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     needs_x, needs_weight, needs_bias, _, _, _, needs_gate, _ = ctx.needs_input_grad
     gmoe, k = torch.ops.gmoe, ctx.k
     grad_x = grad_weight = grad_bias = grad_gate = None
-    if needs_x:
+    needs_gate = needs_gate and gate is not None
+    if needs_x and needs_gate:
+        # Both need the product of grad_y with the weights: one operator makes it once.
+        grad_x, grad_gate = gmoe.expert_linear_grad_x_gate(grad_y, x, weight, bias, offsets, order, k, gate, source)
+    elif needs_x:
         grad_x = gmoe.expert_linear_grad_x(grad_y, x, weight, offsets, order, k, gate, source)
+    elif needs_gate:
+        grad_gate = gmoe.expert_linear_grad_gate(grad_y, x, weight, bias, offsets, order, k, source)
     if needs_weight:
         grad_weight = gmoe.expert_linear_grad_weight(grad_y, x, offsets, order, k, gate, source)
     if needs_bias and bias is not None:
         grad_bias = gmoe.expert_linear_grad_bias(grad_y, offsets, order, k, gate)
-    if needs_gate and gate is not None:
-        grad_gate = gmoe.expert_linear_grad_gate(grad_y, x, weight, bias, offsets, order, k, source)
     return grad_x, grad_weight, grad_bias, None, None, None, grad_gate, None
 
 
@@ -199,8 +203,23 @@ def _fake_grad_gate(
     return x.new_empty(order.shape[0] // k, k)
 
 
+def _fake_grad_x_gate(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    order: Tensor,
+    k: int,
+    gate: Tensor,
+    source: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(order.shape[0] // k, k)
+
+
 op.register("expert_linear", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.bfloat16)
 op.register("expert_linear_grad_x", _fake_grad_x)
 op.register("expert_linear_grad_weight", _fake_grad_weight)
 op.register("expert_linear_grad_bias", _fake_grad_bias)
 op.register("expert_linear_grad_gate", _fake_grad_gate)
+op.register("expert_linear_grad_x_gate", _fake_grad_x_gate)

@@ -1,4 +1,4 @@
-// Forward, grad_x and grad_gate of expert_linear are one routed product each, see routed_product.h.
+// The forward of expert_linear is a routed product, and its gradients for x and the gate are another: routed_product.h.
 #include "core/cpu/expert_linear.h"
 
 #include <vector>
@@ -8,14 +8,14 @@
 namespace gmoe::core::GMOE_ISA {
 namespace {
 
-// The row of x, and of y, that a slot reads.
+// The row of x that a slot reads, and the row of y that it adds to.
 template <typename T>
 RowOf source_row(const ExpertLinear<T>& a) {
   return {a.source, a.plan.k};
 }
 template <typename T>
-RowOf result_row(const ExpertLinear<T>& a) {
-  return {nullptr, a.gate != nullptr ? a.plan.k : 1};
+RowOf result_row(const ExpertLinear<T>& a, bool combined) {
+  return {nullptr, combined ? a.plan.k : 1};
 }
 
 // The plan's slots, within each expert ascending in the source row, then in the slot: the order that grad_x owns rows
@@ -46,7 +46,7 @@ void expert_linear(const ExpertLinear<T>& a, T* y) {
   RoutedProduct<T> p{};
   p.in = a.x;
   p.in_row = source_row(a);
-  p.out_row = result_row(a);
+  p.out_row = result_row(a, a.gate != nullptr);
   p.weight = a.weight;
   p.layout = WeightLayout::columns_by_depth;
   p.bias = a.bias;
@@ -62,13 +62,16 @@ void expert_linear(const ExpertLinear<T>& a, T* y) {
   run_routed_product(p);
 }
 
-// dx_s += gate_ir W_e^T dy_i: the same product with rows in and out exchanged.
+// dx_s += gate_ir W_e^T dy_i: the same product with rows in and out exchanged. The gradient of the gates,
+// dy_i . (W_e x_s + b_e) = x_s . (W_e^T dy_i) + b_e . dy_i, needs the same W_e^T dy_i, so one pass gives both.
 template <typename T>
-void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x) {
+void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate) {
+  using A = Accumulator<T>;
   const std::vector<std::int64_t> order = a.source != nullptr ? order_by_source(a) : std::vector<std::int64_t>{};
+  std::vector<A> value(grad_gate != nullptr ? static_cast<std::size_t>(a.plan.num_slots()) : 0, A{0});
   RoutedProduct<T> p{};
   p.in = grad_y;
-  p.in_row = result_row(a);
+  p.in_row = result_row(a, a.gate != nullptr || grad_gate != nullptr);
   p.out_row = source_row(a);
   p.weight = a.weight;
   p.layout = WeightLayout::depth_by_columns;
@@ -80,41 +83,18 @@ void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x) 
   p.columns = a.in_dim;
   p.out_rows = a.num_sources;
   p.out = grad_x;
-  run_routed_product(p);
-}
-
-// dgate_ir = dy_i . (W_e x_s + b_e)
-template <typename T>
-void expert_linear_grad_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_gate) {
-  using A = Accumulator<T>;
-  std::vector<A> value(static_cast<std::size_t>(a.plan.num_slots()), A{0});
-  RoutedProduct<T> p{};
-  p.in = a.x;
-  p.in_row = source_row(a);
-  p.out_row = {nullptr, a.plan.k};
-  p.weight = a.weight;
-  p.layout = WeightLayout::columns_by_depth;
-  p.bias = a.bias;
-  p.offsets = a.plan.offsets;
-  p.order = a.plan.order;
-  p.num_experts = a.plan.num_experts;
-  p.depth = a.in_dim;
-  p.columns = a.out_dim;
-  p.out_rows = a.plan.num_rows;
-  p.against = grad_y;
+  p.against = grad_gate != nullptr ? a.x : nullptr;
+  p.in_against = grad_gate != nullptr ? a.bias : nullptr;
   p.slot_value = value.data();
   run_routed_product(p);
-  for (std::int64_t s = 0; s < a.plan.num_slots(); ++s) grad_gate[s] = narrow<T>(value[s]);
+  for (std::size_t s = 0; s < value.size(); ++s) grad_gate[s] = narrow<T>(value[s]);
 }
 
 template void expert_linear(const ExpertLinear<float>&, float*);
 template void expert_linear(const ExpertLinear<double>&, double*);
 template void expert_linear(const ExpertLinear<bfloat16>&, bfloat16*);
-template void expert_linear_grad_x(const ExpertLinear<float>&, const float*, float*);
-template void expert_linear_grad_x(const ExpertLinear<double>&, const double*, double*);
-template void expert_linear_grad_x(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*);
-template void expert_linear_grad_gate(const ExpertLinear<float>&, const float*, float*);
-template void expert_linear_grad_gate(const ExpertLinear<double>&, const double*, double*);
-template void expert_linear_grad_gate(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*);
+template void expert_linear_grad_x_gate(const ExpertLinear<float>&, const float*, float*, float*);
+template void expert_linear_grad_x_gate(const ExpertLinear<double>&, const double*, double*, double*);
+template void expert_linear_grad_x_gate(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*, bfloat16*);
 
 }  // namespace gmoe::core::GMOE_ISA

@@ -24,23 +24,22 @@ struct ExpertLinear {
 
 // y and grad_y are [num_rows, out_dim] with a gate, else [num_rows, k, out_dim].
 GMOE_DECLARE_PER_ISA(template <typename T> void expert_linear(const ExpertLinear<T>& a, T* y))
+// grad_x [num_sources, in_dim] and grad_gate [num_rows, k], either may be null. With grad_gate, grad_y is
+// [num_rows, out_dim] and a.gate matters to grad_x alone.
 GMOE_DECLARE_PER_ISA(template <typename T>
-                     void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x))
+                     void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate))
 GMOE_DECLARE_PER_ISA(template <typename T>
                      void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight))
 GMOE_DECLARE_PER_ISA(template <typename T>
                      void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias))
-// grad_y [num_rows, out_dim] whatever a.gate is.
-GMOE_DECLARE_PER_ISA(template <typename T>
-                     void expert_linear_grad_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_gate))
 
 template <typename T>
 void expert_linear(const ExpertLinear<T>& a, T* y) {
   GMOE_CALL_ACTIVE_ISA(expert_linear(a, y));
 }
 template <typename T>
-void expert_linear_grad_x(const ExpertLinear<T>& a, const T* grad_y, T* grad_x) {
-  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_x(a, grad_y, grad_x));
+void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate) {
+  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_x_gate(a, grad_y, grad_x, grad_gate));
 }
 template <typename T>
 void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight) {
@@ -49,10 +48,6 @@ void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* gra
 template <typename T>
 void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias) {
   GMOE_CALL_ACTIVE_ISA(expert_linear_grad_bias(a, grad_y, grad_bias));
-}
-template <typename T>
-void expert_linear_grad_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_gate) {
-  GMOE_CALL_ACTIVE_ISA(expert_linear_grad_gate(a, grad_y, grad_gate));
 }
 
 }  // namespace gmoe::core

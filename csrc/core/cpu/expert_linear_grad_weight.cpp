@@ -1,10 +1,10 @@
 // dW_e = sum over the slots of expert e of gate dy_i (x) x_s, and db_e = sum of gate dy_i.
 //
 // Expert-major: the slots of an expert are contiguous in the plan. They are taken kSlotsPerStep at a time: rows of dy,
-// times the gate, and of x are gathered, and a register tile sums over the step before it touches dW. An element of dW is
-// owned by one task. An expert with many slots and a small dW is cut into parts of kSlotsPerPart with sums of their own,
-// added in order at the end: sizes alone decide the cut, so the result does not depend on threads.
-// Floor: the same multiply-adds at the register tile's peak.
+// times the gate, and of x are gathered, and a register tile sums over the step before it touches dW. An element of dW
+// is owned by one task. An expert with many slots and a small dW is cut into parts of kSlotsPerPart with sums of their
+// own, added in order at the end: sizes alone decide the cut, so the result does not depend on threads. Floor: the same
+// multiply-adds at the register tile's peak.
 #include <algorithm>
 #include <utility>
 #include <vector>

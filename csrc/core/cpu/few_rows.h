@@ -38,6 +38,22 @@ template <int Step, typename A>
   }
 }
 
+template <typename T, typename A>
+A dot_row(const T* x, const A* y, std::int64_t n) {
+  constexpr int kLanes = kRegisterLanes<A>;
+  Register<A> sum[2] = {};
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    sum[0] += load_register(x + i) * at(y + i);
+    sum[1] += load_register(x + i + kLanes) * at(y + i + kLanes);
+  }
+  sum[0] += sum[1];
+  A total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += sum[0][lane];
+  for (; i < n; ++i) total += widen(x[i]) * y[i];
+  return total;
+}
+
 // value[c] = start[c] + weight[c] . row for columns [0, n); weight rows are `depth` long.
 template <typename T, typename A>
 void dot_columns(const T* weight, const A* row, std::int64_t depth, std::int64_t n, const A* start, A* value) {

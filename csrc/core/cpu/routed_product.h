@@ -1,5 +1,6 @@
-// out[out_row(s)] += gate[s] (B_e in[in_row(s)] + bias_e) over the slots s of every expert e: the product behind
-// expert_linear, its gradient with respect to x (B = W^T) and, with a dot product for the sum, to the gate.
+// For the slots s of every expert e, with z_s = B_e in[in_row(s)] + bias_e,
+//   out[out_row(s)] += gate[s] z_s                  the product behind expert_linear and its gradient for x (B = W^T),
+//   slot_value[s]   += z_s . against[out_row(s)] + in[in_row(s)] . in_against_e    the gradient for the gate.
 //
 // Output rows are cut into blocks that stay in the second-level cache and have one owner, so there are no atomics. In a
 // block the slots of an expert are a contiguous piece of the plan (it is sorted by output row); they are gathered into
@@ -11,7 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,7 @@ inline constexpr int kGatherStride = kDepthBlock + 64 / sizeof(A);  // one cache
 inline constexpr std::int64_t kGatherRows = 12 * kTileRows;         // 168 rows of 1 KiB: gathered rows stay in L2
 inline constexpr std::int64_t kMinBlockRows = 512;                  // 512 rows of 256 floats are 0.5 MiB of L2
 inline constexpr std::int64_t kMaxBlockRows = 2048;
+inline constexpr std::int64_t kMinRowsPerTask = 64;   // however many threads wait
 inline constexpr std::int64_t kRowsPerExpert = 128;   // wished for in a block, so that tiles are mostly full
 inline constexpr std::int64_t kMaxPacked = 16 << 20;  // elements of packed weights at a time; more go in passes
 inline constexpr std::int64_t kFewRows = 6;           // up to here packing costs more than it saves
@@ -54,11 +56,11 @@ struct RoutedProduct {
   const std::int64_t* offsets;  // [num_experts + 1]
   const std::int64_t* order;    // slots by expert, ascending in out_row
   std::int64_t num_experts, depth, columns, out_rows;
-  bool rows_are_slots;  // each output row has exactly one slot
-  T* out;               // [out_rows, columns]; null: the dot form below
-  // Dot form: slot_value[s] = (B_e in[in_row(s)] + bias_e) . against[out_row(s)]
-  const T* against;            // [out_rows, columns]
-  Accumulator<T>* slot_value;  // [num_slots], zeroed by the caller
+  bool rows_are_slots;         // each output row has exactly one slot
+  T* out;                      // [out_rows, columns], or null
+  const T* against;            // [out_rows, columns], or null
+  const T* in_against;         // [num_experts, depth], or null
+  Accumulator<T>* slot_value;  // [num_slots], zeroed by the caller; null if there is nothing to be dotted with
 
   std::int64_t num_slots() const { return offsets[num_experts]; }
   bool is_packed(std::int64_t e) const { return offsets[e + 1] - offsets[e] > kFewRows; }
@@ -113,10 +115,26 @@ struct TileTask {
   bool add;                    // to what the output holds
   A* const* out;               // output row of each input row
   const A* gate;
-  A* dot;  // [rows][kRegisterLanes], dot form only
+  const A* const* against;
+  A* dot;  // [rows][kRegisterLanes]
 };
 
-template <int Rows, bool Dot, typename A>
+template <int Rows, bool Sum, bool Dot, typename A>
+void finish_narrow_tile(const TileTask<A>& t, const Register<A> (&c)[Rows][2]) {
+  for (int m = 0; m < Rows; ++m) {
+    A value[kTileColumns<A>];
+    at(value) = c[m][0], at(value + kRegisterLanes<A>) = c[m][1];
+    for (std::int64_t j = 0; j < t.width; ++j) {
+      if constexpr (Dot) t.dot[m * kRegisterLanes<A>] += value[j] * t.against[m][t.column + j];
+      if constexpr (Sum) {
+        A& out = t.out[m][t.column + j];
+        out = t.add ? out + t.gate[m] * value[j] : t.gate[m] * value[j];
+      }
+    }
+  }
+}
+
+template <int Rows, bool Sum, bool Dot, typename A>
 void run_tile(const TileTask<A>& t) {
   constexpr int kLanes = kRegisterLanes<A>;
   Register<A> c[Rows][2];
@@ -125,38 +143,29 @@ void run_tile(const TileTask<A>& t) {
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) c[m][0] = start[0], c[m][1] = start[1];
   multiply_tile<Rows, kGatherStride<A>, 1, kTileColumns<A>>(t.rows, t.panel, t.depth, c);
-  if (t.width == kTileColumns<A>) {
-#pragma GCC unroll 16
-    for (int m = 0; m < Rows; ++m) {
-      A* out = t.out[m] + t.column;
-      if constexpr (Dot) {
-        at(t.dot + m * kLanes) += c[m][0] * at(out) + c[m][1] * at(out + kLanes);
-      } else {
-        Register<A> y0 = t.gate[m] * c[m][0], y1 = t.gate[m] * c[m][1];
-        if (t.add) y0 += at(out), y1 += at(out + kLanes);
-        at(out) = y0, at(out + kLanes) = y1;
-      }
-    }
+  if (t.width < kTileColumns<A>) {
+    finish_narrow_tile<Rows, Sum, Dot>(t, c);
     return;
   }
+#pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
-    A value[kTileColumns<A>];
-    at(value) = c[m][0], at(value + kLanes) = c[m][1];
-    A* out = t.out[m] + t.column;
-    for (std::int64_t j = 0; j < t.width; ++j) {
-      if constexpr (Dot) {
-        t.dot[m * kLanes] += value[j] * out[j];
-      } else {
-        out[j] = t.add ? out[j] + t.gate[m] * value[j] : t.gate[m] * value[j];
-      }
+    if constexpr (Dot) {
+      const A* against = t.against[m] + t.column;
+      at(t.dot + m * kLanes) += c[m][0] * at(against) + c[m][1] * at(against + kLanes);
+    }
+    if constexpr (Sum) {
+      A* out = t.out[m] + t.column;
+      Register<A> y0 = t.gate[m] * c[m][0], y1 = t.gate[m] * c[m][1];
+      if (t.add) y0 += at(out), y1 += at(out + kLanes);
+      at(out) = y0, at(out + kLanes) = y1;
     }
   }
 }
 
-template <bool Dot, typename A, int... Less>
+template <bool Sum, bool Dot, typename A, int... Less>
 void run_tile(int rows, const TileTask<A>& task, std::integer_sequence<int, Less...>) {
   using Function = void (*)(const TileTask<A>&);
-  static constexpr Function kBySize[] = {run_tile<Less + 1, Dot, A>...};
+  static constexpr Function kBySize[] = {run_tile<Less + 1, Sum, Dot, A>...};
   kBySize[rows - 1](task);
 }
 
@@ -164,13 +173,18 @@ void run_tile(int rows, const TileTask<A>& task, std::integer_sequence<int, Less
 
 template <typename A>
 struct BlockBuffers {
-  BlockBuffers(bool any_packed, std::int64_t local_size, std::int64_t depth, std::int64_t width)
-      : gathered(any_packed ? kGatherRows * kGatherStride<A> : 0), local(local_size), row(depth), value(width) {}
-  Workspace<A> gathered;    // packed experts: input rows
-  Workspace<A> local;       // output rows of the block where the output's type is narrower than A
-  Workspace<A> row, value;  // unpacked experts: one input row, one output row
+  BlockBuffers(bool any_packed, std::int64_t wide_size, std::int64_t depth, std::int64_t width)
+      : gathered(any_packed ? kGatherRows * kGatherStride<A> : 0),
+        wide_out(wide_size),
+        wide_against(wide_size),
+        row(depth),
+        value(width) {}
+  Workspace<A> gathered;                // packed experts: input rows
+  Workspace<A> wide_out, wide_against;  // the block's rows where T is narrower than A
+  Workspace<A> row, value;              // unpacked experts: one input row, one z
   A gate[kGatherRows];
   A* out[kGatherRows];
+  const A* against[kGatherRows];
   alignas(64) A dot[kGatherRows * kRegisterLanes<A>];
 };
 
@@ -179,46 +193,32 @@ template <typename A>
 struct Pass {
   std::int64_t first_column, last_column;
   const A* packed;  // per packed expert: its panels of the pass
-  const A* bias;    // [num_experts][round_up(columns)], or null
+  const A* bias;    // [num_experts][bias_stride], or null
   std::int64_t bias_stride;
   const std::int64_t* packed_at;  // [num_experts]
 };
 
+// The rows and columns of the output that one task owns.
+struct Block {
+  std::int64_t first_row, last_row, first_column, last_column;
+};
+
+// A row of the block as accumulators: the array itself, or the wide copy of the block. Indexed by the array's columns.
 template <typename T, typename A>
-void multiply_gathered(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t expert, std::int64_t column_begin,
-                       std::int64_t column_end, std::int64_t rows, std::int64_t depth_begin, bool add,
-                       BlockBuffers<A>& buffers) {
-  const std::int64_t depth = std::min(kDepthBlock, p.depth - depth_begin);
-  for (std::int64_t column = column_begin; column < column_end; column += kTileColumns<A>) {
-    TileTask<A> task{};
-    task.panel =
-        pass.packed + pass.packed_at[expert] + (column - pass.first_column) * p.depth + depth_begin * kTileColumns<A>;
-    task.depth = depth;
-    task.bias = pass.bias != nullptr && depth_begin == 0 ? pass.bias + expert * pass.bias_stride + column : nullptr;
-    task.column = column;
-    task.width = std::min<std::int64_t>(kTileColumns<A>, column_end - column);
-    task.add = add;
-    for (std::int64_t m = 0; m < rows; m += kTileRows) {
-      task.rows = buffers.gathered.data() + m * kGatherStride<A>;
-      task.out = buffers.out + m;
-      task.gate = buffers.gate + m;
-      task.dot = buffers.dot + m * kRegisterLanes<A>;
-      const int size = static_cast<int>(std::min<std::int64_t>(kTileRows, rows - m));
-      const auto sizes = std::make_integer_sequence<int, kTileRows>{};
-      p.out != nullptr ? run_tile<false>(size, task, sizes) : run_tile<true>(size, task, sizes);
-    }
+A* wide_row(const RoutedProduct<T>& p, const Block& block, T* array, const Workspace<A>& wide, std::int64_t row) {
+  if constexpr (std::is_same_v<T, A>) {
+    return array == nullptr ? nullptr : array + row * p.columns;
+  } else {
+    return wide.data() + (row - block.first_row) * (block.last_column - block.first_column) - block.first_column;
   }
 }
-
-// The output row of a slot as accumulators: the output itself, or the block's buffer where the types differ.
 template <typename T, typename A>
-A* output_row(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t row, std::int64_t first_row,
-              const BlockBuffers<A>& buffers) {
-  if constexpr (std::is_same_v<T, A>) {
-    return p.out != nullptr ? p.out + row * p.columns : const_cast<A*>(p.against) + row * p.columns;
-  } else {
-    return buffers.local.data() + (row - first_row) * (pass.last_column - pass.first_column) - pass.first_column;
-  }
+A* out_row(const RoutedProduct<T>& p, const Block& block, const BlockBuffers<A>& buffers, std::int64_t row) {
+  return wide_row(p, block, p.out, buffers.wide_out, row);
+}
+template <typename T, typename A>
+const A* against_row(const RoutedProduct<T>& p, const Block& block, const BlockBuffers<A>& buffers, std::int64_t row) {
+  return wide_row(p, block, const_cast<T*>(p.against), buffers.wide_against, row);
 }
 
 template <typename T, typename A>
@@ -233,99 +233,138 @@ void gather(const RoutedProduct<T>& p, const std::int64_t* slots, std::int64_t r
 }
 
 template <typename T, typename A>
-void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t expert, const std::int64_t* slots,
-                     std::int64_t n, std::int64_t first_row, std::int64_t column_begin, std::int64_t column_end,
-                     BlockBuffers<A>& buffers) {
+void multiply_gathered(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
+                       std::int64_t rows, std::int64_t depth_begin, BlockBuffers<A>& buffers) {
+  TileTask<A> task{};
+  task.depth = std::min(kDepthBlock, p.depth - depth_begin);
+  // A slot's own row is stored, not added to, by its first block of depth, unless it is in the zeroed wide copy.
+  task.add = !p.rows_are_slots || !std::is_same_v<T, A> || depth_begin > 0;
+  for (std::int64_t column = block.first_column; column < block.last_column; column += kTileColumns<A>) {
+    task.panel =
+        pass.packed + pass.packed_at[expert] + (column - pass.first_column) * p.depth + depth_begin * kTileColumns<A>;
+    task.bias = pass.bias != nullptr && depth_begin == 0 ? pass.bias + expert * pass.bias_stride + column : nullptr;
+    task.column = column;
+    task.width = std::min<std::int64_t>(kTileColumns<A>, block.last_column - column);
+    for (std::int64_t m = 0; m < rows; m += kTileRows) {
+      task.rows = buffers.gathered.data() + m * kGatherStride<A>;
+      task.out = buffers.out + m;
+      task.gate = buffers.gate + m;
+      task.against = buffers.against + m;
+      task.dot = buffers.dot + m * kRegisterLanes<A>;
+      const int size = static_cast<int>(std::min<std::int64_t>(kTileRows, rows - m));
+      constexpr auto sizes = std::make_integer_sequence<int, kTileRows>{};
+      if (p.against == nullptr) {
+        run_tile<true, false>(size, task, sizes);
+      } else if (p.out == nullptr) {
+        run_tile<false, true>(size, task, sizes);
+      } else {
+        run_tile<true, true>(size, task, sizes);
+      }
+    }
+  }
+}
+
+template <typename T, typename A>
+void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
+                     const std::int64_t* slots, std::int64_t n, BlockBuffers<A>& buffers) {
   constexpr int kLanes = kRegisterLanes<A>;
   for (std::int64_t begin = 0; begin < n; begin += kGatherRows) {
     const std::int64_t rows = std::min(kGatherRows, n - begin);
     for (std::int64_t m = 0; m < rows; ++m) {
-      const std::int64_t slot = slots[begin + m];
-      buffers.out[m] = output_row(p, pass, p.out_row(slot), first_row, buffers);
+      const std::int64_t slot = slots[begin + m], row = p.out_row(slot);
+      buffers.out[m] = out_row(p, block, buffers, row);
+      buffers.against[m] = against_row(p, block, buffers, row);
       buffers.gate[m] = p.gate != nullptr ? A{widen(p.gate[slot])} : A{1};
     }
-    if (p.out == nullptr) std::fill(std::begin(buffers.dot), std::end(buffers.dot), A{0});
+    if (p.against != nullptr) std::fill(buffers.dot, buffers.dot + rows * kLanes, A{0});
     for (std::int64_t d = 0; d < p.depth || d == 0; d += kDepthBlock) {
       gather(p, slots + begin, rows, d, buffers.gathered.data());
-      // A slot's own row is stored, not added to, by its first block of depth, unless it is in the zeroed buffer.
-      const bool add = !p.rows_are_slots || !std::is_same_v<T, A> || d > 0;
-      multiply_gathered(p, pass, expert, column_begin, column_end, rows, d, add, buffers);
+      if (p.in_against != nullptr && block.first_column == 0) {
+        const T* against = p.in_against + expert * p.depth + d;
+        for (std::int64_t m = 0; m < rows; ++m) {
+          p.slot_value[slots[begin + m]] +=
+              dot_row(against, buffers.gathered.data() + m * kGatherStride<A>, std::min(kDepthBlock, p.depth - d));
+        }
+      }
+      multiply_gathered(p, pass, block, expert, rows, d, buffers);
     }
-    if (p.out != nullptr) continue;
-    for (std::int64_t m = 0; m < rows; ++m) {
+    for (std::int64_t m = 0; p.against != nullptr && m < rows; ++m) {
       for (int lane = 0; lane < kLanes; ++lane) p.slot_value[slots[begin + m]] += buffers.dot[m * kLanes + lane];
     }
   }
 }
 
 template <typename T, typename A>
-void multiply_unpacked(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t expert, const std::int64_t* slots,
-                       std::int64_t n, std::int64_t first_row, std::int64_t column_begin, std::int64_t column_end,
-                       BlockBuffers<A>& buffers) {
-  const std::int64_t width = column_end - column_begin;
+void multiply_unpacked(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
+                       const std::int64_t* slots, std::int64_t n, BlockBuffers<A>& buffers) {
+  const std::int64_t width = block.last_column - block.first_column;
   const T* weight = p.weight + expert * p.columns * p.depth;
-  const A* bias = pass.bias != nullptr ? pass.bias + expert * pass.bias_stride + column_begin : nullptr;
-  A* row = buffers.row.data();
+  const A* bias = pass.bias != nullptr ? pass.bias + expert * pass.bias_stride + block.first_column : nullptr;
+  A* in = buffers.row.data();
   A* value = buffers.value.data();
   for (std::int64_t m = 0; m < n; ++m) {
-    const T* in = p.in + p.in_row(slots[m]) * p.depth;
-    for (std::int64_t d = 0; d < p.depth; ++d) row[d] = widen(in[d]);
+    const std::int64_t slot = slots[m], row = p.out_row(slot);
+    const T* from = p.in + p.in_row(slot) * p.depth;
+    for (std::int64_t d = 0; d < p.depth; ++d) in[d] = widen(from[d]);
     if (p.layout == WeightLayout::columns_by_depth) {
-      dot_columns(weight + column_begin * p.depth, row, p.depth, width, bias, value);
+      dot_columns(weight + block.first_column * p.depth, in, p.depth, width, bias, value);
     } else {
-      add_weight_rows(weight + column_begin, p.columns, row, p.depth, width, bias, value);
+      add_weight_rows(weight + block.first_column, p.columns, in, p.depth, width, bias, value);
     }
-    A* out = output_row(p, pass, p.out_row(slots[m]), first_row, buffers) + column_begin;
-    const A gate = p.gate != nullptr ? A{widen(p.gate[slots[m]])} : A{1};
-    if (p.out == nullptr) {
-      A dot = 0;
-      for (std::int64_t c = 0; c < width; ++c) dot += value[c] * out[c];
-      p.slot_value[slots[m]] += dot;
-    } else if (p.rows_are_slots) {
-      for (std::int64_t c = 0; c < width; ++c) out[c] = gate * value[c];
-    } else {
-      for (std::int64_t c = 0; c < width; ++c) out[c] += gate * value[c];
+    if (p.against != nullptr) {
+      const A* against = against_row(p, block, buffers, row) + block.first_column;
+      p.slot_value[slot] += dot_row(against, value, width);
+    }
+    if (p.in_against != nullptr && block.first_column == 0) {
+      p.slot_value[slot] += dot_row(p.in_against + expert * p.depth, in, p.depth);
+    }
+    if (p.out != nullptr) {
+      A* out = out_row(p, block, buffers, row) + block.first_column;
+      const A gate = p.gate != nullptr ? A{widen(p.gate[slot])} : A{1};
+      for (std::int64_t c = 0; c < width; ++c) out[c] = (p.rows_are_slots ? A{0} : out[c]) + gate * value[c];
+    }
+  }
+}
+
+// Zeroes what will be added to, and widens what will be read.
+template <typename T, typename A>
+void open_block(const RoutedProduct<T>& p, const Block& block, BlockBuffers<A>& buffers) {
+  constexpr bool wide = !std::is_same_v<T, A>;
+  for (std::int64_t i = block.first_row; i < block.last_row; ++i) {
+    if (p.out != nullptr && (wide || !p.rows_are_slots)) {
+      A* row = out_row(p, block, buffers, i);
+      std::fill(row + block.first_column, row + block.last_column, A{0});
+    }
+    if (p.against != nullptr && wide) {
+      A* row = wide_row(p, block, const_cast<T*>(p.against), buffers.wide_against, i);
+      for (std::int64_t c = block.first_column; c < block.last_column; ++c)
+        row[c] = widen(p.against[i * p.columns + c]);
     }
   }
 }
 
 template <typename T, typename A>
-void open_block(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t first_row, std::int64_t last_row,
-                std::int64_t column_begin, std::int64_t column_end, BlockBuffers<A>& buffers) {
-  if (p.out != nullptr && p.rows_are_slots && std::is_same_v<T, A>) return;
-  if (p.out == nullptr && std::is_same_v<T, A>) return;
-  for (std::int64_t i = first_row; i < last_row; ++i) {
-    A* row = output_row(p, pass, i, first_row, buffers);
-    for (std::int64_t c = column_begin; c < column_end; ++c) {
-      row[c] = p.out != nullptr ? A{0} : A{widen(p.against[i * p.columns + c])};
-    }
-  }
-}
-
-template <typename T, typename A>
-void close_block(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t first_row, std::int64_t last_row,
-                 std::int64_t column_begin, std::int64_t column_end, BlockBuffers<A>& buffers) {
+void close_block(const RoutedProduct<T>& p, const Block& block, BlockBuffers<A>& buffers) {
   if (p.out == nullptr || std::is_same_v<T, A>) return;
-  for (std::int64_t i = first_row; i < last_row; ++i) {
-    const A* row = output_row(p, pass, i, first_row, buffers);
-    for (std::int64_t c = column_begin; c < column_end; ++c) p.out[i * p.columns + c] = narrow<T>(row[c]);
+  for (std::int64_t i = block.first_row; i < block.last_row; ++i) {
+    const A* row = out_row(p, block, buffers, i);
+    for (std::int64_t c = block.first_column; c < block.last_column; ++c) p.out[i * p.columns + c] = narrow<T>(row[c]);
   }
 }
 
 template <typename T, typename A>
-void run_block(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t first_row, std::int64_t last_row,
-               std::int64_t column_begin, std::int64_t column_end, BlockBuffers<A>& buffers) {
-  open_block(p, pass, first_row, last_row, column_begin, column_end, buffers);
+void run_block(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, BlockBuffers<A>& buffers) {
+  open_block(p, block, buffers);
   const auto before = [&](std::int64_t slot, std::int64_t row) { return p.out_row(slot) < row; };
   for (std::int64_t e = 0; e < p.num_experts; ++e) {
     const std::int64_t* end = p.order + p.offsets[e + 1];
-    const std::int64_t* first = std::lower_bound(p.order + p.offsets[e], end, first_row, before);
-    const std::int64_t* last = std::lower_bound(first, end, last_row, before);
+    const std::int64_t* first = std::lower_bound(p.order + p.offsets[e], end, block.first_row, before);
+    const std::int64_t* last = std::lower_bound(first, end, block.last_row, before);
     if (first == last) continue;
     const auto multiply = p.is_packed(e) ? multiply_packed<T, A> : multiply_unpacked<T, A>;
-    multiply(p, pass, e, first, last - first, first_row, column_begin, column_end, buffers);
+    multiply(p, pass, block, e, first, last - first, buffers);
   }
-  close_block(p, pass, first_row, last_row, column_begin, column_end, buffers);
+  close_block(p, block, buffers);
 }
 
 // ---- the whole product
@@ -343,11 +382,52 @@ void pack_pass(const RoutedProduct<T>& p, const std::vector<std::int64_t>& packe
   });
 }
 
-// Depends on the sizes alone, as does everything that could change a bit of the result.
+// The cut into blocks and columns follows sizes and threads; it changes no bit of the result.
 template <typename T>
 std::int64_t block_rows(const RoutedProduct<T>& p) {
   const std::int64_t wished = kRowsPerExpert * p.num_experts * p.out_rows / std::max<std::int64_t>(1, p.num_slots());
-  return std::clamp(wished, kMinBlockRows, kMaxBlockRows);
+  const std::int64_t rows = std::clamp(wished, kMinBlockRows, kMaxBlockRows);
+  const std::int64_t tasks = num_threads() == 1 ? 1 : 2 * num_threads();
+  return std::min(rows, std::max(kMinRowsPerTask, (p.out_rows + tasks - 1) / tasks));
+}
+
+// Few blocks: cut the columns too, which repeats the gathering, so only as far as there are threads to feed. A dot
+// product sums over columns and stays whole.
+template <typename T>
+std::int64_t column_cuts(const RoutedProduct<T>& p, std::int64_t num_blocks, std::int64_t panels) {
+  if (p.against != nullptr || num_threads() == 1 || num_blocks == 0) return 1;
+  return std::clamp<std::int64_t>((num_threads() + num_blocks - 1) / num_blocks, 1, panels);
+}
+
+template <typename T, typename A>
+void run_pass(const RoutedProduct<T>& p, const Pass<A>& pass, bool any_packed) {
+  const std::int64_t width = pass.last_column - pass.first_column;
+  const std::int64_t panels = round_up(width, kTileColumns<A>) / kTileColumns<A>;
+  const std::int64_t rows = block_rows(p);
+  const std::int64_t num_blocks = (p.out_rows + rows - 1) / rows;
+  const std::int64_t cuts = column_cuts(p, num_blocks, panels);
+  const std::int64_t cut = (panels + cuts - 1) / cuts * kTileColumns<A>;
+  const std::int64_t tasks = num_blocks * cuts;
+  const std::int64_t work = p.num_slots() * p.depth * width / 16 / std::max<std::int64_t>(1, tasks);
+  parallel_for(tasks, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
+    BlockBuffers<A> buffers(any_packed, std::is_same_v<T, A> ? 0 : rows * width, p.depth, width);
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t row = task / cuts * rows, column = pass.first_column + task % cuts * cut;
+      if (column >= pass.last_column) continue;
+      const Block block{row, std::min(p.out_rows, row + rows), column, std::min(pass.last_column, column + cut)};
+      run_block(p, pass, block, buffers);
+    }
+  });
+}
+
+template <typename T, typename A = Accumulator<T>>
+std::vector<A> padded_bias(const RoutedProduct<T>& p, std::int64_t stride) {
+  if (p.bias == nullptr) return {};
+  std::vector<A> bias(static_cast<std::size_t>(p.num_experts * stride), A{0});
+  for (std::int64_t e = 0; e < p.num_experts; ++e) {
+    for (std::int64_t c = 0; c < p.columns; ++c) bias[e * stride + c] = widen(p.bias[e * p.columns + c]);
+  }
+  return bias;
 }
 
 template <typename T>
@@ -358,17 +438,12 @@ void run_routed_product(const RoutedProduct<T>& p) {
     if (p.is_packed(e)) packed_experts.push_back(e);
   }
   const auto num_packed = static_cast<std::int64_t>(packed_experts.size());
-  const std::int64_t padded_columns = round_up(p.columns, kTileColumns<A>);
-  const std::int64_t pass_columns =
-      std::clamp(kMaxPacked / std::max<std::int64_t>(1, num_packed * p.depth) / kTileColumns<A> * kTileColumns<A>,
-                 std::int64_t{kTileColumns<A>}, std::max<std::int64_t>(padded_columns, kTileColumns<A>));
+  const std::int64_t bias_stride = round_up(p.columns, kTileColumns<A>);
+  const std::vector<A> bias = padded_bias(p, bias_stride);
+  const std::int64_t panels_at_once = kMaxPacked / kTileColumns<A> / std::max<std::int64_t>(1, num_packed * p.depth);
+  const std::int64_t pass_columns = std::clamp<std::int64_t>(panels_at_once * kTileColumns<A>, kTileColumns<A>,
+                                                             std::max<std::int64_t>(bias_stride, kTileColumns<A>));
   Workspace<A> packed(num_packed * p.depth * pass_columns);
-  std::vector<A> bias(p.bias != nullptr ? static_cast<std::size_t>(p.num_experts * padded_columns) : 0);
-  for (std::int64_t e = 0; p.bias != nullptr && e < p.num_experts; ++e) {
-    for (std::int64_t c = 0; c < p.columns; ++c) bias[e * padded_columns + c] = widen(p.bias[e * p.columns + c]);
-  }
-  const std::int64_t rows = block_rows(p);
-  const std::int64_t num_blocks = (p.out_rows + rows - 1) / rows;
   for (std::int64_t first = 0; first < p.columns; first += pass_columns) {
     const std::int64_t last = std::min(p.columns, first + pass_columns);
     const std::int64_t panels = round_up(last - first, kTileColumns<A>) / kTileColumns<A>;
@@ -376,25 +451,9 @@ void run_routed_product(const RoutedProduct<T>& p) {
       packed_at[packed_experts[i]] = i * panels * p.depth * kTileColumns<A>;
     }
     pack_pass(p, packed_experts, first, last, packed.data());
-    const Pass<A> pass{first,           last, packed.data(), p.bias != nullptr ? bias.data() : nullptr, padded_columns,
+    const Pass<A> pass{first,           last, packed.data(), p.bias != nullptr ? bias.data() : nullptr, bias_stride,
                        packed_at.data()};
-    // Few blocks: cut the columns too, which repeats the gathering, so only as far as there are threads to feed. The
-    // dot form sums over columns and stays whole.
-    const std::int64_t wished =
-        p.out == nullptr ? 1 : (2 * num_threads() + num_blocks - 1) / std::max<std::int64_t>(1, num_blocks);
-    const std::int64_t cuts = num_threads() == 1 ? 1 : std::clamp<std::int64_t>(wished, 1, panels);
-    const std::int64_t cut = round_up((panels + cuts - 1) / cuts * kTileColumns<A>, kTileColumns<A>);
-    const std::int64_t work =
-        p.num_slots() * p.depth * (last - first) / 16 / std::max<std::int64_t>(1, num_blocks * cuts);
-    parallel_for(num_blocks * cuts, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
-      BlockBuffers<A> buffers(num_packed > 0, std::is_same_v<T, A> ? 0 : rows * (last - first), p.depth, last - first);
-      for (std::int64_t task = begin; task < end; ++task) {
-        const std::int64_t row = task / cuts * rows;
-        const std::int64_t column = first + task % cuts * cut;
-        if (column >= last) continue;
-        run_block(p, pass, row, std::min(p.out_rows, row + rows), column, std::min(last, column + cut), buffers);
-      }
-    });
+    run_pass(p, pass, num_packed > 0);
   }
 }
 

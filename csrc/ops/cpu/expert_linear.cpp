@@ -58,23 +58,52 @@ Tensor expert_linear(const Tensor& x_in, const Tensor& weight_in, const Optional
   return y;
 }
 
-Tensor expert_linear_grad_x(const Tensor& grad_y_in, const Tensor& x, const Tensor& weight_in, const Tensor& offsets,
+// grad_x and grad_gate are made by one function that skips what is not asked for.
+struct GradXGate {
+  Tensor grad_x, grad_gate;
+};
+
+GradXGate grad_x_gate(const char* op, bool wants_x, bool wants_gate, const Tensor& grad_y_in, const Tensor& x_in,
+                      const Tensor& weight_in, const OptionalTensor& bias_in, const Tensor& offsets,
+                      const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source) {
+  const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, gate, source);
+  check_expert_weight(op, x_in, offsets, weight_in, bias_in);
+  check_grad_y(op, grad_y_in, x_in, num_rows, k, wants_gate || gate.has_value());
+  check_size(op, "grad_y", grad_y_in, grad_y_in.dim() - 1, weight_in.size(1), "'weight'");
+  const Tensor grad_y = dense(grad_y_in), x = dense(x_in), weight = dense(weight_in);
+  const OptionalTensor bias = dense(bias_in);
+  const Routing routing = read_routing(op, offsets, order, k, gate, source, x.size(0));
+  GradXGate out{new_like(x, {wants_x ? x.size(0) : 0, x.size(1)}), new_like(x, {wants_gate ? num_rows : 0, k})};
+  dispatch_floating(op, x.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    core::expert_linear_grad_x_gate<T>(operands<T>(routing, x, weight, bias, weight.size(1)), data<T>(grad_y),
+                                       wants_x ? mutable_data<T>(out.grad_x) : nullptr,
+                                       wants_gate ? mutable_data<T>(out.grad_gate) : nullptr);
+  });
+  return out;
+}
+
+Tensor expert_linear_grad_x(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                             const Tensor& order, std::int64_t k, const OptionalTensor& gate,
                             const OptionalTensor& source) {
   constexpr const char* op = "gmoe::expert_linear_grad_x";
-  const std::int64_t num_rows = check_routed_rows(op, x, offsets, order, k, gate, source);
-  check_expert_weight(op, x, offsets, weight_in, std::nullopt);
-  check_grad_y(op, grad_y_in, x, num_rows, k, gate.has_value());
-  check_size(op, "grad_y", grad_y_in, grad_y_in.dim() - 1, weight_in.size(1), "'weight'");
-  const Tensor grad_y = dense(grad_y_in), weight = dense(weight_in);
-  const Routing routing = read_routing(op, offsets, order, k, gate, source, x.size(0));
-  Tensor grad_x = new_like(x, {x.size(0), x.size(1)});
-  dispatch_floating(op, x.scalar_type(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    core::expert_linear_grad_x<T>(operands<T>(routing, x, weight, std::nullopt, weight.size(1)), data<T>(grad_y),
-                                  mutable_data<T>(grad_x));
-  });
-  return grad_x;
+  return grad_x_gate(op, true, false, grad_y, x, weight, std::nullopt, offsets, order, k, gate, source).grad_x;
+}
+
+Tensor expert_linear_grad_gate(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                               const Tensor& offsets, const Tensor& order, std::int64_t k,
+                               const OptionalTensor& source) {
+  constexpr const char* op = "gmoe::expert_linear_grad_gate";
+  return grad_x_gate(op, false, true, grad_y, x, weight, bias, offsets, order, k, std::nullopt, source).grad_gate;
+}
+
+std::tuple<Tensor, Tensor> expert_linear_grad_x_gate(const Tensor& grad_y, const Tensor& x, const Tensor& weight,
+                                                     const OptionalTensor& bias, const Tensor& offsets,
+                                                     const Tensor& order, std::int64_t k, const Tensor& gate,
+                                                     const OptionalTensor& source) {
+  constexpr const char* op = "gmoe::expert_linear_grad_x_gate";
+  const GradXGate out = grad_x_gate(op, true, true, grad_y, x, weight, bias, offsets, order, k, gate, source);
+  return {out.grad_x, out.grad_gate};
 }
 
 Tensor expert_linear_grad_weight(const Tensor& grad_y_in, const Tensor& x_in, const Tensor& offsets,
@@ -116,26 +145,6 @@ Tensor expert_linear_grad_bias(const Tensor& grad_y_in, const Tensor& offsets, c
   return grad_bias;
 }
 
-Tensor expert_linear_grad_gate(const Tensor& grad_y_in, const Tensor& x_in, const Tensor& weight_in,
-                               const OptionalTensor& bias_in, const Tensor& offsets, const Tensor& order,
-                               std::int64_t k, const OptionalTensor& source) {
-  constexpr const char* op = "gmoe::expert_linear_grad_gate";
-  const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, std::nullopt, source);
-  check_expert_weight(op, x_in, offsets, weight_in, bias_in);
-  check_grad_y(op, grad_y_in, x_in, num_rows, k, true);
-  check_size(op, "grad_y", grad_y_in, 1, weight_in.size(1), "'weight'");
-  const Tensor grad_y = dense(grad_y_in), x = dense(x_in), weight = dense(weight_in);
-  const OptionalTensor bias = dense(bias_in);
-  const Routing routing = read_routing(op, offsets, order, k, std::nullopt, source, x.size(0));
-  Tensor grad_gate = new_like(x, {num_rows, k});
-  dispatch_floating(op, x.scalar_type(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    core::expert_linear_grad_gate<T>(operands<T>(routing, x, weight, bias, weight.size(1)), data<T>(grad_y),
-                                     mutable_data<T>(grad_gate));
-  });
-  return grad_gate;
-}
-
 }  // namespace
 }  // namespace gmoe::ops
 
@@ -145,4 +154,5 @@ STABLE_TORCH_LIBRARY_IMPL(gmoe, CPU, m) {
   m.impl("expert_linear_grad_weight", TORCH_BOX(&gmoe::ops::expert_linear_grad_weight));
   m.impl("expert_linear_grad_bias", TORCH_BOX(&gmoe::ops::expert_linear_grad_bias));
   m.impl("expert_linear_grad_gate", TORCH_BOX(&gmoe::ops::expert_linear_grad_gate));
+  m.impl("expert_linear_grad_x_gate", TORCH_BOX(&gmoe::ops::expert_linear_grad_x_gate));
 }
