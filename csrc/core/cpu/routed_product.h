@@ -25,13 +25,13 @@ namespace gmoe::core::GMOE_ISA {
 inline constexpr std::int64_t kDepthBlock = 256;  // a panel of 256 x 32 floats is 32 KiB, first-level cache
 template <typename A>
 inline constexpr int kGatherStride = kDepthBlock + 64 / sizeof(A);  // one cache line more: rows start in different sets
-inline constexpr std::int64_t kGatherRows = 12 * kTileRows;         // 168 rows of 1 KiB: gathered rows stay in L2
+inline constexpr std::int64_t kGatherRows = 18 * kTileRows;         // 252 rows of 1 KiB: gathered rows stay in L2
 inline constexpr std::int64_t kMinBlockRows = 512;                  // 512 rows of 256 floats are 0.5 MiB of L2
 inline constexpr std::int64_t kMaxBlockRows = 2048;
 inline constexpr std::int64_t kMinRowsPerTask = 64;   // however many threads wait
 inline constexpr std::int64_t kRowsPerExpert = 128;   // wished for in a block, so that tiles are mostly full
 inline constexpr std::int64_t kMaxPacked = 16 << 20;  // elements of packed weights at a time; more go in passes
-inline constexpr std::int64_t kFewRows = 6;           // up to here packing costs more than it saves
+inline constexpr std::int64_t kFewRows = 8;           // up to here packing costs more than it saves
 
 // Row of a slot: a table, or slot / divisor.
 struct RowOf {
@@ -64,6 +64,11 @@ struct RoutedProduct {
 
   std::int64_t num_slots() const { return offsets[num_experts]; }
   bool is_packed(std::int64_t e) const { return offsets[e + 1] - offsets[e] > kFewRows; }
+  // Blocks of depth of about equal size, whole cache lines.
+  std::int64_t depth_block() const {
+    const std::int64_t blocks = std::max<std::int64_t>(1, (depth + kDepthBlock - 1) / kDepthBlock);
+    return round_up((depth + blocks - 1) / blocks, 16);
+  }
 };
 
 // ---- stage 1: weights into panels [depth][kTileColumns], widened and zero-padded
@@ -224,7 +229,7 @@ const A* against_row(const RoutedProduct<T>& p, const Block& block, const BlockB
 template <typename T, typename A>
 void gather(const RoutedProduct<T>& p, const std::int64_t* slots, std::int64_t rows, std::int64_t depth_begin,
             A* gathered) {
-  const std::int64_t depth = std::min(kDepthBlock, p.depth - depth_begin);
+  const std::int64_t depth = std::min(p.depth_block(), p.depth - depth_begin);
   for (std::int64_t m = 0; m < rows; ++m) {
     const T* from = p.in + p.in_row(slots[m]) * p.depth + depth_begin;
     A* to = gathered + m * kGatherStride<A>;
@@ -236,7 +241,7 @@ template <typename T, typename A>
 void multiply_gathered(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
                        std::int64_t rows, std::int64_t depth_begin, BlockBuffers<A>& buffers) {
   TileTask<A> task{};
-  task.depth = std::min(kDepthBlock, p.depth - depth_begin);
+  task.depth = std::min(p.depth_block(), p.depth - depth_begin);
   // A slot's own row is stored, not added to, by its first block of depth, unless it is in the zeroed wide copy.
   task.add = !p.rows_are_slots || !std::is_same_v<T, A> || depth_begin > 0;
   for (std::int64_t column = block.first_column; column < block.last_column; column += kTileColumns<A>) {
@@ -268,8 +273,11 @@ template <typename T, typename A>
 void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
                      const std::int64_t* slots, std::int64_t n, BlockBuffers<A>& buffers) {
   constexpr int kLanes = kRegisterLanes<A>;
-  for (std::int64_t begin = 0; begin < n; begin += kGatherRows) {
-    const std::int64_t rows = std::min(kGatherRows, n - begin);
+  // Chunks of about equal size: every chunk reads the packed weights again, so none should be small.
+  const std::int64_t chunks = (n + kGatherRows - 1) / kGatherRows;
+  const std::int64_t chunk = round_up((n + chunks - 1) / chunks, kTileRows);
+  for (std::int64_t begin = 0; begin < n; begin += chunk) {
+    const std::int64_t rows = std::min(chunk, n - begin);
     for (std::int64_t m = 0; m < rows; ++m) {
       const std::int64_t slot = slots[begin + m], row = p.out_row(slot);
       buffers.out[m] = out_row(p, block, buffers, row);
@@ -277,13 +285,13 @@ void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block
       buffers.gate[m] = p.gate != nullptr ? A{widen(p.gate[slot])} : A{1};
     }
     if (p.against != nullptr) std::fill(buffers.dot, buffers.dot + rows * kLanes, A{0});
-    for (std::int64_t d = 0; d < p.depth || d == 0; d += kDepthBlock) {
+    for (std::int64_t d = 0; d < p.depth || d == 0; d += std::max<std::int64_t>(1, p.depth_block())) {
       gather(p, slots + begin, rows, d, buffers.gathered.data());
       if (p.in_against != nullptr && block.first_column == 0) {
         const T* against = p.in_against + expert * p.depth + d;
         for (std::int64_t m = 0; m < rows; ++m) {
           p.slot_value[slots[begin + m]] +=
-              dot_row(against, buffers.gathered.data() + m * kGatherStride<A>, std::min(kDepthBlock, p.depth - d));
+              dot_row(against, buffers.gathered.data() + m * kGatherStride<A>, std::min(p.depth_block(), p.depth - d));
         }
       }
       multiply_gathered(p, pass, block, expert, rows, d, buffers);
