@@ -1,5 +1,4 @@
 // _runtime: the packed student and the kernels on NumPy arrays. Links core alone; importing it imports no torch.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -8,60 +7,15 @@
 #include <string>
 #include <system_error>
 
+#include "bindings/numpy_arrays.h"
 #include "core/cpu/check_index.h"
-#include "core/cpu/cosine_topk.h"
 #include "runtime/packed_student.h"
 
-namespace py = pybind11;
-
 namespace gmoe::runtime {
+
+void bind_kernels(py::module_& m);  // runtime_kernels.cpp
+
 namespace {
-
-using FloatArray = py::array_t<float, py::array::c_style>;
-using IndexArray = py::array_t<std::int64_t, py::array::c_style>;
-using ColumnArray = py::array_t<std::int32_t, py::array::c_style>;
-
-std::string shape_text(const py::array& a) {
-  std::string text = "[";
-  for (py::ssize_t d = 0; d < a.ndim(); ++d) {
-    if (d > 0) text += ", ";
-    text += std::to_string(a.shape(d));
-  }
-  text += ']';
-  return text;
-}
-
-// Dense, aligned and of element type T: the array itself where it is so already, else a copy.
-template <typename T>
-py::array_t<T, py::array::c_style> take(const py::handle& value, const char* call, const char* name, const char* kinds,
-                                        const char* expected) {
-  const py::array a = py::array::ensure(value);
-  if (!a) {
-    PyErr_Clear();
-    throw py::type_error(std::string(call) + ": expected '" + name + "' as a NumPy array of " + expected + ", got " +
-                         Py_TYPE(value.ptr())->tp_name);
-  }
-  if (std::string_view(kinds).find(a.dtype().kind()) == std::string_view::npos) {
-    throw py::type_error(std::string(call) + ": expected '" + name + "' of " + expected + ", got dtype " +
-                         py::str(a.dtype()).cast<std::string>());
-  }
-  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  if ((a.flags() & kAligned) == 0) {
-    return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a.attr("copy")());
-  }
-  auto dense = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a);
-  if (!dense) throw py::error_already_set();
-  return dense;
-}
-
-FloatArray take_floats(const py::handle& value, const char* call, const char* name) {
-  return take<float>(value, call, name, "fiub", "real numbers");
-}
-
-template <typename T>
-py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const char* call, const char* name) {
-  return take<T>(value, call, name, "iu", "integers");
-}
 
 [[noreturn]] void raise(const char* error_name, const std::string& message) {
   const py::object error = py::module_::import("gmoe_ext.errors").attr(error_name);
@@ -293,37 +247,6 @@ void set_num_threads(PackedStudent& student, std::int64_t n) {
   student.set_num_threads(static_cast<int>(n));
 }
 
-template <typename T>
-py::tuple cosine_topk_of(const py::handle& x_like, const py::handle& memory_like, std::int64_t k, double eps) {
-  const char* call = "cosine_topk";
-  const auto x = take<T>(x_like, call, "x", "f", "floating-point numbers");
-  const auto memory = take<T>(memory_like, call, "memory", "f", "floating-point numbers");
-  if (x.ndim() != 2 || memory.ndim() != 2 || x.shape(1) != memory.shape(1)) {
-    throw py::value_error("cosine_topk: expected 'x' of shape [N, D] and 'memory' of shape [E, D], got " +
-                          shape_text(x) + " and " + shape_text(memory));
-  }
-  if (k < 1 || k > memory.shape(0)) {
-    throw py::value_error("cosine_topk: expected 'k' in [1, " + std::to_string(memory.shape(0)) + "], got " +
-                          std::to_string(k));
-  }
-  if (!(eps > 0)) throw py::value_error("cosine_topk: expected 'eps' > 0");
-  py::array_t<T, py::array::c_style> gate({x.shape(0), static_cast<py::ssize_t>(k)});
-  IndexArray index({x.shape(0), static_cast<py::ssize_t>(k)});
-  const core::CosineTopk<T> arguments{x.data(),   memory.data(),       x.shape(0),
-                                      x.shape(1), memory.shape(0),     k,
-                                      eps,        gate.mutable_data(), index.mutable_data()};
-  {
-    const py::gil_scoped_release unlocked;
-    core::cosine_topk(arguments);
-  }
-  return py::make_tuple(gate, index);
-}
-
-py::tuple cosine_topk(const py::array& x, const py::array& memory, std::int64_t k, double eps) {
-  const bool wide = py::isinstance<py::array_t<double>>(x);
-  return wide ? cosine_topk_of<double>(x, memory, k, eps) : cosine_topk_of<float>(x, memory, k, eps);
-}
-
 }  // namespace
 }  // namespace gmoe::runtime
 
@@ -333,7 +256,7 @@ PYBIND11_MODULE(_runtime, m) {
   m.attr("__version__") = GMOE_VERSION;
   gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported at import, not at the first answer
   m.def("cpu_capability", [] { return gmoe::core::isa_name(gmoe::core::active_isa()); });
-  m.def("cosine_topk", &rt::cosine_topk, py::arg("x"), py::arg("memory"), py::arg("k"), py::arg("eps") = 1e-12);
+  rt::bind_kernels(m);
   py::class_<rt::PackedStudent>(m, "PackedStudent")
       .def(py::init(&rt::load), py::arg("path"))
       .def("predict", &rt::predict, py::arg("x"), py::arg("nodes") = py::none())

@@ -4,12 +4,13 @@
 >>> student = PackedStudent.load("student.safetensors")
 >>> logits = student.predict(x)
 
-The file is made by ``gmoe_ext.export.pack``; its format is described in ``docs/runtime_format.md``.
+The file is made by ``gmoe_ext.export.pack``; its format is described in ``docs/runtime_format.md``. Beside it stand the
+forward kernels on NumPy arrays.
 """
 
 from __future__ import annotations
 
-from .kernels import cosine_topk
+from .kernels import aggregate, cosine_topk, expert_linear, topk_softmax
 from .student import PackedStudent
 
-__all__ = ["PackedStudent", "cosine_topk"]
+__all__ = ["PackedStudent", "aggregate", "cosine_topk", "expert_linear", "topk_softmax"]

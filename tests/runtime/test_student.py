@@ -16,7 +16,7 @@ from gmoe_ext import models, ops
 from gmoe_ext.errors import GraphIndexError
 from gmoe_ext.export import pack
 from gmoe_ext.models.registry import Model
-from gmoe_ext.runtime import PackedStudent, cosine_topk
+from gmoe_ext.runtime import PackedStudent
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 31, 32, 33, 257, 300])
@@ -239,20 +239,6 @@ def test_one_row_takes_no_memory(student_file: Path, rows: torch.Tensor) -> None
     for _ in range(20000):
         student.predict(x)
     assert int(resident.read_text().split()[1]) - before < 256  # pages
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_cosine_topk_on_numpy(dtype: type[np.floating]) -> None:
-    rng = np.random.default_rng(0)
-    x, memory = rng.standard_normal((70, 33)).astype(dtype), rng.standard_normal((5, 33)).astype(dtype)
-    gate, index = cosine_topk(x, memory, k=3)
-    expected_gate, expected_index = ops.cosine_topk(torch.from_numpy(x), torch.from_numpy(memory), 3)
-    assert gate.dtype == dtype and np.array_equal(index, expected_index)
-    np.testing.assert_allclose(gate, expected_gate, atol=1e-6)
-    with pytest.raises(ValueError, match=r"expected 'k' in \[1, 5\], got 6"):
-        cosine_topk(x, memory, k=6)
-    with pytest.raises(TypeError, match="expected 'x' of floating-point numbers"):
-        cosine_topk(x.astype(int), memory, k=1)
 
 
 @pytest.mark.parametrize("cpu", ["baseline", "avx2", "avx512"])
