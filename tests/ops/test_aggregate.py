@@ -1,0 +1,95 @@
+"""What is special about aggregate; the contract every operator keeps is tested in test_contract_*.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmoe_ext import ops, reference
+from gmoe_ext.graph import Graph
+
+from .samples import Random, assert_close
+
+
+def hub_graph(num_nodes: int = 300, hub_edges: int = 30_000, num_edge_types: int = 0) -> Graph:
+    """Two neighbouring hubs whose rows are split several times, among ordinary rows."""
+    random = Random("hub graph")
+    hubs = torch.tensor([100, 101]).repeat_interleave(hub_edges)
+    destination = torch.cat([hubs, random.integers(num_nodes, 2000)])
+    source = random.integers(num_nodes, destination.numel())
+    edge_type = random.integers(num_edge_types, source.numel()) if num_edge_types else None
+    weight = random.normal(source.numel())
+    return Graph.from_edge_index(torch.stack([source, destination]), num_nodes, weight, edge_type)
+
+
+def for_threads(call: object) -> list[Tensor]:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(call())  # type: ignore[operator]
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dim", [1, 16, 130])
+def test_split_hubs_equal_the_reference_for_any_number_of_threads(dim: int, dtype: torch.dtype) -> None:
+    graph = hub_graph()
+    x = Random("hub x").normal(graph.num_nodes, dim).to(dtype)
+    one, two, five = for_threads(lambda: ops.aggregate(graph, x))
+    assert torch.equal(one, two) and torch.equal(one, five)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}[dtype]
+    assert_close(one, reference.aggregate(graph, x.double()), "hubs", tolerance)
+
+
+def test_gradients_of_hubs_equal_the_reference() -> None:
+    graph = hub_graph().transpose()  # in the backward pass the hubs are rows
+    x = Random("hub x").normal(graph.num_nodes, 9).requires_grad_()
+    weight = graph.weight.clone().requires_grad_()  # type: ignore[union-attr]
+    cotangent = Random("hub dy").normal(graph.num_nodes, 9)
+    for got, want in zip(
+        *(torch.autograd.grad(f(graph.with_weight(weight), x), (x, weight), cotangent)
+          for f in (ops.aggregate, reference.aggregate)), strict=True
+    ):  # fmt: skip
+        assert_close(got, want, "gradient at hubs", 1e-12)
+
+
+def test_two_hops_are_the_operator_twice() -> None:
+    graph = Random("two hops").graph("random", 50, weighted=True)
+    x = Random("two hops x").normal(50, 7)
+    assert torch.equal(ops.aggregate(graph, x, hops=2), ops.aggregate(graph, ops.aggregate(graph, x)))
+
+
+def test_normalised_graphs_give_the_dense_products() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), 3)
+    dense = torch.tensor([[1.0, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+    scale = dense.sum(1).rsqrt()
+    x = Random("dense").normal(3, 4)
+    assert_close(ops.aggregate(graph.gcn_norm(), x), (scale[:, None] * dense * scale) @ x, "A x", 1e-6)
+    assert_close(ops.aggregate(graph.mean_norm(), x)[1], (x[0] + x[2]) / 2, "mean", 1e-6)
+
+
+@pytest.mark.native
+def test_raw_call_takes_more_sources_than_destinations() -> None:
+    x = torch.arange(10.0).view(5, 2)
+    offsets, columns = torch.tensor([0, 2, 2, 3]), torch.tensor([0, 4, 3])
+    y = torch.ops.gmoe.aggregate(x, offsets, columns, None, None, None, None, None)
+    assert y.tolist() == [[8.0, 10.0], [0.0, 0.0], [6.0, 7.0]]
+
+
+@pytest.mark.native
+def test_raw_call_without_the_transpose_refuses_a_gradient_aloud() -> None:
+    x = torch.ones(2, 3, requires_grad=True)
+    offsets, columns = torch.tensor([0, 1, 2]), torch.tensor([1, 0])
+    y = torch.ops.gmoe.aggregate(x, offsets, columns, None, None, None, None, None)
+    with pytest.raises(RuntimeError, match="gmoe::aggregate: expected 'transpose_offsets'"):
+        y.sum().backward()
+
+
+def test_one_weight_of_zero_hides_a_nan_no_more_than_arithmetic_does() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0], [1]]), 2, torch.tensor([0.0]))
+    y = ops.aggregate(graph, torch.tensor([[float("nan")], [1.0]]))
+    assert y[1].isnan() and y[0] == 0
