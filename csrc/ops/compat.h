@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/cpu/check_index.h"
+#include "core/huge_pages.h"
 #include "core/types.h"
 
 namespace gmoe::ops {
@@ -88,11 +89,13 @@ inline Tensor dense_int64(const Tensor& index) {
   return dense(index.scalar_type() == ScalarType::Long ? index : torch::stable::to(index, ScalarType::Long));
 }
 
-inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
-}
 inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+  Tensor t = torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+  core::ask_for_huge_pages(t.mutable_data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+  return t;
+}
+inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes) {
+  return new_like(like, std::move(sizes), like.scalar_type());
 }
 
 template <typename T>

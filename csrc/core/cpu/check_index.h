@@ -2,17 +2,24 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 namespace gmoe::core {
 
-// Position of the first value outside [0, bound), or -1. The common case is one branch-free reduction.
+// Position of the first value outside [0, bound), or -1. The common case is one branch-free reduction over unsigned
+// numbers, as which negative ones are large.
 template <typename Index>
 std::int64_t find_bad_index(const Index* values, std::int64_t n, std::int64_t bound) {
-  bool bad = false;
-  for (std::int64_t i = 0; i < n; ++i) bad |= values[i] < 0 || static_cast<std::int64_t>(values[i]) >= bound;
-  if (!bad) return -1;
+  using Unsigned = std::make_unsigned_t<Index>;
+  constexpr auto kLargest = static_cast<std::int64_t>(std::numeric_limits<Index>::max());
+  const Unsigned last = bound > kLargest ? static_cast<Unsigned>(kLargest) : static_cast<Unsigned>(bound - 1);
+  if (bound <= 0) return n > 0 ? 0 : -1;
+  Unsigned bad = 0;
+  for (std::int64_t i = 0; i < n; ++i) bad |= static_cast<Unsigned>(values[i]) > last ? 1 : 0;
+  if (bad == 0) return -1;
   for (std::int64_t i = 0; i < n; ++i) {
-    if (values[i] < 0 || static_cast<std::int64_t>(values[i]) >= bound) return i;
+    if (static_cast<Unsigned>(values[i]) > last) return i;
   }
   return -1;
 }
