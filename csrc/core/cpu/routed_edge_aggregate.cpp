@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "core/cpu/row_pieces.h"
@@ -194,12 +195,16 @@ void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a) {
   const std::int64_t table_size = m.num_experts * m.num_types * m.dim;
   const std::int64_t per_task = pieces_per_task(m, pieces_of(line), a.grad_table != nullptr);
   const std::int64_t num_tasks = (pieces_of(line) + per_task - 1) / per_task;
-  const std::unique_ptr<A[]> tables(a.grad_table == nullptr ? nullptr
-                                                            : new A[static_cast<std::size_t>(num_tasks * table_size)]);
+  // A single task of a type that needs no narrowing adds straight into the result.
+  A* direct = nullptr;
+  if constexpr (std::is_same_v<T, A>) direct = num_tasks <= 1 ? a.grad_table : nullptr;
+  const bool own_tables = a.grad_table != nullptr && direct == nullptr;
+  const std::unique_ptr<A[]> tables(own_tables ? new A[static_cast<std::size_t>(num_tasks * table_size)] : nullptr);
+  if (direct != nullptr) std::fill_n(direct, table_size, A{0});
 
   const auto make_worker = [&](std::int64_t task) {
-    A* table = nullptr;
-    if (tables != nullptr) {
+    A* table = direct;
+    if (own_tables) {
       table = tables.get() + task * table_size;
       std::fill_n(table, table_size, A{0});
     }
@@ -214,7 +219,7 @@ void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a) {
   };
   for_each_row<A>(line, num_rows_of_x * m.dim, per_task, make_worker, finish);
 
-  if (a.grad_table == nullptr) return;
+  if (!own_tables) return;
   parallel_for(table_size, grain_rows(num_tasks), [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t d = first; d < last; ++d) {
       A sum = 0;
