@@ -1,0 +1,96 @@
+"""The wheel holds what it must and works away from the source tree; the source archive can build it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.native]
+
+
+def run(*command: str, cwd: Path, **env: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GMOE_EXT_")}
+    done = subprocess.run(
+        command, cwd=cwd, env={**environment, **env}, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this tree; the compiler's cache under build/ makes it cheap after an editable install."""
+    for stale in (ROOT / "build").glob("lib*"):  # setuptools would pack modules that no longer exist
+        shutil.rmtree(stale)
+    out = tmp_path_factory.mktemp("wheel")
+    flags = ("--no-build-isolation", "--no-deps", "--disable-pip-version-check", "--quiet")
+    run(sys.executable, "-m", "pip", "wheel", *flags, "-w", str(out), ".", cwd=ROOT)
+    (found,) = out.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the wheel installed and nothing else."""
+    target = tmp_path_factory.mktemp("site")
+    flags = ("--no-deps", "--no-index", "--disable-pip-version-check", "--quiet")
+    run(sys.executable, "-m", "pip", "install", *flags, "--target", str(target), str(wheel), cwd=target)
+    return target
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"gmoe_ext", f"gmoe_ext-{VERSION}.dist-info"}
+    listed = subprocess.run(["git", "ls-files", "gmoe_ext"], cwd=ROOT, capture_output=True, text=True, check=False)
+    missing = set(listed.stdout.split()) - set(names)
+    assert not missing, f"not in the wheel: {sorted(missing)}"
+    modules = {Path(name).name.split(".")[0] for name in names if name.endswith(".so")}
+    assert modules == {"_C", "_runtime"}
+
+
+def test_installed_wheel_works_away_from_the_tree(site: Path, tmp_path: Path) -> None:
+    code = f"""
+import gmoe_ext, torch
+assert gmoe_ext.__file__.startswith({str(site)!r}), gmoe_ext.__file__
+assert gmoe_ext.backend() == "native" and gmoe_ext.__version__ == {VERSION!r}
+assert gmoe_ext.build_info()["version"] == {VERSION!r}
+x = torch.randn(5, 7, requires_grad=True)
+gate, index = gmoe_ext.ops.cosine_topk(x, torch.randn(3, 7), k=2)
+(gate * torch.randn(5, 2)).sum().backward()
+assert x.grad.abs().sum() > 0
+graph = gmoe_ext.Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 5)
+model = gmoe_ext.models.build("gmoe-gcn", in_dim=7, hidden_dim=8, out_dim=3, num_layers=2, num_experts=4, k=2)
+assert model(x, graph).logits.shape == (5, 3)
+"""
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site), GMOE_EXT_REQUIRE_NATIVE="1")
+    run(sys.executable, "-m", "gmoe_ext.train", "--print_config", cwd=tmp_path, PYTHONPATH=str(site))
+    code = "import sys, gmoe_ext.runtime; assert 'torch' not in sys.modules; gmoe_ext.runtime.PackedStudent.load"
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+
+
+def test_libraries_name_no_build_path(site: Path) -> None:
+    for library in site.glob("gmoe_ext/*.so"):
+        assert str(ROOT).encode() not in library.read_bytes(), f"{library.name} holds the path it was built at"
+
+
+def test_source_archive_holds_what_the_build_needs(tmp_path: Path) -> None:
+    code = "from setuptools.build_meta import build_sdist; import sys; print(build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", code, str(tmp_path), cwd=ROOT).split()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        held = {member.partition("/")[2] for member in archive.getnames()}
+    wanted = ["csrc", "gmoe_ext", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+    listed = subprocess.run(["git", "ls-files", *wanted], cwd=ROOT, capture_output=True, text=True, check=False)
+    missing = set(listed.stdout.split()) - held
+    assert not missing, f"not in the source archive: {sorted(missing)}"

@@ -1,0 +1,166 @@
+"""The house is in order: every operator has all its rooms, files keep their budgets, imports go down only."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from gmoe_ext import ops, reference
+
+from .ops.opinfo import OPS
+
+ROOT = Path(__file__).resolve().parents[1]
+OP_NAMES = sorted(ops.__all__)
+ROOMS = (
+    "csrc/core/cpu/{op}.h",
+    "csrc/ops/{op}.cpp",
+    "csrc/ops/cpu/{op}.cpp",
+    "gmoe_ext/ops/{op}.py",
+    "gmoe_ext/reference/{op}.py",
+    "docs/ops/{op}.md",
+    "bench/ops/bench_{op}.py",
+)
+MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
+MAX_FUNCTION_LINES = 60
+CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
+
+
+@cache
+def tracked() -> list[Path]:
+    """Text files of the source tree, build products left out."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        found = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:  # an unpacked source archive
+        hidden = re.compile(r"(^|/)(\.[^/]+|build|dist|runs|data|__pycache__|[^/]+\.egg-info)/")
+        found = [p for p in ROOT.rglob("*") if not hidden.search(p.relative_to(ROOT).as_posix())]
+    binary = {".png", ".npz", ".so", ".pyc", ".safetensors", ".gz", ".npy"}
+    return [path for path in found if path.is_file() and path.suffix not in binary]
+
+
+def _registered() -> list[str]:
+    return sorted(
+        name.removeprefix("gmoe::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("gmoe::")
+    )
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_every_operator_has_all_its_rooms(op: str) -> None:
+    missing = [room.format(op=op) for room in ROOMS if not (ROOT / room.format(op=op)).is_file()]
+    assert not missing, f"operator {op} lacks {missing}; CONTRIBUTING.md has the list"
+    assert callable(getattr(reference, op))
+
+
+def test_every_operator_has_a_spec() -> None:
+    assert sorted(spec.name for spec in OPS) == OP_NAMES
+
+
+@pytest.mark.native
+def test_registered_operators_are_the_public_ones_and_their_gradients() -> None:
+    registered = _registered()
+    assert set(OP_NAMES) <= set(registered), f"not compiled: {sorted(set(OP_NAMES) - set(registered))}"
+    for name in registered:
+        op, gradient, argument = name.removesuffix(".default").partition("_grad")
+        assert op in OP_NAMES, f"gmoe::{name} belongs to no public operator"
+        named = argument == "" or argument.startswith("_")  # <op>_grad makes several at once
+        assert not gradient or named, f"gmoe::{name}: a gradient is named <op>_grad_<argument>"
+
+
+@pytest.mark.parametrize("room", ["csrc/core/cpu", "csrc/ops", "csrc/ops/cpu", "docs/ops", "bench/ops"])
+def test_source_lists_name_every_file(room: str) -> None:
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    assert "GLOB" not in cmake
+    for path in sorted((ROOT / room).glob("*.cpp")):
+        assert _name(path) in cmake, f"{_name(path)} is in no source list of CMakeLists.txt"
+
+
+def test_files_keep_their_budget() -> None:
+    too_long = {}
+    for path in tracked():
+        if path.suffix in MAX_LINES:
+            lines = len(path.read_text().splitlines())
+            if lines > MAX_LINES[path.suffix]:
+                too_long[_name(path)] = lines
+    assert not too_long
+    assert len((ROOT / "setup.py").read_text().splitlines()) <= 150
+
+
+def _function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    body = node.body
+    documented = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    docstring = (body[0].end_lineno or 0) - body[0].lineno + 1 if documented else 0
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring
+
+
+def test_functions_keep_their_budget() -> None:
+    too_long = []
+    for path in (p for p in tracked() if p.suffix == ".py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _function_lines(node) > MAX_FUNCTION_LINES:
+                too_long.append(f"{_name(path)}:{node.name} has {_function_lines(node)} lines")
+    assert not too_long
+
+
+def test_text_is_clean() -> None:
+    # Spelled in parts, or this file would find itself.
+    machine = re.compile(r"(?<![\w.$}])/" + r"(work|root|home/\w+|tmp|Users/\w+)/")
+    unfinished = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b")
+    faults = []
+    for path in tracked():
+        if re.search(r"(^|/)(utils?|helpers?)(\.|/)", _name(path)):
+            faults.append(f"{_name(path)}: a name that says nothing")
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if machine.search(line):
+                faults.append(f"{_name(path)}:{number}: a path of one machine: {line.strip()}")
+            if unfinished.search(line):
+                faults.append(f"{_name(path)}:{number}: unfinished: {line.strip()}")
+            if path.suffix in CODE and not line.isascii():
+                faults.append(f"{_name(path)}:{number}: not ASCII: {line.strip()}")
+    assert not faults, "\n".join(faults)
+
+
+INCLUDES = {  # what a floor of the C++ side may not include
+    "csrc/core": r"(torch|pybind11|Python\.h|ATen|ops/|runtime/|bindings/)",
+    "csrc/runtime": r"(torch|pybind11|Python\.h|ATen|ops/|bindings/)",
+    "csrc/ops": r"(runtime/|bindings/|pybind11|Python\.h|ATen)",
+}
+
+
+@pytest.mark.parametrize("room", INCLUDES)
+def test_includes_go_down_only(room: str) -> None:
+    forbidden = re.compile(rf'#\s*include\s*["<]{INCLUDES[room]}')
+    for path in (p for p in tracked() if _name(p).startswith(f"{room}/")):
+        found = [line for line in path.read_text().splitlines() if forbidden.match(line)]
+        assert not found, f"{_name(path)}: {found}"
+
+
+def test_only_one_header_knows_the_stable_interface() -> None:
+    for path in (p for p in tracked() if _name(p).startswith("csrc/ops/") and p.name != "compat.h"):
+        assert not re.search(r"#\s*include\s*[\"<]torch/", path.read_text()), f"{_name(path)}: include ops/compat.h"
+
+
+def test_imports_go_down_only() -> None:
+    linter = pytest.importorskip("importlinter", reason="import-linter comes with the [test] extra").__name__
+    code = f"from {linter}.cli import lint_imports_command; lint_imports_command()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
