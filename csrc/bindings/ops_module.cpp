@@ -7,8 +7,7 @@
 
 namespace {
 
-void run_on_torch_threads(std::int64_t n, std::int64_t grain, gmoe::core::RangeFunction function,
-                          const void* context) {
+void run_on_torch_threads(std::int64_t n, std::int64_t grain, gmoe::core::RangeFunction function, const void* context) {
   torch::stable::parallel_for(0, n, grain,
                               [&](std::int64_t begin, std::int64_t end) { function(begin, end, context); });
 }

@@ -1,5 +1,5 @@
-// Large fresh arrays cost more in page faults than in arithmetic: 87 MB at 4 KiB pages is 21,000 faults. Asking for 2 MiB
-// pages before the first write makes it 42. A hint: where the system does not know it, nothing happens.
+// Large fresh arrays cost more in page faults than in arithmetic: 87 MB at 4 KiB pages is 21,000 faults. Asking for 2
+// MiB pages before the first write makes it 42. A hint: where the system does not know it, nothing happens.
 #pragma once
 
 #include <cstddef>

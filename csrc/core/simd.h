@@ -1,7 +1,7 @@
-// Vectors of one register (64 bytes on AVX-512, 32 on AVX2, 16 on SSE and NEON) through the compiler's vector extension.
-// Wider ones would live in memory: GCC does not split them over registers.
-// Everything sits in the instruction set's namespace, so that no inline function compiled for a newer processor can be
-// picked by the linker for an older one. Include only from files under core/cpu.
+// Vectors of one register (64 bytes on AVX-512, 32 on AVX2, 16 on SSE and NEON) through the compiler's vector
+// extension. Wider ones would live in memory: GCC does not split them over registers. Everything sits in the
+// instruction set's namespace, so that no inline function compiled for a newer processor can be picked by the linker
+// for an older one. Include only from files under core/cpu.
 #pragma once
 
 #include <bit>

@@ -40,8 +40,8 @@ inline void check_weight(const char* op, const std::optional<Tensor>& weight, co
 inline void check_row_values(const char* op, const Tensor& offsets, const Tensor& columns, std::int64_t num_columns) {
   const std::int64_t* values = data<std::int64_t>(offsets);
   const std::int64_t bad = core::find_bad_offset(values, offsets.size(0) - 1, columns.size(0));
-  check(bad < 0, op, ": expected 'offsets' to rise from 0 to ", columns.size(0), ", got ",
-        bad < 0 ? 0 : values[bad], " at position ", bad);
+  check(bad < 0, op, ": expected 'offsets' to rise from 0 to ", columns.size(0), ", got ", bad < 0 ? 0 : values[bad],
+        " at position ", bad);
   check_indices(op, "columns", columns, num_columns);
 }
 

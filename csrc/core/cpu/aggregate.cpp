@@ -1,6 +1,6 @@
 // A row's sum stays in registers, a tile of columns at a time, while its neighbours' rows stream by. Neighbours lie
-// anywhere in memory, so the rows a few edges ahead are fetched into the cache first; the edges of all rows are one flat
-// array, so this runs on over row ends. Floor: gathering M rows of x at the speed of the cache level x fits in.
+// anywhere in memory, so the rows a few edges ahead are fetched into the cache first; the edges of all rows are one
+// flat array, so this runs on over row ends. Floor: gathering M rows of x at the speed of the cache level x fits in.
 #include "core/cpu/aggregate.h"
 
 #include "core/cpu/row_pieces.h"

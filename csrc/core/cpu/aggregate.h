@@ -16,22 +16,22 @@ struct Aggregate {
   const Index* columns;          // [num_edges]
   const Accumulator<T>* weight;  // [num_edges], or null for 1
   std::int64_t num_rows, num_edges, dim;
-  T* y;                          // [num_rows, dim] out
+  T* y;  // [num_rows, dim] out
 };
 
 template <typename T, typename Index>
 struct AggregateGradWeight {
-  const T* grad_y;               // [num_rows, dim]
-  const T* x;                    // [num_columns, dim]
-  const std::int64_t* offsets;   // [num_rows + 1]
-  const Index* columns;          // [num_edges]
+  const T* grad_y;              // [num_rows, dim]
+  const T* x;                   // [num_columns, dim]
+  const std::int64_t* offsets;  // [num_rows + 1]
+  const Index* columns;         // [num_edges]
   std::int64_t num_rows, num_edges, dim;
-  Accumulator<T>* grad_weight;   // [num_edges] out
+  Accumulator<T>* grad_weight;  // [num_edges] out
 };
 
 GMOE_DECLARE_PER_ISA(template <typename T, typename Index> void aggregate(const Aggregate<T, Index>& a))
-GMOE_DECLARE_PER_ISA(
-    template <typename T, typename Index> void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a))
+GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
+                     void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a))
 
 template <typename T, typename Index>
 void aggregate(const Aggregate<T, Index>& a) {

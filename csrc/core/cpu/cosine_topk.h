@@ -11,12 +11,12 @@ namespace gmoe::core {
 // All arrays are dense and row-major.
 template <typename T>
 struct CosineTopk {
-  const T* x;          // [num_rows, dim]
-  const T* memory;     // [num_experts, dim]
+  const T* x;       // [num_rows, dim]
+  const T* memory;  // [num_experts, dim]
   std::int64_t num_rows, dim, num_experts, k;
-  double eps;          // smallest norm
-  T* gate;             // [num_rows, k] out, descending
-  std::int64_t* index; // [num_rows, k] out, ties to the lower expert
+  double eps;           // smallest norm
+  T* gate;              // [num_rows, k] out, descending
+  std::int64_t* index;  // [num_rows, k] out, ties to the lower expert
 };
 
 template <typename T>
@@ -27,7 +27,7 @@ struct CosineTopkGradX {
   const std::int64_t* index;  // [num_rows, k], checked by the caller
   std::int64_t num_rows, dim, num_experts, k;
   double eps;
-  T* grad_x;                  // [num_rows, dim] out
+  T* grad_x;  // [num_rows, dim] out
 };
 
 GMOE_DECLARE_PER_ISA(template <typename T> void cosine_topk(const CosineTopk<T>& a))

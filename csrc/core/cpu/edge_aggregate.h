@@ -17,8 +17,8 @@ struct EdgeAggregate {
   std::int64_t num_sources, num_destinations, num_edges, num_types, dim;
 
   EdgeMessages<T, Index> messages() const {
-    return {x,       table,     nullptr, 0,           1,                1,         true,      offsets,
-            columns, edge_type, weight,  num_sources, num_destinations, num_edges, num_types, dim};
+    return {x,      table,       nullptr,          0,         1,         1,  true, offsets, columns, edge_type,
+            weight, num_sources, num_destinations, num_edges, num_types, dim};
   }
 };
 

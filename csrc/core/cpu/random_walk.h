@@ -14,7 +14,7 @@ struct RandomWalk {
   const Index* columns;         // checked by the caller
   const std::int64_t* starts;   // [num_walks], checked by the caller
   std::int64_t num_walks, length, seed;
-  std::int64_t* walks;          // [num_walks, length] out
+  std::int64_t* walks;  // [num_walks, length] out
 };
 
 GMOE_DECLARE_PER_ISA(template <typename Index> void random_walk(const RandomWalk<Index>& a))

@@ -162,7 +162,7 @@ struct GradWorker {
 template <typename T, typename Index>
 std::int64_t pieces_per_task(const EdgeMessages<T, Index>& m, std::int64_t num_pieces, bool tables) {
   if (!tables) return 1;
-  constexpr std::int64_t kMinPieces = 4;        // a batch of molecules is one task
+  constexpr std::int64_t kMinPieces = 4;  // a batch of molecules is one task
   constexpr std::int64_t kMaxTasks = 64;
   constexpr std::int64_t kMaxTables = 1 << 22;  // 16 MiB of float
   const std::int64_t table_rows = m.num_experts * m.num_types;

@@ -13,9 +13,9 @@ namespace gmoe::core {
 // What forward and gradients share. All arrays are dense and row-major; indices are checked by the caller.
 template <typename T, typename Index>
 struct EdgeMessages {
-  const T* x;                    // [num_experts, num_sources, dim], or [num_sources, dim] shared by all experts
-  const T* table;                // [num_experts, num_types, dim]
-  const std::int64_t* expert;    // [num_destinations, k], or null: one slot per row, for expert 0
+  const T* x;                  // [num_experts, num_sources, dim], or [num_sources, dim] shared by all experts
+  const T* table;              // [num_experts, num_types, dim]
+  const std::int64_t* expert;  // [num_destinations, k], or null: one slot per row, for expert 0
   std::int64_t first_expert, num_experts, k;
   bool shared;                   // x has no expert dimension
   const std::int64_t* offsets;   // compressed rows: of destinations, in the gradient of x and table of sources
@@ -60,12 +60,12 @@ struct RoutedEdgeAggregateGradWeight {
   Accumulator<T>* grad_weight;  // [num_edges] out
 };
 
-GMOE_DECLARE_PER_ISA(
-    template <typename T, typename Index> void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a))
-GMOE_DECLARE_PER_ISA(
-    template <typename T, typename Index> void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a))
-GMOE_DECLARE_PER_ISA(template <typename T, typename Index> void routed_edge_aggregate_grad_weight(
-    const RoutedEdgeAggregateGradWeight<T, Index>& a))
+GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
+                     void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a))
+GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
+                     void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a))
+GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
+                     void routed_edge_aggregate_grad_weight(const RoutedEdgeAggregateGradWeight<T, Index>& a))
 
 template <typename T, typename Index>
 void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a) {

@@ -1,9 +1,9 @@
 // Cuts compressed rows into pieces of equal cost, so that threads get equal work whatever the degrees.
 //
-// A row costs its edges + kRowCost, and the rows stand one after another on a line of costs that is cut every kPieceCost.
-// A row belongs to the piece in which it starts, and that piece works it out whole. Only hubs, rows longer than kHubEdges,
-// are split at the cuts: each piece sums its part into a buffer and the parts are added in order afterwards. All of this
-// depends on the offsets alone, so results are the same for any number of threads.
+// A row costs its edges + kRowCost, and the rows stand one after another on a line of costs that is cut every
+// kPieceCost. A row belongs to the piece in which it starts, and that piece works it out whole. Only hubs, rows longer
+// than kHubEdges, are split at the cuts: each piece sums its part into a buffer and the parts are added in order
+// afterwards. All of this depends on the offsets alone, so results are the same for any number of threads.
 #pragma once
 
 #include <algorithm>

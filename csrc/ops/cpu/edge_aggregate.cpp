@@ -15,10 +15,17 @@ struct Inputs {
 
   template <typename T, typename Index>
   core::EdgeAggregate<T, Index> arguments() const {
-    return {data<T>(x),         data<T>(table),   data<std::int64_t>(offsets),
-            data<Index>(columns), data<Index>(edge_type), optional_data<core::Accumulator<T>>(weight),
-            num_sources,        num_destinations, columns.size(0),
-            table.size(0),      x.size(1)};
+    return {data<T>(x),
+            data<T>(table),
+            data<std::int64_t>(offsets),
+            data<Index>(columns),
+            data<Index>(edge_type),
+            optional_data<core::Accumulator<T>>(weight),
+            num_sources,
+            num_destinations,
+            columns.size(0),
+            table.size(0),
+            x.size(1)};
   }
 };
 
@@ -56,8 +63,7 @@ std::tuple<Tensor, Tensor> edge_aggregate_grad(const Tensor& grad_y_in, const Te
   constexpr const char* op = "gmoe::edge_aggregate_grad";
   check_edge_aggregate_grad_y(op, grad_y_in, x);
   const Tensor grad_y = dense(grad_y_in);
-  const Inputs in =
-      checked(op, x, table, offsets, columns, edge_type, weight, grad_y.size(0), grad_y.size(0));
+  const Inputs in = checked(op, x, table, offsets, columns, edge_type, weight, grad_y.size(0), grad_y.size(0));
   check_size(op, "offsets", in.offsets, 0, in.num_sources + 1, "'x'");
   const std::int64_t dim = in.x.size(1);
   Tensor grad_x = new_like(in.x, {want_x ? in.num_sources : 0, dim});
@@ -76,8 +82,7 @@ Tensor edge_aggregate_grad_weight(const Tensor& grad_y_in, const Tensor& x, cons
   constexpr const char* op = "gmoe::edge_aggregate_grad_weight";
   check_edge_aggregate_grad_y(op, grad_y_in, x);
   const Tensor grad_y = dense(grad_y_in);
-  const Inputs in =
-      checked(op, x, table, offsets, columns, edge_type, std::nullopt, x.size(0), grad_y.size(0));
+  const Inputs in = checked(op, x, table, offsets, columns, edge_type, std::nullopt, x.size(0), grad_y.size(0));
   check_size(op, "grad_y", grad_y, 0, in.offsets.size(0) - 1, "'offsets'");
   Tensor grad_weight = new_like(in.x, {in.columns.size(0)}, accumulator_dtype(x.scalar_type()));
   dispatch_rows(op, in.x, in.columns, [&](auto type, auto index_type) {

@@ -76,8 +76,8 @@ std::tuple<Tensor, Tensor> routed_edge_aggregate_grad(const Tensor& grad_y_in, c
   check_routed_edge_aggregate_grad_y(op, grad_y_in, in.x, in.index);
   const Tensor grad_y = dense(grad_y_in);
   const std::int64_t num_rows = want_x ? in.num_sources() : 0;
-  Tensor grad_x = in.shared() ? new_like(in.x, {num_rows, in.dim()})
-                              : new_like(in.x, {in.x.size(0), num_rows, in.dim()});
+  Tensor grad_x =
+      in.shared() ? new_like(in.x, {num_rows, in.dim()}) : new_like(in.x, {in.x.size(0), num_rows, in.dim()});
   Tensor grad_table = new_like(in.x, {in.table.size(0), want_table ? in.table.size(1) : 0, in.dim()});
   dispatch_rows(op, in.x, in.columns, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
