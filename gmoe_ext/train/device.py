@@ -43,7 +43,7 @@ def describe_backend() -> str:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks, so that a step's buffers are not faulted in again at the next step.
 
-    Large activations otherwise come from mmap and are returned at every step: up to half of a CPU run went there.
+    Large activations otherwise come from mmap and are returned at every step; keeping them halves a run's page faults.
     The command line calls this once at its start; importing never does. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
@@ -53,4 +53,4 @@ def keep_freed_memory() -> None:
         return
     m_trim_threshold, m_mmap_threshold = -1, -3
     libc.mallopt(m_mmap_threshold, 1 << 30)
-    libc.mallopt(m_trim_threshold, 1 << 31 - 1)
+    libc.mallopt(m_trim_threshold, 1 << 30)

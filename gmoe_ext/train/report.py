@@ -30,18 +30,20 @@ class Trained:
         fit: scores and lengths of its training.
         params_active: parameters that serve one row.
         params_total: all of them.
+        options: what `models.build` makes the architecture from, defaults included.
     """
 
     model: str
     fit: FitResult
     params_active: int
     params_total: int
+    options: dict[str, Any]
 
     @classmethod
     def of(cls, model: Model, fit: FitResult) -> Trained:
         """A model with its result."""
         active, total = model.num_parameters()
-        return cls(model.name, fit, active, total)
+        return cls(model.name, fit, active, total, model.config)
 
 
 @dataclass
@@ -118,6 +120,7 @@ def _scores(trained: Trained) -> dict[str, Any]:
         "wall_s": round(fit.wall_s, 3),
         "params_total": trained.params_total,
         "params_active": trained.params_active,
+        "options": trained.options,
     }
 
 

@@ -1,0 +1,121 @@
+"""The command line of training: one run, from flags and recipes to a run directory.
+
+Exit codes: 0 done, 1 failed, 2 settings, 3 data, 130 and 143 interrupted with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
+from . import report, tasks
+from .config import Config
+from .device import describe_backend, keep_freed_memory, resolve
+from .interrupt import Interrupted, Stop, catch_signals
+from .parse import dump, parse
+from .progress import Progress
+from .run import Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; returns the exit code."""
+    progress = Progress()
+    try:
+        with catch_signals() as stop:
+            config = parse(sys.argv[1:] if argv is None else argv)
+            keep_freed_memory()
+            job(config, progress, stop)
+        return 0
+    except Interrupted as interrupted:
+        progress.write(
+            f"stopped    by {interrupted}; what is done is kept: the same command with --resume auto goes on"
+        )
+        return interrupted.exit_code
+    except GmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, DataError) else 1
+
+
+def job(config: Config, progress: Progress, stop: Stop) -> None:
+    """One run: data, models, training, report."""
+    from .. import __version__
+
+    device = resolve(config.device)
+    directory = Path(config.run_dir or default_directory(config))
+    where = "dry run, writes nothing" if config.dry_run else str(directory)
+    progress.write(f"gmoe_ext {__version__} | {describe_backend()} | {device} | float32 | seed {config.seed} | {where}")
+    kind = tasks.kind(config)
+    growable = ("train.epochs",) if kind == "supervised" else ()
+    run = Run(config, directory, progress, stop, growable)
+    if not config.dry_run:
+        prepare(config, directory)
+    outcome = tasks.start(config, run, device)
+    if config.dry_run:
+        progress.write(f"dry run    all parts work; a real run trains up to {config.train.epochs} epochs")
+        return
+    leave(config, run, outcome, device)
+
+
+def default_directory(config: Config) -> str:
+    """runs/DATA-MODEL-SEED; the embedded default is runs/synthetic-SEED."""
+    model = config.student.model or config.model.name
+    whole = config.student.model is not None and config.model.name is not None
+    parts = [config.data.name, *([] if whole else [str(model)]), str(config.seed)]
+    if config.data.setting == "inductive":
+        parts.insert(-1, "ind")
+    return "runs/" + "-".join(parts)
+
+
+def prepare(config: Config, directory: Path) -> None:
+    """Make the run directory ready: empty, or with what is to be continued.
+
+    An earlier run in the same place gives way; its checkpoints stay one generation long in checkpoints.old.
+
+    Raises:
+        ConfigError: --resume names a path without checkpoints.
+    """
+    checkpoints = directory / "checkpoints"
+    if config.resume not in ("auto", "never"):
+        source = Path(config.resume)
+        if source.suffix == ".safetensors":
+            source = source.parent
+        if source.name != "checkpoints":
+            source = source / "checkpoints"
+        if not any(source.glob("*.safetensors")):
+            raise ConfigError(f"--resume {config.resume}: expected auto, never or a run directory; no checkpoint there")
+        if source.resolve() != checkpoints.resolve():
+            shutil.copytree(source, checkpoints, dirs_exist_ok=True)
+            if (source.parent / "metrics.jsonl").exists():
+                shutil.copy(source.parent / "metrics.jsonl", directory / "metrics.jsonl")
+    elif config.resume == "never":
+        if checkpoints.exists():
+            shutil.rmtree(directory / "checkpoints.old", ignore_errors=True)
+            checkpoints.rename(directory / "checkpoints.old")
+        for name in ("metrics.jsonl", "result.json", "curves.png"):
+            (directory / name).unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(dump(config))
+
+
+def leave(config: Config, run: Run, outcome: report.Outcome, device: torch.device) -> None:
+    """Write result.json and curves.png, and say how it went."""
+    report.write_json(run.directory / "result.json", report.result_record(config, outcome, device))
+    progress = run.progress
+    progress.write("")
+    for line in outcome.lines or report.table(outcome):
+        progress.write(line)
+    curves = run.directory / "curves.png"
+    try:
+        report.plot_curves(run.metrics_path, curves, outcome.main.fit.metric)
+        drawn = str(curves)
+    except MissingExtraError as error:
+        drawn = f"not drawn: {error}"
+    progress.line("curves", drawn)
+    progress.line("metrics", f"{run.metrics_path}      result {run.directory / 'result.json'}")
+    if outcome.next_command:
+        progress.line("next", outcome.next_command)

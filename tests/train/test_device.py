@@ -1,0 +1,53 @@
+"""Where a run computes, and what the environment says about itself."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gmoe_ext import collect_env
+from gmoe_ext.errors import ConfigError
+from gmoe_ext.train.device import describe_backend, keep_freed_memory, resolve
+
+
+def test_devices_by_name():
+    assert resolve("cpu") == torch.device("cpu")
+    assert resolve("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", f"cuda:{torch.cuda.device_count()}", ""])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ConfigError, match="--device"):
+        resolve(name)
+
+
+def test_the_backend_tells_its_threads():
+    assert "1 thread)" in describe_backend()
+
+
+def test_keeping_memory_can_be_asked_twice():
+    keep_freed_memory()
+    keep_freed_memory()
+
+
+def test_the_environment_is_told(capsys):
+    assert collect_env.main() == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("gmoe_ext", "backend", "python", "torch", "numpy", "[distill]"))
+
+
+def test_the_command_shows_help_and_settings_without_training():
+    command = [sys.executable, "-m", "gmoe_ext.train"]
+    shown = subprocess.run([*command, "--print_config"], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0 and "name: synthetic" in shown.stdout
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120)
+    assert helped.returncode == 0 and "--train.epochs" in helped.stdout
+
+
+def test_importing_the_command_changes_nothing_outside():
+    code = (
+        "import os; before = dict(os.environ); import gmoe_ext.train.__main__ as m; assert dict(os.environ) == before"
+    )
+    code += "; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
