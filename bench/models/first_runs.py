@@ -108,7 +108,8 @@ def table(records: list[dict[str, object]]) -> str:
         "Made by `python -m bench.models.first_runs`; one record per run in `first_runs.jsonl`. Mean and population",
         "standard deviation over seeds. `at best val` is the test score at the best validation epoch, the figure to",
         "compare; `best test` is the largest test score over epochs, which the RbM program reports. Accuracy and",
-        "ROC-AUC in percent, RMSE as it is. molhiv uses a reconstructed scaffold split.",
+        "ROC-AUC in percent, RMSE as it is. s/run is the median wall time, one thread of a shared machine.",
+        "molhiv uses a reconstructed scaffold split.",
         "",
         "| recipe | metric | seeds | teacher | val | test at best val | best test | paper | s/run |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -123,7 +124,7 @@ def table(records: list[dict[str, object]]) -> str:
             for name in ("val_best", "test_at_best_val", "test_best")
         }
         teachers = [r["teacher"]["test_at_best_val"] for r in group if r.get("teacher")]  # type: ignore[index]
-        seconds = statistics.fmean(float(r["wall_s"]) for r in group)  # type: ignore[arg-type]
+        seconds = statistics.median(float(r["wall_s"]) for r in group)  # type: ignore[arg-type]
         note = f" ({entry.note})" if entry.note else ""
         lines.append(
             f"| [{entry.recipe}](../../gmoe_ext/configs/{entry.recipe}.yaml){note} | {metric} | {len(group)} "
