@@ -61,7 +61,7 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
     outcome.extra["packed"] = {"file": path.name, "bytes": packed.num_bytes}
     outcome.lines = table(models, costs)
     outcome.lines[-1] += f"   <- packed: {path} ({packed.num_bytes / 1e6:.1f} MB, needs no torch)"
-    outcome.next_command = f"python -m gmoe_ext.predict --student {path} --input YOUR.npy"
+    outcome.next_command = f"python -m gmoe_ext.predict --student {path} --input YOUR.npz  # arrays x and nodes"
     return outcome
 
 
