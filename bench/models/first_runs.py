@@ -2,7 +2,9 @@
 
     GMOE_EXT_DATA=DATA python -m bench.models.first_runs [--jobs 2] [--only molesol] [--table-only]
 
-A run that has its result.json is not run again; an interrupted one resumes from its checkpoint.
+The records in first_runs.jsonl stay, wherever they were made. A run that has one there or in its run folder, made under
+the recipe's present settings, is not run again; a new run replaces the record of its recipe and seed. An interrupted run
+resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -15,13 +17,21 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from gmoe_ext.train.config import config_hash
+from gmoe_ext.train.parse import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "gmoe_ext" / "configs"
 RESULTS = ROOT / "bench" / "results"
+
+Record = dict[str, Any]
+Key = tuple[str, int]  # recipe and seed of a run
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,20 @@ ENTRIES = [
 ]
 
 
+def arguments(entry: Entry) -> list[str]:
+    """The flags that, with the seed, decide the numbers of a run."""
+    return ["--config", str(CONFIGS / f"{entry.recipe}.yaml"), *entry.flags]
+
+
 def run(entry: Entry, seed: int, runs: Path) -> None:
-    """Run one recipe with one seed in a process of its own, on one thread, unless it is done."""
+    """Run one recipe with one seed in a process of its own, on one thread."""
     folder = runs / f"{entry.key}-{seed}"
-    if (folder / "result.json").exists():
-        return
     folder.mkdir(parents=True, exist_ok=True)
+    # A finished run in this place was made under other settings, else it would not be run again.
+    resume = "never" if (folder / "result.json").exists() else "auto"
     command = [
-        *(sys.executable, "-m", "gmoe_ext.train", "--config", str(CONFIGS / f"{entry.recipe}.yaml")),
-        *("--seed", str(seed), "--run_dir", str(folder), "--resume", "auto", *entry.flags),
+        *(sys.executable, "-m", "gmoe_ext.train", *arguments(entry)),
+        *("--seed", str(seed), "--run_dir", str(folder), "--resume", resume),
     ]
     start = time.perf_counter()
     with (folder / "log.txt").open("a") as log:
@@ -79,14 +94,57 @@ def run(entry: Entry, seed: int, runs: Path) -> None:
     print(f"{entry.key} seed {seed}: {state} after {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def collect(runs: Path) -> list[dict[str, object]]:
-    """The results there are, one record per run, with the recipe's name."""
+def settings() -> dict[Key, str]:
+    """The hash of the settings of every run of ENTRIES."""
+    configs = {entry: parse(arguments(entry)) for entry in ENTRIES}
+    return {
+        (e.recipe, seed): config_hash(replace(config, seed=seed)) for e, config in configs.items() for seed in e.seeds
+    }
+
+
+def key_of(record: Record) -> Key:
+    return str(record["recipe"]), int(record["seed"])
+
+
+def is_current(record: Record, hashes: dict[Key, str]) -> bool:
+    """Whether a record was made under the settings its recipe has now; one that does not tell its settings counts."""
+    return record.get("config_hash") in (None, hashes.get(key_of(record)))
+
+
+def collect(runs: Path) -> list[Record]:
+    """The results in the run folder, one record per run, with the recipe's name."""
     records = []
     for entry in ENTRIES:
         for seed in entry.seeds:
             file = runs / f"{entry.key}-{seed}" / "result.json"
             if file.exists():
                 records.append({"recipe": entry.recipe, **json.loads(file.read_text())})
+    return records
+
+
+def merge(kept: Iterable[Record], found: Iterable[Record], hashes: dict[Key, str]) -> list[Record]:
+    """The records there were and those of the run folder: one per recipe and seed, in the order of ENTRIES.
+
+    A record of the run folder is taken where there was none, and replaces one if it was made under the present settings.
+    Records of recipes that ENTRIES does not name come last.
+    """
+    merged = {key_of(record): record for record in kept}
+    for record in found:
+        if key_of(record) not in merged or is_current(record, hashes):
+            merged[key_of(record)] = record
+    order = {entry.recipe: i for i, entry in enumerate(ENTRIES)}
+    return sorted(merged.values(), key=lambda record: (order.get(record["recipe"], len(order)), *key_of(record)))
+
+
+def update(runs: Path, results: Path, hashes: dict[Key, str]) -> list[Record]:
+    """Bring first_runs.{jsonl,md} up to date with the run folder; returns the records."""
+    file = results / "first_runs.jsonl"
+    kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    records = merge(kept, collect(runs), hashes)
+    beside = file.with_suffix(".tmp")
+    beside.write_text("".join(json.dumps(record) + "\n" for record in records))
+    beside.replace(file)
+    (results / "first_runs.md").write_text(table(records))
     return records
 
 
@@ -97,9 +155,9 @@ def spread(values: list[float], metric: str) -> str:
     return f"{mean:.{digits}f} +- {deviation:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
-def table(records: list[dict[str, object]]) -> str:
+def table(records: list[Record]) -> str:
     """The Markdown report: one row per recipe, mean and standard deviation over its seeds."""
-    groups: dict[str, list[dict[str, object]]] = defaultdict(list)
+    groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[str(record["recipe"])].append(record)
     lines = [
@@ -120,11 +178,11 @@ def table(records: list[dict[str, object]]) -> str:
             continue
         metric = str(group[0]["metric"])
         column = {
-            name: spread([float(r[name]) for r in group], metric)  # type: ignore[arg-type]
+            name: spread([float(r[name]) for r in group], metric)
             for name in ("val_best", "test_at_best_val", "test_best")
         }
-        teachers = [r["teacher"]["test_at_best_val"] for r in group if r.get("teacher")]  # type: ignore[index]
-        seconds = statistics.median(float(r["wall_s"]) for r in group)  # type: ignore[arg-type]
+        teachers = [r["teacher"]["test_at_best_val"] for r in group if r.get("teacher")]
+        seconds = statistics.median(float(r["wall_s"]) for r in group)
         note = f" ({entry.note})" if entry.note else ""
         lines.append(
             f"| [{entry.recipe}](../../gmoe_ext/configs/{entry.recipe}.yaml){note} | {metric} | {len(group)} "
@@ -141,15 +199,21 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "first")
     parser.add_argument("--table-only", action="store_true", help="run nothing, write the table of what is there")
     args = parser.parse_args()
+    hashes = settings()
+    # Before anything runs: a run clears the folder of an earlier one under other settings.
+    records = update(args.runs, RESULTS, hashes)
     if not args.table_only:
+        done = {key_of(record) for record in records if is_current(record, hashes)}
         # Seeds outermost: after a third of the time every row has its first figure.
         last = max(len(entry.seeds) for entry in ENTRIES)
         work = [(e, e.seeds[i]) for i in range(last) for e in ENTRIES if i < len(e.seeds) and args.only in e.recipe]
+        work = [(entry, seed) for entry, seed in work if (entry.recipe, seed) not in done]
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda item: run(item[0], item[1], args.runs), work))
-    records = collect(args.runs)
-    (RESULTS / "first_runs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (RESULTS / "first_runs.md").write_text(table(records))
+        records = update(args.runs, RESULTS, hashes)
+    for record in records:
+        if not is_current(record, hashes):
+            print("made under other settings than the present ones:", *key_of(record))
     print(table(records))
 
 

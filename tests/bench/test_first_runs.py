@@ -1,0 +1,85 @@
+"""The file of first results: nothing in it is lost, what it has is not run again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from bench.models import first_runs
+from bench.models.first_runs import Entry, key_of
+from gmoe_ext.train.config import config_hash
+from gmoe_ext.train.parse import parse
+
+ONE, TWO = Entry("rbm/one", None), Entry("gmoe/two", "1.0", seeds=(0,))
+HASHES = {("rbm/one", 0): "now", ("rbm/one", 1): "now", ("rbm/one", 2): "now", ("gmoe/two", 0): "now"}
+
+
+@pytest.fixture(autouse=True)
+def two_entries(monkeypatch):
+    monkeypatch.setattr(first_runs, "ENTRIES", [ONE, TWO])
+
+
+def record(recipe, seed, settings="now", **values):
+    scores = {"metric": "rmse", "val_best": 1.0, "test_at_best_val": 1.0, "test_best": 1.0, "wall_s": 1.0}
+    return {"recipe": recipe, "seed": seed, "config_hash": settings, **scores, **values}
+
+
+def leave_result(runs, result):
+    folder = runs / f"{result['recipe'].replace('/', '-')}-{result['seed']}"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({k: v for k, v in result.items() if k != "recipe"}))
+
+
+def test_records_without_a_run_folder_stay(tmp_path):
+    leave_result(tmp_path / "runs", record("gmoe/two", 0))
+    leave_result(tmp_path / "runs", record("rbm/one", 1))
+    first = first_runs.update(tmp_path / "runs", tmp_path, HASHES)
+    shutil.rmtree(tmp_path / "runs")
+    leave_result(tmp_path / "runs", record("rbm/one", 0))
+    again = first_runs.update(tmp_path / "runs", tmp_path, HASHES)
+    assert [key_of(r) for r in first] == [("rbm/one", 1), ("gmoe/two", 0)]
+    assert [key_of(r) for r in again] == [("rbm/one", 0), ("rbm/one", 1), ("gmoe/two", 0)]
+    assert [json.loads(line) for line in (tmp_path / "first_runs.jsonl").read_text().splitlines()] == again
+
+
+def test_a_new_run_replaces_the_record_of_its_recipe_and_seed():
+    old, other, new = record("rbm/one", 0, "then"), record("rbm/one", 1), record("rbm/one", 0, val_best=0.5)
+    assert first_runs.merge([old, other], [new], HASHES) == [new, other]
+
+
+def test_a_forgotten_run_folder_does_not_replace_a_record():
+    assert first_runs.merge([record("rbm/one", 0)], [record("rbm/one", 0, "then")], HASHES) == [record("rbm/one", 0)]
+
+
+def test_recipes_that_are_no_longer_run_keep_their_records():
+    assert first_runs.merge([record("rbm/gone", 7), record("gmoe/two", 0)], [], HASHES) == [
+        record("gmoe/two", 0),
+        record("rbm/gone", 7),
+    ]
+
+
+def test_only_what_has_no_record_under_present_settings_is_run(tmp_path, monkeypatch):
+    def fake_run(entry, seed, runs):
+        started.append((entry.recipe, seed))
+        leave_result(runs, record(entry.recipe, seed, val_best=0.5))
+
+    started = []
+    there = [record("rbm/one", 0, "then"), record("rbm/one", 1), {**record("rbm/one", 2), "config_hash": None}]
+    (tmp_path / "first_runs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in there))
+    monkeypatch.setattr(first_runs, "RESULTS", tmp_path)
+    monkeypatch.setattr(first_runs, "settings", lambda: HASHES)
+    monkeypatch.setattr(first_runs, "run", fake_run)
+    monkeypatch.setattr("sys.argv", ["first_runs", "--jobs", "1", "--runs", str(tmp_path / "runs")])
+    first_runs.main()
+    lines = [json.loads(line) for line in (tmp_path / "first_runs.jsonl").read_text().splitlines()]
+    assert started == [("rbm/one", 0), ("gmoe/two", 0)]
+    assert [r["val_best"] for r in lines] == [0.5, 1.0, 1.0, 0.5]
+
+
+def test_settings_are_those_a_run_would_record(monkeypatch):
+    monkeypatch.setattr(first_runs, "ENTRIES", [Entry("gmoe/molhiv_gcn", None, (1,), ("--train.epochs", "2"))])
+    recipe = str(first_runs.CONFIGS / "gmoe/molhiv_gcn.yaml")
+    config = parse(["--config", recipe, "--train.epochs", "2", "--seed", "1", "--run_dir", "somewhere"])
+    assert first_runs.settings() == {("gmoe/molhiv_gcn", 1): config_hash(config)}
