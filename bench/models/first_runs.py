@@ -3,8 +3,8 @@
     GMOE_EXT_DATA=DATA python -m bench.models.first_runs [--jobs 2] [--only molesol] [--table-only]
 
 The records in first_runs.jsonl stay, wherever they were made. A run that has one there or in its run folder, made under
-the recipe's present settings, is not run again; a new run replaces the record of its recipe and seed. An interrupted run
-resumes from its checkpoint.
+the recipe's present settings, is not run again; a new run replaces the record of its recipe and seed. An
+interrupted run resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def collect(runs: Path) -> list[Record]:
 def merge(kept: Iterable[Record], found: Iterable[Record], hashes: dict[Key, str]) -> list[Record]:
     """The records there were and those of the run folder: one per recipe and seed, in the order of ENTRIES.
 
-    A record of the run folder is taken where there was none, and replaces one if it was made under the present settings.
+    A record of the run folder is taken where there was none, and replaces one if it was made under present settings.
     Records of recipes that ENTRIES does not name come last.
     """
     merged = {key_of(record): record for record in kept}
