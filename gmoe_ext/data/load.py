@@ -64,7 +64,8 @@ def load(
         8
     """
     if name in SYNTHETIC:
-        return SYNTHETIC[name](split_seed=split_seed)
+        made = SYNTHETIC[name](split_seed=split_seed)
+        return made.row_normalized() if row_normalize and isinstance(made, NodeData) else made
     folder = resolve_root(root)
     data, unlabelled = _read(name, folder, metric, allow_partial)
     if isinstance(data, LinkData):

@@ -8,6 +8,6 @@ On the command line: ``python -m gmoe_ext.export RUN_DIR``.
 
 from __future__ import annotations
 
-from .pack import pack
+from .pack import pack, preparation
 
-__all__ = ["pack"]
+__all__ = ["pack", "preparation"]

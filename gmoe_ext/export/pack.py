@@ -74,6 +74,11 @@ class _Document:
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
+def preparation(row_normalize: bool) -> Normalize:
+    """What a file does to features whose model was trained with ``data.row_normalize`` on or off."""
+    return "row_l1" if row_normalize else "none"
+
+
 def pack(
     model: Model,
     path: str | os.PathLike[str],

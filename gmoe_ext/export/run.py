@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import models
 from ..errors import ConfigError, DataError
 from ..models.registry import Model
-from .pack import STUDENTS, Normalize
+from .pack import STUDENTS, Normalize, preparation
 
 CHECKPOINT_FORMAT = "gmoe_ext.checkpoint/1"
 _BEST = "best/"  # weights of the best validation epoch
@@ -83,7 +83,7 @@ def _read_student(path: Path) -> TrainedStudent | None:
         raise DataError(f"checkpoint {path} does not fit the model it names: {error}") from error
     settings = scalars["settings"]
     names, positions = _inputs(path.with_name("inputs.safetensors"))
-    normalize: Normalize = "row_l1" if settings.get("data.row_normalize") else "none"
+    normalize = preparation(settings["data.row_normalize"])
     return TrainedStudent(model.eval(), scalars["phase"], scalars["fit"]["val_best"], names, positions, normalize)
 
 

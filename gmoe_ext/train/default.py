@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import GmoeError
-from ..export import pack
+from ..export import pack, preparation
 from ..models.registry import Model
 from ..runtime import PackedStudent
 from .loop import FitResult
@@ -49,7 +49,8 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
     path = run.directory / "student.safetensors"
     data = done.scene.data
     positions = done.rows[:, data.num_features :] if positioned(done) else None
-    pack(done.student[0], path, class_names=data.class_names or None, positions=positions)
+    normalize = preparation(config.data.row_normalize)
+    pack(done.student[0], path, class_names=data.class_names or None, normalize=normalize, positions=positions)
     packed = PackedStudent.load(path)
     check_packed(done, packed)
     costs = [gnn_cost(model, done) for model, _ in done.candidates] + [student_cost(packed, done)]

@@ -113,6 +113,11 @@ def test_features_are_row_normalized_on_request(tmp_path):
     assert bool(((sums - 1).abs().lt(1e-6) | (sums == 0)).all())
 
 
+def test_made_features_are_row_normalized_too():
+    sums = data.load("communities", row_normalize=True).x.abs().sum(1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
 def test_a_metric_that_nodes_cannot_have_is_refused(tmp_path):
     write_npz(tmp_path, "toy", node_arrays() | split_arrays(40))
     assert data.load("toy", tmp_path, metric="accuracy").metric == "accuracy"

@@ -46,6 +46,21 @@ def test_the_packed_student_scores_what_the_result_says(story):
     assert accuracy == pytest.approx(json.loads((story / "result.json").read_text())["test_at_best_val"], abs=0.01)
 
 
+def test_a_student_of_normalised_features_is_packed_with_their_normalisation(tmp_path):
+    from gmoe_ext.export.run import load_student
+    from gmoe_ext.runtime import PackedStudent
+
+    flags = [*SMALL, "--train.epochs", "2", "--data.row_normalize", "true", "--run_dir", str(tmp_path)]
+    assert main([*flags, "--device", "cpu"]) == 0
+    packed, student = PackedStudent.load(tmp_path / "student.safetensors"), load_student(tmp_path)
+    raw, nodes = synthetic.communities(num_nodes=500, seed=0).x, torch.arange(500)
+    rows = torch.cat([raw / raw.abs().sum(1, keepdim=True), student.positions], 1)
+    with torch.inference_mode():
+        expected = student.model(rows).logits.numpy()
+    assert packed.info()["features"]["normalize"] == student.normalize == "row_l1"
+    np.testing.assert_allclose(packed.predict(raw.numpy(), nodes.numpy()), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_exporter_finds_the_student_with_its_positions(story):
     from gmoe_ext.export.run import load_student
 

@@ -31,7 +31,8 @@ def load_data(config: Config) -> NodeData | MoleculeData:
     chosen = config.data
     if chosen.name == DEFAULT_DATA:
         size = {} if chosen.num_nodes is None else {"num_nodes": chosen.num_nodes}
-        return data.synthetic.communities(seed=config.split_seed, **size)
+        made = data.synthetic.communities(seed=config.split_seed, **size)
+        return made.row_normalized() if chosen.row_normalize else made
     loaded = data.load(
         chosen.name,
         chosen.root,
