@@ -84,6 +84,15 @@ def check_range(op: str, argument: str, values: Tensor, bound: int) -> None:
         raise GraphIndexError(op, argument, position, int(flat[position]), bound)
 
 
+def check_ascending(op: str, argument: str, values: Tensor, ascending: Tensor, bound: int) -> None:
+    """As `check_range`, for the price of two elements: ``ascending`` holds the values in order, so its ends tell."""
+    # A compiler cannot branch on what a tensor holds.
+    if torch.compiler.is_compiling() or ascending.numel() == 0:
+        return
+    if int(ascending[0]) < 0 or int(ascending[-1]) >= bound:
+        check_range(op, argument, values, bound)
+
+
 def _check_beside(argument: str, values: Tensor, edge_index: Tensor) -> None:
     if not isinstance(values, Tensor):
         _refuse(TypeError, argument, "a tensor of shape [M]", type(values).__name__)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ._graph_checks import check_distinct, check_edge_index, check_edge_type, check_weight
+from ._graph_checks import check_ascending, check_distinct, check_edge_index, check_edge_type, check_weight
 
 _INT32_LIMIT = 2**31
 
@@ -147,7 +147,11 @@ class Graph:
         return cast(Tensor, self._structure["transpose_order"])
 
     def transpose(self) -> Graph:
-        """The graph with every edge reversed, weights and types carried along; transposing twice gives self back."""
+        """The graph with every edge reversed, weights and types carried along; transposing twice gives self back.
+
+        Raises:
+            GraphIndexError: a column given to the trusted constructor is no node.
+        """
         back = self._derived.get("transpose_of")
         original: Graph | None = None if back is None else back()
         return self._keep("transpose", self._make_transpose) if original is None else original
@@ -276,7 +280,10 @@ class Graph:
     def _make_transpose(self) -> Graph:
         order = self.transpose_order
         if "transposed" not in self._structure:
-            offsets = _row_offsets(self.columns.index_select(0, order), self.num_nodes)
+            columns = self.columns.index_select(0, order)
+            # The trusted constructor has not looked.
+            check_ascending("Graph.transpose", "columns", self.columns, columns, self.num_nodes)
+            offsets = _row_offsets(columns, self.num_nodes)
             self._structure["transposed"] = offsets, self.rows.index_select(0, order), _take(self.edge_type, order)
         offsets, columns, edge_type = self._structure["transposed"]
         weight, edge_id = _take(self.weight, order), _take(self.edge_id, order)

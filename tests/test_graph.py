@@ -208,6 +208,19 @@ def test_the_first_bad_index_is_named():
         Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_column_that_is_no_node_is_named_when_transposing(dtype):
+    for value in (-1, 3, torch.iinfo(dtype).max, torch.iinfo(dtype).min):
+        for position in range(3):
+            columns = torch.arange(3, dtype=dtype)
+            columns[position] = value
+            with pytest.raises(GraphIndexError) as caught:
+                Graph(3, torch.arange(4), columns).transpose()
+            error = caught.value
+            found = (error.op, error.argument, error.position, error.value, error.bound)
+            assert found == ("Graph.transpose", "columns", position, value, 3)
+
+
 EDGES = torch.tensor([[0, 1], [1, 0]])
 
 

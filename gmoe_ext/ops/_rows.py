@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import GraphIndexError
 from ..graph import Graph
 from . import _dispatch as op
 
@@ -55,11 +56,15 @@ def weight_like(graph: Graph, x: Tensor) -> Tensor | None:
     return None if graph.weight is None else graph.weight.to(_accumulator(x))
 
 
-def transpose_for(graph: Graph, x: Tensor, *others: Tensor) -> Transpose:
+def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transpose:
     """The transposed rows when x or one of the others wants a gradient."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others))):
         return Transpose()
-    reverse = graph.transpose()
+    try:
+        reverse = graph.transpose()
+    except GraphIndexError as error:
+        # Transposing comes before the operator's own check, and so finds what that would have found.
+        raise GraphIndexError(f"gmoe::{name}", error.argument, error.position, error.value, error.bound) from None
     return Transpose(
         reverse.offsets, reverse.columns, reverse.edge_type, weight_like(reverse, x), graph.transpose_order
     )

@@ -50,7 +50,7 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
         return reference.aggregate(graph, x, hops)
     weight = _rows.weight_like(graph, x)
     # Weights alone need the transpose too: the second hop's rows depend on them, and so does a second derivative.
-    reverse = _rows.transpose_for(graph, x, *([] if weight is None else [weight]))
+    reverse = _rows.transpose_for("aggregate", graph, x, *([] if weight is None else [weight]))
     y = x
     for _ in range(hops):
         y = op.call(

@@ -62,7 +62,7 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
         _rows.expect_valid(name, graph, edge_table.shape[0])
         return reference.edge_aggregate(graph, x, edge_table)
     x, edge_table = _rows.common_dtype(x, edge_table)
-    reverse = _rows.transpose_for(graph, x, edge_table)
+    reverse = _rows.transpose_for(name, graph, x, edge_table)
     y: Tensor = op.call(
         name, x, edge_table, graph.offsets, graph.columns, edge_type, _rows.weight_like(graph, x),
         reverse.offsets, reverse.columns, reverse.edge_type, reverse.weight,

@@ -57,7 +57,7 @@ def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Te
         _rows.expect_valid(name, graph, edge_table.shape[1])
         return reference.routed_edge_aggregate(graph, x, edge_table, index, first_expert)
     x, edge_table = _rows.common_dtype(x, edge_table)
-    reverse = _rows.transpose_for(graph, x, edge_table)
+    reverse = _rows.transpose_for(name, graph, x, edge_table)
     y: Tensor = op.call(
         name, x, edge_table, index, first_expert, graph.offsets, graph.columns, edge_type,
         _rows.weight_like(graph, x), reverse.offsets, reverse.columns, reverse.edge_type, reverse.weight,

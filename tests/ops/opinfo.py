@@ -71,6 +71,11 @@ class OpSpec:
     def truth(self, sample: Sample) -> Any:
         return getattr(reference, self.name)(**sample.args)
 
+    def leaves(self, sample: Sample) -> dict[str, Tensor]:
+        """Copies, that want a gradient, of the tensors of a sample that can have one."""
+        paths = [path for path in self.differentiable if path in sample.tensors()]
+        return {path: sample[path].detach().clone().requires_grad_() for path in paths}
+
     def need_compiled(self) -> None:
         """Skip a test of what only the compiled operator promises; test_layout.py holds that every operator is one."""
         if _native.backend() != "native" or not hasattr(torch.ops.gmoe, self.name):

@@ -32,13 +32,8 @@ class RawCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _leaves(spec: OpSpec, sample: Sample) -> dict[str, Tensor]:
-    paths = [path for path in spec.differentiable if path in sample.tensors()]
-    return {path: sample[path].detach().clone().requires_grad_() for path in paths}
-
-
 def _forward_backward(spec: OpSpec, sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    leaves = _leaves(spec, sample)
+    leaves = spec.leaves(sample)
     results = outputs(spec.public(sample.replace(leaves)))
     if leaves:
         wanted = [value for value in results.values() if value.requires_grad]
@@ -89,7 +84,7 @@ def _compiled_equals_eager(spec: OpSpec, samples: list[Sample], backend: str) ->
     """Forward and backward of the public function, compiled whole, for several sizes with one compilation."""
     torch._dynamo.reset()
     counter, compilations = CompileCounterWithBackend(backend), []
-    paths = list(_leaves(spec, samples[0]))
+    paths = list(spec.leaves(samples[0]))
 
     def call(sample_args: dict[str, Any]) -> tuple[Tensor, ...]:
         return tuple(outputs(spec.public(Sample("compiled", sample_args))).values())
@@ -97,7 +92,7 @@ def _compiled_equals_eager(spec: OpSpec, samples: list[Sample], backend: str) ->
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
     for sample in samples:
         want, want_grad = _forward_backward(spec, sample)
-        leaves = _leaves(spec, sample)
+        leaves = spec.leaves(sample)
         got = dict(zip(want, compiled(sample.replace(leaves).args), strict=True))
         if paths:
             wanted = [value for value in got.values() if value.requires_grad]
@@ -144,7 +139,7 @@ def test_gradients_under_autocast_have_the_leaves_dtype(spec: OpSpec, device: to
     sample = spec.rows(63).to(torch.float32).on(device)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         _, gradients = _forward_backward(spec, sample)
-    assert gradients.keys() == _leaves(spec, sample).keys()
+    assert gradients.keys() == spec.leaves(sample).keys()
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients.values())
 
 
