@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gmoe_ext import models
 from gmoe_ext.errors import DataError
@@ -116,8 +117,9 @@ def test_a_wrong_header_is_refused_by_name(student_file: Path, load, change, tex
         load(join(header, student, body))
 
 
-def test_a_sound_file_that_was_joined_again_loads(student_file: Path, load) -> None:
-    load(join(*split(student_file.read_bytes())))
+def test_a_sound_file_that_was_joined_again_answers_as_before(student_file: Path, load, rows: torch.Tensor) -> None:
+    again = load(join(*split(student_file.read_bytes())))
+    assert np.array_equal(again.predict(rows.numpy()), PackedStudent.load(student_file).predict(rows.numpy()))
 
 
 @pytest.mark.parametrize(

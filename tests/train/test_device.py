@@ -1,5 +1,6 @@
 """Where a run computes, and what the environment says about itself."""
 
+import platform
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 
 from gmoe_ext import collect_env
 from gmoe_ext.errors import ConfigError
-from gmoe_ext.train.device import describe_backend, keep_freed_memory, resolve
+from gmoe_ext.train.device import describe_backend, resolve
 
 
 def test_devices_by_name():
@@ -26,9 +27,29 @@ def test_the_backend_tells_its_threads():
     assert "1 thread)" in describe_backend()
 
 
-def test_keeping_memory_can_be_asked_twice():
-    keep_freed_memory()
-    keep_freed_memory()
+FREED = """
+import resource, torch
+from gmoe_ext.train.device import keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+
+def left():  # MB that stay with the process when a buffer of 64 MB has gone
+    before = resident()
+    torch.ones(1 << 24)
+    return resident() - before
+
+print(left())
+keep_freed_memory()
+print(left())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by a setting of glibc")
+def test_freed_memory_stays_with_the_process():
+    told = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True, timeout=120)
+    returned, kept = map(float, told.stdout.split())
+    assert returned < 20 and kept > 50
 
 
 def test_the_environment_is_told(capsys):
