@@ -1,0 +1,71 @@
+"""python -m bench.claims: checks every promise about speed on this machine and writes bench/results/claims-t1.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the claims; 0: all reported, 1: something was refused."""
+    options = _parse(arguments)
+    # Before torch loads: rivals get what our operators ask for themselves, arrays on huge pages.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    import torch
+
+    from . import catalogue, machine, report
+    from .run import as_record, run, select
+    from .settings import Settings
+
+    torch.set_num_threads(options.threads)
+    settings = Settings(options.threads, options.quick, tuple(options.without))
+    chosen = select(catalogue.experiments(settings), options.only)
+    if not chosen:
+        print(f"bench.claims: no experiment or claim contains {options.only}", file=sys.stderr)
+        return 2
+    if options.list:
+        for experiment in chosen:
+            print(experiment.name)
+            for claim in experiment.claims:
+                print(f"    {claim.name}  {report.target(claim)}   ({claim.source})")
+        return 0
+    facts = machine.describe(options.threads)
+    print(machine.line(facts), flush=True)
+    judged = not options.quick
+    watch = machine.Neighbours()
+    budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
+    outcomes = run(chosen, budget_s, lambda one: print(*report.experiment_lines(one, judged), sep="\n", flush=True))
+    others = watch.share()
+    print(report.summary(outcomes, judged) + ("" if others is None else f"; others had {others:.0%} of the CPU"))
+    path = options.json
+    if path is None and judged and not options.only:
+        path = ROOT / "bench" / "results" / f"claims-t{options.threads}.json"
+    if path is not None:
+        record = {"quick": options.quick, "machine": facts, "cpu_of_others": others}
+        record["experiments"] = [as_record(outcome) for outcome in outcomes]
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"written: {path}")
+    return int(any(outcome.refusal for outcome in outcomes))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m bench.claims", description="Check every promise about speed.")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="names that contain this; repeat")
+    parser.add_argument("--threads", type=int, default=1, help="of ours and of every rival (default 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/claims-tTHREADS.json, if all")
+    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--quick", action="store_true", help="small sizes: everything runs, nothing is judged")
+    parser.add_argument("--seconds", type=float, metavar="S", help="time for each variant (default 3; quick: 0.02)")
+    parser.add_argument("--without", action="append", default=[], metavar="RIVAL", help='such as "torch.compile"')
+    parser.add_argument("--list", action="store_true", help="print the claims and stop")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What the numbers were taken on, and who else used it meanwhile."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+import gmoe_ext
+
+ROOT = Path(__file__).resolve().parents[2]
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """The machine, the software and the settings."""
+    native = gmoe_ext.backend() == "native"
+    return {
+        "cpu": cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "cpus_of_machine": os.cpu_count(),
+        "instruction_set": gmoe_ext.build_info()["cpu"] if native else "reference",
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "allocator": allocator(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def line(machine: dict[str, Any]) -> str:
+    """The description as one line."""
+    return (
+        f"{machine['cpu']} | {machine['cpus']} of {machine['cpus_of_machine']} CPUs, {machine['threads']} threads | "
+        f"{machine['instruction_set']} | torch {machine['torch']} | {machine['allocator']} | {machine['commit']} | "
+        f"{machine['date']}"
+    )
+
+
+def cpu_model() -> str:
+    """The processor's name, its model number where several share the name."""
+    fields: dict[str, str] = {}
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for entry in info.read_text().split("\n\n")[0].splitlines():
+            key, _, value = entry.partition(":")
+            fields[key.strip()] = value.strip()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def allocator() -> str:
+    """Whether arrays may lie on huge pages."""
+    wanted = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1"
+    if not HUGE_PAGES.exists():
+        return "huge pages unknown to this system"
+    chosen = HUGE_PAGES.read_text().split("[")[-1].split("]")[0]
+    return f"THP_MEM_ALLOC_ENABLE={int(wanted)}, transparent huge pages: {chosen}"
+
+
+def commit() -> str:
+    """The commit of the source tree, with a mark where it has changes."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() if run.returncode == 0 else "no repository"
+
+
+class Neighbours:
+    """Share of the CPUs' time that other processes took since this was made.
+
+    Counted over the CPUs that this process may use; time stolen by other machines on the same host counts too.
+    """
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._start = _busy_s(), _own_s(), perf_counter()
+
+    def share(self) -> float | None:
+        """0 is a quiet machine, 1 nothing left for us; None where the system does not tell."""
+        busy = _busy_s()
+        if busy is None or self._busy is None:
+            return None
+        available = (perf_counter() - self._start) * len(os.sched_getaffinity(0))
+        others = busy - self._busy - (_own_s() - self._own)
+        return min(1.0, max(0.0, others / max(available, 1e-9)))
+
+
+def _own_s() -> float:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def _busy_s() -> float | None:
+    """Seconds that the allowed CPUs were not idle: user, nice, system, irq, softirq and steal of /proc/stat."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    for entry in stat.read_text().splitlines():
+        name, *values = entry.split()
+        if name in allowed:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(value) for value in values[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,70 @@
+"""Is a result right? Compared with the reference on the very inputs that are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .claim import Mismatch
+
+# Sums of some hundred float32 products in another order; bfloat16 keeps 8 bits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float64: 1e-10}
+# Rows whose k-th and next expert are closer than float32 can tell may go either way.
+TIED_ROWS = 1e-4
+
+
+def same(expected: Tensor | Sequence[Tensor]) -> Callable[[Any], None]:
+    """A check that a result, or each of several, is the expected one up to rounding; errors count relative to RMS."""
+    wanted = [expected] if isinstance(expected, Tensor) else list(expected)
+
+    def check(result: Any) -> None:
+        got = [result] if isinstance(result, Tensor) else list(result)
+        if len(got) != len(wanted):
+            raise Mismatch(f"{len(got)} results, the reference has {len(wanted)}")
+        for place, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+            _compare(mine, theirs, f"result {place}" if len(wanted) > 1 else "result")
+
+    return check
+
+
+def _compare(mine: Tensor, theirs: Tensor, what: str) -> None:
+    if mine.shape != theirs.shape:
+        raise Mismatch(f"{what} has shape {list(mine.shape)}, the reference {list(theirs.shape)}")
+    if theirs.numel() == 0:
+        return
+    tolerance = TOLERANCE[mine.dtype]
+    # Row by row sums of different length: an error is measured against the size of its own row.
+    wide = mine.detach().float().reshape(len(mine) if mine.dim() else 1, -1)
+    base = theirs.detach().float().reshape(wide.shape)
+    size = base.square().mean(1).sqrt().clamp_min(float(base.square().mean().sqrt()) * 0.1).clamp_min(1e-20)
+    error = float(((wide - base).abs().amax(1) / size).nan_to_num(torch.inf).max())
+    # The largest of many rounding errors, so some of them above their RMS.
+    if not error <= 10 * tolerance:
+        raise Mismatch(f"{what}: error {error:.2g} of the row's size, at most {10 * tolerance:.2g} is rounding")
+
+
+def same_routing(gate_NK: Tensor, index_NK: Tensor) -> Callable[[Any], None]:
+    """A check of (gate [N, k], index [N, k]), up to the order of experts that float32 cannot tell apart."""
+
+    def check(result: Any) -> None:
+        gate, index = result[0], result[1]
+        _compare(gate, gate_NK, "gate")
+        same_index(index_NK)(index)
+
+    return check
+
+
+def same_index(index_NK: Tensor) -> Callable[[Any], None]:
+    """A check of chosen experts alone, up to ties."""
+
+    def check(result: Any) -> None:
+        wanted = index_NK.reshape(len(index_NK), -1)
+        index = torch.as_tensor(result).reshape(wanted.shape)
+        differ = int((index != wanted).any(1).sum())
+        if differ > TIED_ROWS * len(index_NK):
+            raise Mismatch(f"index differs from the reference in {differ} of {len(index_NK)} rows")
+
+    return check

@@ -1,0 +1,145 @@
+"""The runner of claims: everything it would measure runs, right results only are reported, and the report is whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from bench.claims import __main__ as command
+from bench.claims import catalogue, run, timing
+from bench.claims.claim import Experiment, Flatness, Microseconds, Missing, Ratio, Tail, Variant, cost, speedup
+from bench.claims.settings import Settings
+from bench.claims.timing import Samples
+from gmoe_ext import ops
+
+QUICK = Settings(quick=True, without=("torch.compile",))
+EXPERIMENTS = catalogue.experiments(QUICK)
+
+
+def test_names_are_unique():
+    names = [claim.name for experiment in EXPERIMENTS for claim in experiment.claims]
+    names += [experiment.name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_every_claim_runs_on_right_results(experiment):
+    outcome = run.run_one(experiment, budget_s=0.0)
+    assert not outcome.refusal
+    assert [verdict.claim for verdict in outcome.verdicts] == list(experiment.claims)
+    for verdict in outcome.verdicts:
+        if verdict.value is None:
+            assert verdict.reason and verdict.met is None
+        else:
+            assert math.isfinite(verdict.value)
+
+
+def test_the_report_has_every_line_and_its_json_is_whole(tmp_path, capsys):
+    path = tmp_path / "claims.json"
+    arguments = ["--quick", "--seconds", "0", "--only", "cosine_topk", "--without", "torch.compile"]
+    assert command.main([*arguments, "--json", str(path)]) == 0
+    text = capsys.readouterr().out
+    record = json.loads(path.read_text())
+    assert {"cpu", "torch", "commit", "date", "threads", "instruction_set", "allocator"} <= set(record["machine"])
+    assert record["machine"]["cpu"] in text.splitlines()[0]
+    wanted = [experiment for experiment in EXPERIMENTS if experiment.name.startswith("cosine_topk")]
+    assert [one["experiment"] for one in record["experiments"]] == [experiment.name for experiment in wanted]
+    for experiment, one in zip(wanted, record["experiments"], strict=True):
+        assert [claim["name"] for claim in one["claims"]] == [claim.name for claim in experiment.claims]
+        for claim in experiment.claims:
+            assert f"{claim.name}  " in text and f"({claim.source})" in text
+        for samples in one["variants"].values():
+            assert samples["median_s"] > 0 and samples["samples"] >= 3
+
+
+def test_a_wrong_result_refuses_to_report(monkeypatch, capsys):
+    right = ops.aggregate
+
+    def wrong(*arguments, **options):
+        y = right(*arguments, **options).clone()
+        y[len(y) // 2, 0] += 1.0
+        return y
+
+    monkeypatch.setattr(ops, "aggregate", wrong)
+    assert command.main(["--quick", "--seconds", "0", "--only", "aggregate/600-3000"]) == 1
+    text = capsys.readouterr().out
+    assert "aggregate/600-3000: REFUSED" in text and "gmoe_ext.reference" in text
+    assert "aggregate/600-3000/native" not in text
+
+
+def test_a_wrong_routing_refuses_to_report(monkeypatch):
+    right = ops.cosine_topk
+
+    def wrong(x, memory, k, eps=1e-12):
+        gate, index = right(x, memory, k, eps)
+        return gate, index.flip(1)
+
+    monkeypatch.setattr(ops, "cosine_topk", wrong)
+    (experiment,) = run.select(EXPERIMENTS, ["cosine_topk/500"])
+    outcome = run.run_one(experiment, budget_s=0.0)
+    assert "'ours'" in outcome.refusal and not outcome.times and not outcome.verdicts
+
+
+def test_a_rival_that_is_missing_leaves_the_claim_open():
+    claims = (speedup("one", "", "rival", 2.0), speedup("either", "", ("rival", "other"), 0.0))
+    variants = {"ours": Variant(int), "rival": Missing("package missing: rival"), "other": Variant(int)}
+    outcome = run.run_one(Experiment("e", lambda: variants, claims), budget_s=0.0)
+    one, either = outcome.verdicts
+    assert one.met is None and one.reason == "package missing: rival"
+    assert either.met is True
+
+
+def samples(*seconds: float, work: float = 1.0) -> Samples:
+    return Samples(seconds, work)
+
+
+def test_measures_compare_times_per_unit_of_work():
+    times = {"a": samples(1.0, 2.0, 3.0), "b": samples(4.0, work=4.0), "c": samples(9.0)}
+    assert Ratio(("a",), ("b",)).value(times, 0) == 2.0
+    assert Ratio(("c", "a"), ("b",)).value(times, 0) == 2.0
+    assert Ratio(("a",), ("b",)).value(times, -1) == 1.5
+    assert Microseconds("c", less="a").value(times, 0) == pytest.approx(7e6)
+    assert Flatness(("a", "b", "c")).value(times, 0) == 9.0
+    assert Tail("a", 100.0).value(times, 0) == 1.5
+
+
+def test_directions():
+    assert speedup("", "", "rival", 2.0).holds(2.0) and not speedup("", "", "rival", 2.0).holds(1.9)
+    assert cost("", "", "floor", 1.5).holds(1.5) and not cost("", "", "floor", 1.5).holds(1.6)
+
+
+def test_variants_are_interleaved_and_slow_ones_sampled_less(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        clock.now += seconds
+
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.now)
+    calls = {"fast": (lambda: call("fast", 0.5), 1.0), "slow": (lambda: call("slow", 2.0), 1.0)}
+    times = timing.interleave(calls, budget_s=6.0)
+    assert len(times["fast"].seconds) == 12 and len(times["slow"].seconds) == 3
+    assert times["fast"].at(0) == 0.5 and times["slow"].at(0) == 2.0
+    timed = order[4:]  # after a warm-up and a trial of each
+    assert [timed[: len(timed) // 3].count("slow"), timed.count("slow")] == [1, 3]
+
+
+def test_claims_can_be_listed(capsys):
+    assert command.main(["--quick", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(claim.name in text for experiment in EXPERIMENTS for claim in experiment.claims)
+
+
+def test_no_promise_is_lost():
+    """Every target of the operators has a claim; what changes here changes what the project promises."""
+    sources = {claim.source for experiment in EXPERIMENTS for claim in experiment.claims}
+    for words in (
+        "2.4x best eager", "9x dense", "85% of packed GEMM", "<= 10 us", "1.7x best eager", "1.7x our fp32",
+        "1.5x torch native", "DGL's unweighted", "8x index_add", "2.05x hop-1", "1.8x fp32", "2.2x torch.sparse.mm",
+        "within 25%", "x.sum()", "10x eager", "60x with EMA", "3x faiss", "3x scikit-learn", "<= 3 us",
+    ):  # fmt: skip
+        assert any(words in source for source in sources), words
