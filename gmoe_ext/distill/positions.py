@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
 from ..graph import Graph
 from ..ops import aggregate, random_walk
+from . import extras
 
 
 def deepwalk(
@@ -55,17 +55,14 @@ def deepwalk(
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"deepwalk: expected '{name}' of at least 1, got {value}")
-    try:
-        from gensim.models import Word2Vec
-    except ImportError as error:
-        raise MissingExtraError("gensim", "distill", "DeepWalk positions") from error
+    skip_gram = extras.load("gensim.models").Word2Vec
     if graph.num_nodes == 0:
         return torch.zeros(0, dim)
     generator = torch.Generator().manual_seed(seed)
     starts = torch.cat([torch.randperm(graph.num_nodes, generator=generator) for _ in range(num_walks)])
     walks = random_walk(graph.to("cpu"), starts, walk_length, seed)
     names = [str(node) for node in range(graph.num_nodes)]
-    model = Word2Vec(
+    model = skip_gram(
         sentences=[[names[node] for node in walk] for walk in walks.tolist()],
         vector_size=dim,
         window=window,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DataError, MissingExtraError
+from ..errors import DataError
 from ..models.rbm import RbM
+from . import extras
 
 
 @torch.no_grad()
@@ -42,17 +43,15 @@ def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> Non
 
 def kmeans(x_ND: Tensor, num_clusters: int, seed: int, restarts: int = 10) -> Tensor:
     """Centres [num_clusters, D] of Lloyd's k-means with k-means++ starts, in x's dtype and on its device."""
-    try:
-        from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "distill", "The k-means start of an RbM student") from error
+    cluster = extras.load("sklearn.cluster")
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
+
     if x_ND.shape[0] < num_clusters:
         raise DataError(
             f"k-means start: expected at least as many rows as experts, got {x_ND.shape[0]} rows for {num_clusters}\n"
             "  mend: lower --student.num_experts"
         )
-    clusters = KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
+    clusters = cluster.KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
     with threadpool_limits(limits=1):
         clusters.fit(x_ND.detach().cpu().numpy())
     return torch.from_numpy(clusters.cluster_centers_).to(x_ND)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
 from ..graph import Graph
 from ..nn.losses.distill import PairTargets, neighbour_targets, own_targets
+from . import extras
 
 PairWeight = Literal["degree", "kept", "equal"]
 
@@ -222,10 +222,7 @@ class ReliableSampler:
             self.power = self.momentum * self.power + (1.0 - self.momentum) * fitted
 
     def _fit(self, agree_N: Tensor) -> float | None:
-        try:
-            from scipy.optimize import minimize_scalar
-        except ImportError as error:
-            raise MissingExtraError("scipy", "distill", "The fit of KRD's sampling power") from error
+        minimize = extras.load("scipy.optimize").minimize_scalar
         rho, agree = self.rho_N.cpu().double().numpy(), agree_N.cpu().numpy().astype(bool)
         edges = np.linspace(0.0, 1.0, self.bins + 1)
         same, other = np.histogram(rho[agree], edges)[0], np.histogram(rho[~agree], edges)[0]
@@ -239,7 +236,7 @@ class ReliableSampler:
         def misfit(log_a: float) -> float:
             return float(np.square(1.0 - places ** np.exp(log_a) - rate).sum())
 
-        return float(np.exp(minimize_scalar(misfit, bounds=np.log(POWER_BOUNDS), method="bounded").x))
+        return float(np.exp(minimize(misfit, bounds=np.log(POWER_BOUNDS), method="bounded").x))
 
     def state(self) -> dict[str, float | int]:
         """What an update has changed."""

@@ -50,6 +50,7 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     where = "dry run, writes nothing" if config.dry_run else str(directory)
     progress.write(f"gmoe_ext {__version__} | {describe_backend()} | {device} | float32 | seed {config.seed} | {where}")
     kind = tasks.kind(config)
+    tasks.check_extras(config)  # before an earlier run in the same place gives way
     growable = ("train.epochs",) if kind == "supervised" else ()
     run = Run(config, directory, progress, stop, growable)
     if not config.dry_run:

@@ -1,6 +1,7 @@
 """The command line, end to end on tiny data: what it writes, says and returns."""
 
 import json
+import sys
 
 import pytest
 
@@ -42,6 +43,19 @@ def root(tmp_path):
 
 def train(root, *flags):
     return main(["--data.root", str(root / "data"), "--run_dir", str(root / "run"), "--device", "cpu", *flags])
+
+
+EXTRAS = {"scipy.optimize": "scipy", "gensim.models": "gensim", "sklearn.cluster": "scikit-learn"}
+
+
+@pytest.mark.parametrize(("module", "package"), EXTRAS.items())
+def test_a_student_without_its_libraries_is_refused_before_anything_is_lost(root, capsys, monkeypatch, module, package):
+    assert train(root, "--data.name", "tiny", "--model.name", "gcn", *SMALL) == 0
+    before = {path: path.read_bytes() for path in (root / "run").rglob("*") if path.is_file()}
+    monkeypatch.setitem(sys.modules, module, None)
+    assert train(root) == 1
+    assert f"needs '{package}', which is not installed: pip install 'gmoe_ext[distill]'" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (root / "run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

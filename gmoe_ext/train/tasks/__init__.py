@@ -63,6 +63,26 @@ def kind(config: Config) -> str:
     )
 
 
+def check_extras(config: Config) -> None:
+    """Ask for the optional libraries of a run before it begins: a student needs them only after its teacher's training.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    if config.student.model is None:
+        return
+    from ...distill import extras
+
+    needs = {
+        "scipy.optimize": config.distill.reliable,  # first: the others need it, too
+        "gensim.models": config.distill.positions,
+        "sklearn.cluster": config.student.model == "rbm",
+    }
+    for module, needed in needs.items():
+        if needed:
+            extras.load(module)
+
+
 def start(config: Config, run: Run, device: torch.device) -> Outcome:
     """Run what the settings ask for."""
     from ...data import MoleculeData
