@@ -8,6 +8,18 @@ from .mlp import MLP
 from .molecule import MoleculeGNN
 from .output import Output
 from .rbm import RbM
-from .registry import Model, build, names, register
+from .registry import Model, build, names, option_names, register
 
-__all__ = ["MLP", "Model", "MoleculeGNN", "NodeGNN", "Output", "RbM", "build", "gmoe", "names", "register"]
+__all__ = [
+    "MLP",
+    "Model",
+    "MoleculeGNN",
+    "NodeGNN",
+    "Output",
+    "RbM",
+    "build",
+    "gmoe",
+    "names",
+    "option_names",
+    "register",
+]

@@ -59,6 +59,15 @@ def names() -> list[str]:
     return sorted(_FACTORIES)
 
 
+def option_names(name: str) -> tuple[str, ...]:
+    """Names of the options that :func:`build` takes for a model.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    return tuple(option for option in inspect.signature(_factory(name)).parameters if option != "name")
+
+
 def build(name: str, **options: Any) -> Model:
     """Build a model by its registered name.
 
@@ -76,16 +85,13 @@ def build(name: str, **options: Any) -> Model:
         >>> teacher = build("gmoe-gcn", in_dim=64, hidden_dim=128, out_dim=8, num_layers=2, num_experts=4, k=1)
         >>> again = build(teacher.name, **teacher.config)
     """
-    if name not in _FACTORIES:
-        raise ConfigError(f"unknown model {name!r}; known models: {', '.join(names())}")
-    factory = _FACTORIES[name]
+    factory = _factory(name)
     signature = inspect.signature(factory)
     implied = {"name": name} if "name" in signature.parameters else {}
     try:
         bound = signature.bind(**implied, **options)
     except TypeError as error:
-        known = ", ".join(p for p in signature.parameters if p != "name")
-        raise ConfigError(f"model {name!r}: {error}; its options: {known}") from error
+        raise ConfigError(f"model {name!r}: {error}; its options: {', '.join(option_names(name))}") from error
     bound.apply_defaults()
     try:
         model = factory(**bound.arguments)
@@ -94,3 +100,9 @@ def build(name: str, **options: Any) -> Model:
     model.name = name
     model.config = {option: value for option, value in bound.arguments.items() if option != "name"}
     return model
+
+
+def _factory(name: str) -> Factory:
+    if name not in _FACTORIES:
+        raise ConfigError(f"unknown model {name!r}; known models: {', '.join(names())}")
+    return _FACTORIES[name]

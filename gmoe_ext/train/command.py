@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = Progress()
     try:
         with catch_signals() as stop:
-            config = parse(sys.argv[1:] if argv is None else argv)
+            config = parse(sys.argv[1:] if argv is None else argv, progress.line)
             keep_freed_memory()
             job(config, progress, stop)
         return 0

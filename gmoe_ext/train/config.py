@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError
 
@@ -250,6 +250,14 @@ class TrainConfig:
     checkpoint_s: float = 10.0
 
 
+class Network(NamedTuple):
+    """A network that is set: the key that names its model, the name, and the options that are set."""
+
+    key: str
+    name: str
+    options: dict[str, Any]
+
+
 @dataclass
 class Config:
     """One run.
@@ -291,6 +299,15 @@ class Config:
     def heldout_rate(self) -> float:
         """Share of the test nodes held out in the inductive setting."""
         return 0.2 if self.data.heldout_rate is None else self.data.heldout_rate
+
+    def networks(self) -> dict[str, Network]:
+        """The networks that are set, by section."""
+        sections: list[tuple[str, str | None, NetworkConfig]] = [
+            ("model.name", self.model.name, self.model),
+            ("teacher.model", self.teacher.model, self.teacher),
+            ("student.model", self.student.model, self.student),
+        ]
+        return {key.split(".")[0]: Network(key, name, part.build_args()) for key, name, part in sections if name}
 
     def teacher_train(self) -> TrainConfig:
         """The optimisation of the teacher: `train` with what `teacher` sets."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
 import jsonargparse
 import yaml
 
 from ..errors import ConfigError
+from ..models import option_names
 from .config import Config, flatten, from_dict
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_RECIPE = RECIPES / "default.yaml"
 
+_MODEL_KEYS = {"model.name", "teacher.model", "student.model"}
 _SIZES = ("num_layers", "hidden_dim")
 _SWITCHES = ("dry_run", "offline")
 # Flags that choose what to train; without any of them the embedded default is what is meant.
@@ -43,26 +46,30 @@ def build_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> Config:
+def parse(argv: Sequence[str], tell: Callable[[str, str], None] | None = None) -> Config:
     """Read flags and recipes; later ones win.
+
+    A flag may give a recipe another model; options of the recipe that this one does not know are then left out.
 
     Args:
         argv: arguments after the program's name. Without one that chooses a model, the embedded default is read first.
+        tell: called with a section and a line about it, for each section of which something is left out.
 
     Raises:
-        ConfigError: unknown keys (with close matches), wrong types, a recipe that is not there.
+        ConfigError: unknown keys (with close matches), wrong types, a recipe or a model that is not there, an option
+            that the model does not know.
     """
     args = [str(arg) for arg in argv]
     if not any(_CHOOSERS.fullmatch(arg) for arg in args):
         args = ["--config", str(DEFAULT_RECIPE), *args]
     args = _find_recipes(args)
-    try:
-        values = build_parser().parse_args(args).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(explain(str(error))) from error
-    values.pop("config", None)
-    config = from_dict(values)
+    unknown = _unknown_to_new_models(args)
+    config = _read([*args, *(f"--{section}.{option}=null" for section, keys in unknown.items() for option in keys)])
     check(config)
+    for section, keys in unknown.items():
+        if tell is not None:
+            name = config.networks()[section].name
+            tell(section, f"{name} has no {', '.join(keys)}: left out of what the recipe says")
     return config
 
 
@@ -88,6 +95,12 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the key, the value and its range.
     """
+    for section, network in config.networks().items():
+        known = option_names(network.name)
+        for option in network.options:
+            if option not in known:
+                has = ", ".join(known)
+                raise ConfigError(f"{section}.{option}: model '{network.name}' has no such option; it has {has}")
     flat = flatten(config)
     networks = [f"{section}.{name}" for section in ("model", "teacher", "student") for name in _SIZES]
     for key in ("train.epochs", "train.eval_every", "train.lr", *networks):
@@ -119,6 +132,31 @@ def explain(message: str) -> str:
     message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
     message = re.sub(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"expected one of \1, got '\2'", message)
     return re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2", message)
+
+
+def _read(args: list[str]) -> Config:
+    try:
+        values = build_parser().parse_args(args).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(explain(str(error))) from error
+    values.pop("config", None)
+    return from_dict(values)
+
+
+def _unknown_to_new_models(args: list[str]) -> dict[str, list[str]]:
+    """Where a flag changes a recipe's model: by section, the options set by the recipe that the new model lacks."""
+    given = {arg[2:].split("=")[0] for arg in args if arg.startswith("--")}
+    if not (given & _MODEL_KEYS and "config" in given):
+        return {}
+    settings = [arg for arg in args if arg.split("=")[0] != "--print_config"]
+    recipes_alone = [arg for before, arg in pairwise(["", *settings]) if "--config" in (before, arg.split("=")[0])]
+    recipe = _read(recipes_alone).networks()
+    unknown = {}
+    for section, network in _read(settings).networks().items():
+        if network.key in given and section in recipe and recipe[section].name != network.name:
+            known = {*option_names(network.name), *(flag.removeprefix(f"{section}.") for flag in given)}
+            unknown[section] = [option for option in network.options if option not in known]
+    return {section: options for section, options in unknown.items() if options}
 
 
 def _suggest(name: str, prefix: str) -> str:

@@ -45,6 +45,18 @@ def train(root, *flags):
     return main(["--data.root", str(root / "data"), "--run_dir", str(root / "run"), "--device", "cpu", *flags])
 
 
+def test_a_recipe_runs_with_another_student_by_flag_alone(root, capsys):
+    recipe = root / "rbm.yaml"
+    recipe.write_text(
+        "data: {name: tiny}\nteacher: {model: sage, hidden_dim: 8}\n"
+        "student: {model: rbm, hidden_dim: 8, num_experts: 3, k: 2}\n"
+        "distill: {positions: false, reliable: false}\ntrain: {epochs: 2, batch_size: 0}\n"
+    )
+    assert train(root, "--config", str(recipe), "--student.model", "mlp") == 0
+    assert json.loads((root / "run" / "result.json").read_text())["model"] == "mlp"
+    assert "student    mlp has no num_experts, k: left out of what the recipe says" in capsys.readouterr().out
+
+
 EXTRAS = {"scipy.optimize": "scipy", "gensim.models": "gensim", "sklearn.cluster": "scikit-learn"}
 
 

@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+import yaml
 
 from gmoe_ext.errors import ConfigError
+from gmoe_ext.models import option_names
 from gmoe_ext.train.config import Config, config_hash, flatten, from_dict
 from gmoe_ext.train.parse import build_parser, dump, load_recipe, parse, recipes
 
@@ -89,6 +91,47 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
     config = parse(["--config", "molesol_gcn", "--seed", "4", "--train.lr", "1e-7", "--dry_run"])
     assert (config.data.name, config.model.hidden_dim) == ("molesol", 300)
     assert (config.seed, config.train.lr, config.dry_run) == (4, 1e-7, True)
+
+
+def test_options_of_a_recipe_that_a_flags_model_lacks_are_left_out():
+    told = []
+    config = parse(
+        ["--config", "cora_planetoid_rbm_tran", "--student.model=mlp", "--student.dropout", "0.1"],
+        lambda section, line: told.append((section, line)),
+    )
+    assert config.student.build_args() == {"num_layers": 3, "hidden_dim": 512, "dropout": 0.1}
+    assert told == [("student", "mlp has no num_experts, k, input_attention: left out of what the recipe says")]
+    parse(["--config", "cora_planetoid_rbm_tran", "--student.model", "rbm"], lambda *line: told.append(line))
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("given", [["--student.num_experts=4"], ["--student.num_experts", "4"]])
+def test_options_given_by_flag_must_be_those_of_the_model(given):
+    flags = ["--config", "cora_planetoid_rbm_tran", "--student.model", "mlp", *given]
+    with pytest.raises(
+        ConfigError, match=r"student\.num_experts: model 'mlp' has no such option; it has in_dim, hidden"
+    ):
+        parse(flags)
+
+
+def test_printed_settings_are_those_that_would_be_used(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--config", "cora_planetoid_rbm_tran", "--student.model", "mlp", "--print_config"], print)
+    student = yaml.safe_load(capsys.readouterr().out)["student"]
+    assert (student["model"], student["num_experts"], student["dropout"]) == ("mlp", None, 0.3)
+
+
+def test_a_flag_may_make_a_mixture_of_a_recipe_a_base_network():
+    config = parse(["--config", "molesol_gmoe-gcn", "--model.name", "gcn"])
+    assert set(config.model.build_args()) <= set(option_names("gcn"))
+
+
+def test_a_recipe_must_fit_its_own_model(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {name: gcn, k: 2}")
+    with pytest.raises(ConfigError, match=r"model\.k: model 'gcn' has no such option"):
+        parse(["--config", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ConfigError, match="unknown model 'gnc'"):
+        parse(["--config", str(tmp_path / "recipe.yaml"), "--model.name", "gnc"])
 
 
 def test_without_a_model_the_embedded_default_is_read():
