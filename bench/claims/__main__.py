@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the claims; 0: all reported, 1: something was refused."""
     options = _parse(arguments)
+    if options.clock == "cpu" and options.threads != 1:
+        print("bench.claims: --clock cpu adds up the time of all threads; use it with --threads 1", file=sys.stderr)
+        return 2
     # Before torch loads: rivals get what our operators ask for themselves, arrays on huge pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
@@ -35,16 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for claim in experiment.claims:
                 print(f"    {claim.name}  {report.target(claim)}   ({claim.source})")
         return 0
-    facts = machine.describe(options.threads)
+    facts = machine.describe(options.threads, options.clock)
     print(machine.line(facts), flush=True)
     judged = not options.quick
     watch = machine.Neighbours()
     budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
-    outcomes = run(chosen, budget_s, lambda one: print(*report.experiment_lines(one, judged), sep="\n", flush=True))
+    outcomes = run(
+        chosen,
+        budget_s,
+        lambda one: print(*report.experiment_lines(one, judged), sep="\n", flush=True),
+        options.clock,
+    )
     others = watch.share()
     print(report.summary(outcomes, judged) + ("" if others is None else f"; others had {others:.0%} of the CPU"))
     path = options.json
-    if path is None and judged and not options.only:
+    if path is None and judged and not options.only and options.clock == "wall":
         path = ROOT / "bench" / "results" / f"claims-t{options.threads}.json"
     if path is not None:
         record = {"quick": options.quick, "machine": facts, "cpu_of_others": others}
@@ -62,6 +70,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: everything runs, nothing is judged")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each variant (default 3; quick: 0.02)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process, to compare on a busy machine"
+    )
     parser.add_argument("--without", action="append", default=[], metavar="RIVAL", help='such as "torch.compile"')
     parser.add_argument("--list", action="store_true", help="print the claims and stop")
     return parser.parse_args(arguments)

@@ -63,7 +63,8 @@ def forward(settings: Settings, nodes: int, edges: int) -> Variants:
         "sparse.mm sum": Variant(lambda: rivals.multiply_sum(matrix, x), right),
         "index_add": Variant(lambda: added(x), right),
         "torch-scatter": optional(lambda: _scatter(settings, graph, x, right)),
-        "DGL unweighted": optional(lambda: _dgl(settings, graph, x)),
+        "DGL unweighted": optional(lambda: _dgl(settings, graph, x, False)),
+        "DGL weighted": optional(lambda: _dgl(settings, graph, x, True)),
     }
 
 
@@ -72,7 +73,7 @@ def with_gradients(settings: Settings, nodes: int, edges: int) -> Variants:
     graph = inputs.power_law_graph(nodes, edges, seed=0)
     x = inputs.normal(nodes, DIM, seed=1).requires_grad_()
     grad_y = inputs.normal(nodes, DIM, seed=2)
-    matrix, added = rivals.csr(graph), rivals.index_add(graph)
+    matrix, long_matrix, added = rivals.csr(graph), rivals.csr(graph, torch.int64), rivals.index_add(graph)
 
     def step(form: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         y = form(x)
@@ -82,7 +83,7 @@ def with_gradients(settings: Settings, nodes: int, edges: int) -> Variants:
     forms: dict[str, Callable[[Tensor], Tensor]] = {
         "ours": partial(ops.aggregate, graph),
         "sparse.mm": partial(rivals.multiply, matrix),
-        "sparse.mm sum": partial(rivals.multiply_sum, matrix),
+        "sparse.mm sum": partial(rivals.multiply_sum, long_matrix),
         "index_add": added,
     }
     return {name: Variant(partial(step, form), right) for name, form in forms.items()}
@@ -94,11 +95,11 @@ def _scatter(settings: Settings, graph: Graph, x: Tensor, right: Callable[[Tenso
     return Variant(lambda: run(x), right)
 
 
-def _dgl(settings: Settings, graph: Graph, x: Tensor) -> Variant:
+def _dgl(settings: Settings, graph: Graph, x: Tensor, weighted: bool) -> Variant:
     settings.rival("DGL", "dgl")
-    run = imported("dgl", lambda: rivals.dgl_sum(graph))
-    unweighted = reference.aggregate(graph.with_weight(None), x)
-    return Variant(lambda: run(x), parity.same(unweighted))
+    run = imported("dgl", lambda: rivals.dgl_sum(graph, settings.threads, weighted))
+    expected = reference.aggregate(graph if weighted else graph.with_weight(None), x)
+    return Variant(lambda: run(x), parity.same(expected))
 
 
 def _flat(settings: Settings) -> Experiment:

@@ -156,7 +156,8 @@ class Experiment:
 
     Attributes:
         name: "operator/size".
-        prepare: makes inputs and variants; called right before they are measured, and dropped right after.
+        prepare: makes inputs and variants; called right before they are measured, and dropped right after. Where
+            one call is too long to be made for a check alone, it checks by itself and raises Mismatch.
         claims: what is judged.
         gradients: whether variants differentiate; all others run in inference mode.
         calls: samples of single calls, for percentiles; None samples as long as the time allowed lasts.

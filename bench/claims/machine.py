@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe(threads: int, clock: str = "wall") -> dict[str, Any]:
     """The machine, the software and the settings."""
     native = gmoe_ext.backend() == "native"
     return {
@@ -28,6 +28,7 @@ def describe(threads: int) -> dict[str, Any]:
         "cpus_of_machine": os.cpu_count(),
         "instruction_set": gmoe_ext.build_info()["cpu"] if native else "reference",
         "threads": threads,
+        "clock": clock,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "allocator": allocator(),
@@ -38,11 +39,16 @@ def describe(threads: int) -> dict[str, Any]:
 
 def line(machine: dict[str, Any]) -> str:
     """The description as one line."""
-    return (
-        f"{machine['cpu']} | {machine['cpus']} of {machine['cpus_of_machine']} CPUs, {machine['threads']} threads | "
-        f"{machine['instruction_set']} | torch {machine['torch']} | {machine['allocator']} | {machine['commit']} | "
-        f"{machine['date']}"
+    parts = (
+        machine["cpu"],
+        f"{machine['cpus']} of {machine['cpus_of_machine']} CPUs, {machine['threads']} threads, {machine['clock']} clock",
+        machine["instruction_set"],
+        f"torch {machine['torch']}",
+        machine["allocator"],
+        machine["commit"],
+        machine["date"],
     )
+    return " | ".join(parts)
 
 
 def cpu_model() -> str:

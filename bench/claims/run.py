@@ -11,7 +11,7 @@ import torch
 
 from .claim import Claim, Experiment, Mismatch, Missing, Variant
 from .machine import Neighbours
-from .timing import Samples, interleave
+from .timing import Clock, Samples, interleave
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,26 @@ class Outcome:
     refusal: str = ""
 
 
-def run(experiments: Iterable[Experiment], budget_s: float, say: Callable[[Outcome], None]) -> list[Outcome]:
+def run(
+    experiments: Iterable[Experiment], budget_s: float, say: Callable[[Outcome], None], clock: Clock = "wall"
+) -> list[Outcome]:
     """Run one after the other; what one leaves in memory is freed before the next begins."""
     outcomes = []
     for experiment in experiments:
-        outcome = run_one(experiment, budget_s)
+        outcome = run_one(experiment, budget_s, clock)
         say(outcome)
         outcomes.append(outcome)
         gc.collect()
     return outcomes
 
 
-def run_one(experiment: Experiment, budget_s: float) -> Outcome:
+def run_one(experiment: Experiment, budget_s: float, clock: Clock = "wall") -> Outcome:
     """Check and measure one experiment."""
     with torch.inference_mode(not experiment.gradients):
-        variants = experiment.prepare()
-        ready = {name: variant for name, variant in variants.items() if isinstance(variant, Variant)}
-        missing = {name: str(why) for name, why in variants.items() if isinstance(why, Missing)}
         try:
+            variants = experiment.prepare()
+            ready = {name: variant for name, variant in variants.items() if isinstance(variant, Variant)}
+            missing = {name: str(why) for name, why in variants.items() if isinstance(why, Missing)}
             for name, variant in ready.items():
                 _check(name, variant)
         except Mismatch as reason:
@@ -68,7 +70,7 @@ def run_one(experiment: Experiment, budget_s: float) -> Outcome:
         del variants, ready  # the expected results are as large as the inputs
         gc.collect()
         neighbours = Neighbours()
-        times = interleave(calls, budget_s, experiment.calls) if calls else {}
+        times = interleave(calls, budget_s, experiment.calls, clock) if calls else {}
     verdicts = tuple(judge(claim, times, missing) for claim in experiment.claims)
     return Outcome(experiment.name, times, missing, verdicts, neighbours.share())
 

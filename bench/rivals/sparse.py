@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,14 +16,18 @@ if TYPE_CHECKING:
     from gmoe_ext import Graph
 
 
-def csr(graph: Graph) -> Tensor:
-    """The graph as a torch CSR matrix; int32 indices, which MKL takes without a copy."""
+def csr(graph: Graph, dtype: torch.dtype = torch.int32) -> Tensor:
+    """The graph as a torch CSR matrix; int32 indices are what MKL takes without a copy.
+
+    The gradient of :func:`multiply_sum` needs int64: torch 2.13 sorts row * N + column in the type of the indices, and
+    from 46,341 nodes on int32 overflows and the gradient is wrong.
+    """
     assert graph.weight is not None
-    offsets = graph.offsets.to(graph.columns.dtype)
+    offsets, columns = graph.offsets.to(dtype), graph.columns.to(dtype)
     size = graph.num_nodes, graph.num_nodes
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(offsets, graph.columns, graph.weight, size, check_invariants=False)
+        return torch.sparse_csr_tensor(offsets, columns, graph.weight, size, check_invariants=False)
 
 
 def multiply(matrix: Tensor, x: Tensor) -> Tensor:
@@ -59,3 +66,23 @@ def scatter(graph: Graph) -> Callable[[Tensor], Tensor]:
         return scatter_sum(message_MD, target_M, dim=0, dim_size=graph.num_nodes, reduce="sum")
 
     return run
+
+
+def dgl_sum(graph: Graph, threads: int, weighted: bool) -> Callable[[Tensor], Tensor]:
+    """DGL's sum over neighbours; without weights on libxsmm, its fastest kernel.
+
+    DGL 2.1.0 (pip install --no-deps dgl) loads under a newer torch once two packages that it imports and the sum does
+    not need are stood in for: their libraries are built for one version of torch each. ModuleNotFoundError without it.
+    """
+    os.environ.setdefault("DGLBACKEND", "pytorch")
+    for package in ("dgl.graphbolt", "dgl.sparse"):
+        sys.modules.setdefault(package, types.ModuleType(package))
+    import dgl
+
+    dgl.utils.set_num_threads(threads)
+    source_M, target_M = graph.edge_index()
+    made = dgl.graph((source_M, target_M), num_nodes=graph.num_nodes, idtype=torch.int32).formats("csc")
+    if not weighted:
+        return lambda x: dgl.ops.copy_u_sum(made, x)
+    weight_M1 = graph.weight.unsqueeze(1)  # the edges come sorted by destination, as csc keeps them
+    return lambda x: dgl.ops.u_mul_e_sum(made, x, weight_M1)
