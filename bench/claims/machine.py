@@ -41,7 +41,8 @@ def line(machine: dict[str, Any]) -> str:
     """The description as one line."""
     parts = (
         machine["cpu"],
-        f"{machine['cpus']} of {machine['cpus_of_machine']} CPUs, {machine['threads']} threads, {machine['clock']} clock",
+        f"{machine['cpus']} of {machine['cpus_of_machine']} CPUs",
+        f"{machine['threads']} threads, {machine['clock']} clock",
         machine["instruction_set"],
         f"torch {machine['torch']}",
         machine["allocator"],
