@@ -5,7 +5,7 @@ N nodes, M edges, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -76,11 +76,34 @@ class EpochTargets(NamedTuple):
 
     Attributes:
         pairs: own and kept neighbours' targets, summed per node.
-        num_pairs: how many (node, target) pairs they stand for.
+        kept_N: int64, how many of a node's neighbours are kept.
     """
 
     pairs: PairTargets
-    num_pairs: int
+    kept_N: Tensor
+
+    @property
+    def num_pairs(self) -> int:
+        """How many (node, target) pairs the sums stand for."""
+        return self.kept_N.numel() + int(self.kept_N.sum())
+
+    def batches(self, train_idx: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows that a program passes in an epoch which forwards each pair by itself.
+
+        Batches of consecutive rows: the training nodes, then the nodes of all (node, kept neighbour) pairs, and of all
+        (node, itself), in the order of the nodes. A batch of one pair is left out.
+
+        Args:
+            train_idx: int64, the training nodes.
+            size: rows per batch.
+
+        Yields:
+            The different rows of a batch, and how often each stands in it.
+        """
+        nodes = torch.arange(self.kept_N.numel(), device=self.kept_N.device)
+        of_pairs = torch.split(torch.cat([nodes.repeat_interleave(self.kept_N), nodes]), size)
+        for rows in (*torch.split(train_idx, size), *(rows for rows in of_pairs if rows.numel() > 1)):
+            yield torch.unique_consecutive(rows, return_counts=True)
 
 
 class StudentTargets:
@@ -116,15 +139,15 @@ class StudentTargets:
         """The targets of one epoch; the same seed, epoch and sampler state give the same ones."""
         nodes = self.logits_NC.shape[0]
         if self.sampler is None:
-            return EpochTargets(self.own, nodes)
+            return EpochTargets(self.own, torch.zeros(nodes, dtype=torch.int64, device=self.logits_NC.device))
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
         kept = self.sampler.sample(generator)
         mass_NC, offset_N = neighbour_targets(self.logits_NC, kept, self.temperature, self.normalized)
         assert kept.weight is not None
-        num_pairs = nodes + int(torch.count_nonzero(kept.weight))
-        share = nodes / num_pairs if self.sampler.pair_weight == "equal" else 1.0
+        kept_N = _per_node(kept, kept.weight != 0)
+        share = nodes / (nodes + int(kept_N.sum())) if self.sampler.pair_weight == "equal" else 1.0
         pairs = PairTargets((self.own.mass + mass_NC) * share, (self.own.offset + offset_N) * share)
-        return EpochTargets(pairs, num_pairs)
+        return EpochTargets(pairs, kept_N)
 
     def observe(self, student_logits_NC: Tensor) -> None:
         """Tell the sampler where the student, in evaluation mode, agrees with the teacher."""
@@ -200,9 +223,7 @@ class ReliableSampler:
         if self.pair_weight == "degree":
             count_N = self.graph.degree().float()
         else:
-            # Differences of a running sum stay exact below 2^53 edges and need no atomic additions.
-            running = torch.cat([kept_M.new_zeros(1, dtype=torch.float64), kept_M.double().cumsum(0)])
-            count_N = running[self.graph.offsets].diff().float()
+            count_N = _per_node(self.graph, kept_M != 0).float()
         return (1.0 / count_N.clamp_min(1.0))[self.graph.rows.long()]
 
     def update(self, agree_N: Tensor) -> None:
@@ -245,3 +266,10 @@ class ReliableSampler:
     def load_state(self, state: dict[str, float | int]) -> None:
         """Put :meth:`state` back."""
         self.power, self.updates = float(state["power"]), int(state["updates"])
+
+
+def _per_node(graph: Graph, marked_M: Tensor) -> Tensor:
+    """How many edges of each row are marked, int64 [N]."""
+    # Differences of a running sum need no atomic additions.
+    running = torch.cat([graph.offsets.new_zeros(1), marked_M.long().cumsum(0)])
+    return running[graph.offsets].diff()

@@ -128,6 +128,24 @@ class RbM(Model):
         for layer in self.rbm_layers():
             layer.router.epoch = epoch
 
+    def set_following(self, on: bool) -> None:
+        """Let every training forward move the memories (on, the default), or :meth:`follow_` alone."""
+        for layer in self.rbm_layers():
+            layer.router.following = on
+
+    @torch.no_grad()
+    def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> None:
+        """Let the memories follow rows as in a training forward, row j counting copies_N[j] times.
+
+        Norms take their running statistics, and leave them.
+        """
+        training = self.norms.training
+        self.norms.eval()
+        h = x_ND
+        for position, layer in enumerate(self.rbm_layers()):
+            h = self.between(position, layer.follow_(h, copies_N))
+        self.norms.train(training)
+
     def spread_memories_(self, learning_rate: float) -> None:
         """One step along the memories' own loss, eq. 7; call it beside the optimizer's step."""
         for layer in self.rbm_layers():

@@ -121,12 +121,23 @@ class RbMLayer(nn.Module):
             dropped_ND = dropout(x_ND, self.dropout, self.training)
             return self.experts.first(dropped_ND), x_ND.new_zeros(())
         routing = self.router(x_ND)
+        return self._mix(x_ND, routing), self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
+
+    @torch.no_grad()
+    def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> Tensor:
+        """Let the memory follow rows as in a training forward, row j counting copies_N[j] times; returns y [N, F]."""
+        routing = self.router.route(x_ND)
+        y_NF = self._mix(x_ND, routing)
+        self.router.follow_(x_ND, routing, copies_N)
+        return y_NF
+
+    def _mix(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
         rows, source_NK = self._expert_inputs(x_ND)
         gate_NK = routing.gate if self.gate_gradient else routing.gate.detach()
         plan = expert_plan(routing.index, self.num_experts)
         self.served_E = plan.offsets.diff()
-        y_NF = self.output_scale() * self.experts(rows, plan, gate_NK, self.input_scale(), source_NK)
-        return y_NF, self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
+        y_NF: Tensor = self.output_scale() * self.experts(rows, plan, gate_NK, self.input_scale(), source_NK)
+        return y_NF
 
     def _expert_inputs(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.training or self.dropout == 0.0:

@@ -46,6 +46,9 @@ class CosineMemoryRouter(nn.Module):
         memory: "buffer" moves by the average and by :meth:`spread_` alone; "parameter" is also seen by the optimizer.
         eps: smallest norm.
 
+    Attributes:
+        following: whether a training forward moves the embeddings; else only :meth:`follow_` does.
+
     Raises:
         ValueError: an argument is out of its range.
 
@@ -83,6 +86,7 @@ class CosineMemoryRouter(nn.Module):
         self.ema_rate, self.annealing, self.annealing_epochs = ema_rate, annealing, annealing_epochs
         self.normalize_inputs = normalize_inputs
         self.epoch = 0
+        self.following = True
         start_ED = F.normalize(torch.randn(num_experts, dim), dim=1, eps=eps)
         if memory == "parameter":
             self.memory = nn.Parameter(start_ED)
@@ -111,17 +115,36 @@ class CosineMemoryRouter(nn.Module):
         with torch.no_grad():
             self.memory.sub_(slope_ED, alpha=step)
 
-    def forward(self, x_ND: Tensor) -> MemoryRouting:
-        # The copy keeps what autograd has saved for the gate's gradient apart from the update below.
+    @torch.no_grad()
+    def follow_(self, x_ND: Tensor, routing: MemoryRouting, copies_N: Tensor | None = None) -> None:
+        """Move the embeddings to the rows they serve (eq. 4).
+
+        Args:
+            x_ND: the rows.
+            routing: where :meth:`route` sent them.
+            copies_N: how many equal rows each row stands for; None: one.
+        """
+        gate_NK = routing.gate.detach()
+        if copies_N is not None:
+            # The average weighs rows by the softmax of their gates, where a factor is a summand.
+            gate_NK = gate_NK + copies_N.to(gate_NK).log()[:, None]
+        moved_ED = memory_update(
+            routing.memory, x_ND.detach(), gate_NK, routing.index, self.rate(), self.normalize_inputs, self.eps
+        )
+        self.memory.copy_(moved_ED)
+
+    def route(self, x_ND: Tensor) -> MemoryRouting:
+        """Send rows to their experts; the embeddings stay."""
+        # The copy keeps what autograd has saved for the gate's gradient apart from later moves.
         memory_ED = self.memory.detach().clone() if self.training else self.memory.detach()
         gate_NK, index_NK = cosine_topk(x_ND, memory_ED, self.k, self.eps)
-        if self.training:
-            with torch.no_grad():
-                moved_ED = memory_update(
-                    memory_ED, x_ND.detach(), gate_NK.detach(), index_NK, self.rate(), self.normalize_inputs, self.eps
-                )
-                self.memory.copy_(moved_ED)
         return MemoryRouting(gate_NK, index_NK, memory_ED)
+
+    def forward(self, x_ND: Tensor) -> MemoryRouting:
+        routing = self.route(x_ND)
+        if self.training and self.following:
+            self.follow_(x_ND, routing)
+        return routing
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}, ema_rate={self.ema_rate}"

@@ -187,7 +187,8 @@ class DistillConfig:
         self_similarity: RbM: weight of the self-similarity loss (eq. 7).
         load_balance: RbM: weight of the load-balance loss (eq. 8).
         batch_weights: weigh cross entropy, distillation and memory losses by how many batches of this many rows each
-            has, as a program that sums their gradients does; 0: plain means. None: by protocol (0; program: 4096).
+            has, as a program that sums their gradients does, and in full batch move an RbM's memories once per such
+            batch; 0: plain means, one move per forward. None: by protocol (0; program: 4096).
         protocol: paper, or program for the published program's reading of every disputed point.
     """
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gmoe_ext import Graph
-from gmoe_ext.distill import ReliableSampler, reliability
+from gmoe_ext.distill import ReliableSampler, StudentTargets, reliability
 from gmoe_ext.distill.targets import entropy
 
 pytest.importorskip("scipy")
@@ -76,6 +76,16 @@ def test_the_same_generator_draws_the_same_edges():
     sampler = ReliableSampler(star(), torch.full((401,), 0.5))
     assert torch.equal(drawn(sampler, 1), drawn(sampler, 1))
     assert not torch.equal(drawn(sampler, 1), drawn(sampler, 2))
+
+
+def test_batches_are_training_nodes_then_kept_pairs_then_own_pairs():
+    edges = torch.tensor([[1, 2, 3, 0, 0], [0, 0, 0, 1, 2]])
+    sampler = ReliableSampler(Graph.from_edge_index(edges, 4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    targets = StudentTargets(torch.randn(4, 3), sampler).draw(seed=0, epoch=0)
+    assert (targets.kept_N.tolist(), targets.num_pairs) == ([2, 1, 1, 0], 8)
+    told = [(rows.tolist(), copies.tolist()) for rows, copies in targets.batches(torch.tensor([3, 1, 2]), 2)]
+    assert told == [([3, 1], [1, 1]), ([2], [1]), ([0], [2]), ([1, 2], [1, 1]), ([0, 1], [1, 1]), ([2, 3], [1, 1])]
+    assert [rows.tolist() for rows, _ in targets.batches(torch.tensor([3]), 7)] == [[3], [0, 1, 2, 0, 1, 2]]
 
 
 def test_power_waits_for_the_warmup_then_moves_towards_the_agreement_curve():

@@ -8,6 +8,7 @@ import torch
 
 from gmoe_ext.data import NodeData
 from gmoe_ext.errors import ConfigError
+from gmoe_ext.nn import CosineMemoryRouter
 from gmoe_ext.train import state as checkpoint
 from gmoe_ext.train.config import Config, DataConfig, DistillConfig, StudentConfig, TeacherConfig, TrainConfig
 from gmoe_ext.train.interrupt import Interrupted, Stop
@@ -130,9 +131,12 @@ def test_labels_outside_the_training_set_reach_no_weights(job):
     assert same_weights(plain[1], changed[1])
 
 
-@pytest.mark.parametrize("stop_at", [7, 22, 23, 24, 29])  # in the teacher, pre-training, the first routed epoch, later
-def test_a_resumed_run_equals_an_uninterrupted_one(job, stop_at):
-    config = settings()
+@pytest.mark.parametrize(
+    ("stop_at", "protocol"),  # in the teacher, pre-training, the first routed epoch, later
+    [(7, "paper"), (22, "paper"), (23, "paper"), (24, "paper"), (29, "paper"), (29, "program")],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(job, stop_at, protocol):
+    config = settings(protocol=protocol)
     whole, student = job(config, place="whole")
     with pytest.raises(Interrupted):
         job(config, place="cut", stop_at=stop_at)
@@ -164,6 +168,26 @@ def test_the_program_protocol_runs_and_differs(job):
     paper, program = job(settings(), place="a"), job(settings(protocol="program"), place="b")
     assert "layers.0.router.memory" in dict(program[1].named_parameters())
     assert not same_weights(paper[1], program[1])
+
+
+def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
+    moves, batches = [], []
+    follow, losses = CosineMemoryRouter.follow_, distill.StudentTask.losses
+
+    def count(router, *args):
+        moves.append(router)
+        follow(router, *args)
+
+    def watch(task, batch):
+        if not task.model.layers[0].pretraining:
+            batches.append(1 + -(-task.drawn.num_pairs // 50))  # the 30 training nodes are one batch
+        return losses(task, batch)
+
+    monkeypatch.setattr(CosineMemoryRouter, "follow_", count)
+    monkeypatch.setattr(distill.StudentTask, "losses", watch)
+    job(settings(protocol="program", distill={"batch_weights": 50}))
+    assert len(batches) == 12 and min(batches) > 4
+    assert len(moves) == 2 * sum(batches)  # of each of the two layers
 
 
 def test_protocol_fills_only_what_is_open():

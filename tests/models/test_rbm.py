@@ -68,6 +68,31 @@ def test_epoch_reaches_every_router():
     assert [layer.router.rate() for layer in student.layers] == pytest.approx([0.95, 0.95])
 
 
+def test_memories_follow_rows_as_in_a_training_forward():
+    forwarded, followed = rbm(num_layers=3).train(), rbm(num_layers=3).train()
+    x, copies = torch.randn(10, 6), torch.arange(10) % 3 + 1
+    forwarded(x.repeat_interleave(copies, 0))
+    followed.follow_(x, copies)
+    for layer, other in zip(forwarded.layers, followed.layers, strict=True):
+        torch.testing.assert_close(layer.router.memory, other.router.memory)
+
+
+def test_memories_that_do_not_follow_stay_and_norms_are_left_alone():
+    student = rbm(norm="batch").train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student.follow_(torch.randn(10, 6))
+    after = student.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "layers.0.router.memory",
+        "layers.1.router.memory",
+    }
+    assert student.norms.training
+    student.set_following(False)
+    memories = [layer.router.memory.clone() for layer in student.layers]
+    student(torch.randn(10, 6))
+    assert all(torch.equal(layer.router.memory, old) for layer, old in zip(student.layers, memories, strict=True))
+
+
 def test_spread_moves_every_memory():
     student = rbm()
     before = [layer.router.memory.clone() for layer in student.layers]

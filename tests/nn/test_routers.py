@@ -33,6 +33,16 @@ def test_training_moves_the_memory_by_equation_4(router):
         torch.testing.assert_close(router.memory[expert], 0.9 * old[expert] / old[expert].norm() + 0.1 * mean)
 
 
+def test_a_row_with_copies_counts_as_that_many_rows(router):
+    x, copies = torch.randn(9, 5, dtype=torch.float64), torch.arange(1, 10)
+    old = router.memory.clone()
+    router.train()(x.repeat_interleave(copies, 0))
+    expected = router.memory.clone()
+    router.memory.copy_(old)
+    router.follow_(x, router.route(x), copies)
+    torch.testing.assert_close(router.memory, expected)
+
+
 def test_evaluation_leaves_the_memory_alone(router):
     old = router.memory.clone()
     router.eval()(torch.randn(9, 5, dtype=torch.float64))

@@ -121,7 +121,11 @@ class StudentTask(Task):
         self.drawn = self.targets.draw(self.config.seed, epoch)
         self.weights = self._weights()
         rows, size = self.inputs.seen_ND.shape[0], self.config.train.batch_size
-        if size == 0 or size >= rows:
+        whole = size == 0 or size >= rows
+        self.replays = whole and bool(self.config.distill.batch_weights) and epoch >= self.pretrain_epochs
+        if isinstance(self.model, RbM):
+            self.model.set_following(not self.replays)
+        if whole:
             return [None]
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
         order = torch.randperm(rows, generator=generator).to(self.inputs.seen_ND.device)
@@ -132,6 +136,8 @@ class StudentTask(Task):
         seen, pairs, labelled_B, y_B = self.inputs.seen_ND, self.drawn.pairs, self.labelled_N, self.scene.observed.y
         if batch is not None:
             seen, pairs, labelled_B, y_B = seen[batch], pairs.rows(batch), labelled_B[batch], y_B[batch]
+        if self.replays and isinstance(self.model, RbM):
+            self._follow_batches(self.model)
         logits, aux = self.model(seen)
         distill = self.config.distill
         share = self.labelled_N.shape[0] / (self.labelled_N.sum() * labelled_B.shape[0])
@@ -196,6 +202,12 @@ class StudentTask(Task):
                 for name, value in self.optimizer.state[stacked].items():
                     if name != "step":
                         value[1:] = 0.0
+
+    def _follow_batches(self, model: RbM) -> None:
+        """The memories follow the batches of `batch_weights` rows that the program has, before they route the step."""
+        size = self.config.distill.batch_weights or 0
+        for rows, copies in self.drawn.batches(self.scene.observed.train_idx, size):
+            model.follow_(self.inputs.seen_ND[rows], copies)
 
     def _weights(self) -> tuple[float, float, float]:
         nu, size = self.config.distill.ce_weight, self.config.distill.batch_weights
