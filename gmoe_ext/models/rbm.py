@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from .output import Output
 from .registry import Model, register
 
 
-@register("rbm")
+@register("rbm", passes_to=RbMLayer)
 class RbM(Model):
     """RbM layers with norm and ReLU between them; no dropout but inside the layers.
 
@@ -32,17 +33,8 @@ class RbM(Model):
         dropout: drop probability of expert inputs.
         norm: "none", "batch" or "layer", before each ReLU.
         first_layer_dropout: also drop inputs of the first layer's experts (published program).
-        input_attention: learn a factor per expert and input dimension.
-        commitment: weight of eq. 6.
-        self_similarity: weight of eq. 7.
-        load_balance: weight of eq. 8.
-        gate_gradient: let the task's gradient flow through the gates.
-        shared_dropout: one mask per row instead of one per row and expert.
-        ema_rate: share of the old memory kept at each training forward.
-        annealing: Delta of eq. 14; 0 keeps the rate constant.
-        annealing_epochs: T of eq. 14.
-        normalize_inputs: average directions of rows into the memory.
-        memory: "buffer", or "parameter" to let the optimizer see it (published program).
+        layer: the other options of :class:`gmoe_ext.nn.RbMLayer`, the same for every layer: input_attention,
+            commitment, self_similarity, load_balance, gate_gradient, ..., memory.
 
     Returns:
         forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux scalar).
@@ -67,42 +59,16 @@ class RbM(Model):
         dropout: float = 0.0,
         norm: Norm = "none",
         first_layer_dropout: bool = False,
-        input_attention: bool = True,
-        commitment: float = 0.05,
-        self_similarity: float = 0.01,
-        load_balance: float = 0.01,
-        gate_gradient: bool = False,
-        shared_dropout: bool = False,
-        ema_rate: float = 0.9,
-        annealing: float = 0.0,
-        annealing_epochs: int = 200,
-        normalize_inputs: bool = True,
-        memory: Literal["buffer", "parameter"] = "buffer",
+        **layer: Any,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"expected 'num_layers' of at least 1, got {num_layers}")
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
+        drops = [dropout if first_layer_dropout else 0.0] + [dropout] * (num_layers - 1)
         self.layers = nn.ModuleList(
-            RbMLayer(
-                dims[i],
-                dims[i + 1],
-                num_experts,
-                k,
-                dropout=dropout if i > 0 or first_layer_dropout else 0.0,
-                input_attention=input_attention,
-                commitment=commitment,
-                self_similarity=self_similarity,
-                load_balance=load_balance,
-                gate_gradient=gate_gradient,
-                shared_dropout=shared_dropout,
-                ema_rate=ema_rate,
-                annealing=annealing,
-                annealing_epochs=annealing_epochs,
-                normalize_inputs=normalize_inputs,
-                memory=memory,
-            )
-            for i in range(num_layers)
+            RbMLayer(d, f, num_experts, k, dropout=drop, **layer)
+            for (d, f), drop in zip(pairwise(dims), drops, strict=True)
         )
         self.norms = nn.ModuleList(build_norm(norm, d) for d in dims[1:-1])
 

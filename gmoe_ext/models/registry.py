@@ -36,22 +36,40 @@ class Model(nn.Module):
 Factory = Callable[..., Model]
 F = TypeVar("F", bound=Factory)
 
-_FACTORIES: dict[str, Factory] = {}
+_FACTORIES: dict[str, tuple[Factory, inspect.Signature]] = {}
 
 
-def register(name: str) -> Callable[[F], F]:
+def register(name: str, passes_to: Callable[..., nn.Module] | None = None) -> Callable[[F], F]:
     """Register a factory (a class or a function) of keyword options under ``name``.
 
     A factory that takes an option called ``name`` is told the name it is registered under.
+
+    Args:
+        name: what :func:`build` calls the model.
+        passes_to: where a factory that takes ``**options`` hands them on. Those that have a default there are the
+            model's options, too, unless the factory names them itself.
     """
 
     def add(factory: F) -> F:
         if name in _FACTORIES:
             raise ValueError(f"model {name!r} is registered twice")
-        _FACTORIES[name] = factory
+        _FACTORIES[name] = factory, _signature(factory, passes_to)
         return factory
 
     return add
+
+
+def _signature(factory: Factory, passes_to: Callable[..., nn.Module] | None) -> inspect.Signature:
+    own = inspect.signature(factory)
+    if passes_to is None:
+        return own
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    passed = [
+        p.replace(kind=p.KEYWORD_ONLY)
+        for p in inspect.signature(passes_to).parameters.values()
+        if p.default is not p.empty and p.name not in own.parameters
+    ]
+    return own.replace(parameters=[*named, *passed])
 
 
 def names() -> list[str]:
@@ -65,7 +83,8 @@ def option_names(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: unknown name.
     """
-    return tuple(option for option in inspect.signature(_factory(name)).parameters if option != "name")
+    _, signature = _registered(name)
+    return tuple(option for option in signature.parameters if option != "name")
 
 
 def build(name: str, **options: Any) -> Model:
@@ -85,8 +104,7 @@ def build(name: str, **options: Any) -> Model:
         >>> teacher = build("gmoe-gcn", in_dim=64, hidden_dim=128, out_dim=8, num_layers=2, num_experts=4, k=1)
         >>> again = build(teacher.name, **teacher.config)
     """
-    factory = _factory(name)
-    signature = inspect.signature(factory)
+    factory, signature = _registered(name)
     implied = {"name": name} if "name" in signature.parameters else {}
     try:
         bound = signature.bind(**implied, **options)
@@ -102,7 +120,7 @@ def build(name: str, **options: Any) -> Model:
     return model
 
 
-def _factory(name: str) -> Factory:
+def _registered(name: str) -> tuple[Factory, inspect.Signature]:
     if name not in _FACTORIES:
         raise ConfigError(f"unknown model {name!r}; known models: {', '.join(names())}")
     return _FACTORIES[name]
