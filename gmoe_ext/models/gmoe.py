@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from ..nn.gmoe_conv import Base, Combine
-from .gnn import AuxOver, Input, MixtureModel, NodeGNN, Norm, scaled_dim
+from .gnn import AuxOver, Input, Mixture, MixtureModel, NodeGNN, Norm, scaled_dim
 from .molecule import MoleculeGNN
 from .registry import register
 
@@ -41,7 +41,7 @@ def gnn(
     Example:
         >>> teacher = build("sage", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2)
     """
-    return _network(name, out_dim, hidden_dim, num_layers, in_dim, dropout, norm, input, 1, None, 1, 0.0, "sum", "mean")
+    return _network(cast(Base, name), out_dim, hidden_dim, num_layers, in_dim, dropout, norm, input, Mixture())
 
 
 @register("gmoe-gcn")
@@ -90,27 +90,14 @@ def gmoe(
     Example:
         >>> net = build("gmoe-gcn", input="molecule", hidden_dim=300, out_dim=1, num_layers=5, scale_hidden=True)
     """
-    base = name.removeprefix("gmoe-")
-    return _network(
-        base,
-        out_dim,
-        scaled_dim(hidden_dim, k, scale_hidden),
-        num_layers,
-        in_dim,
-        dropout,
-        norm,
-        input,
-        num_experts,
-        num_hop1,
-        k,
-        aux_weight,
-        combine,
-        aux_over,
-    )
+    base = cast(Base, name.removeprefix("gmoe-"))
+    mixture = Mixture(num_experts, num_hop1, k, combine, aux_weight, aux_over)
+    width = scaled_dim(hidden_dim, k, scale_hidden)
+    return _network(base, out_dim, width, num_layers, in_dim, dropout, norm, input, mixture)
 
 
 def _network(
-    base: str,
+    base: Base,
     out_dim: int,
     hidden_dim: int,
     num_layers: int,
@@ -118,19 +105,12 @@ def _network(
     dropout: float,
     norm: Norm | None,
     input: str,
-    num_experts: int,
-    num_hop1: int | None,
-    k: int,
-    aux_weight: float,
-    combine: Combine,
-    aux_over: AuxOver,
+    mixture: Mixture,
 ) -> MixtureModel:
-    kind = cast(Base, base)
-    experts = num_experts, num_hop1, k, aux_weight, combine, aux_over
     if input == "molecule":
-        return MoleculeGNN(kind, hidden_dim, out_dim, num_layers, dropout, norm or "routed", *experts)
+        return MoleculeGNN(base, hidden_dim, out_dim, num_layers, dropout, norm or "routed", mixture)
     if input != "node":
         raise ValueError(f"expected 'input' to be 'node' or 'molecule', got {input!r}")
     if in_dim is None:
         raise ValueError("expected 'in_dim', the features of a node, got None")
-    return NodeGNN(kind, in_dim, hidden_dim, out_dim, num_layers, dropout, norm or "none", *experts)
+    return NodeGNN(base, in_dim, hidden_dim, out_dim, num_layers, dropout, norm or "none", mixture)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -40,6 +41,22 @@ def expert_norm(norm: str) -> ExpertNorm:
     return _EXPERT_NORM[norm]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of every layer, and the loss that balances them; see :func:`gmoe_ext.models.gmoe.gmoe`."""
+
+    num_experts: int = 1
+    num_hop1: int | None = None
+    k: int = 1
+    combine: Combine = "sum"
+    aux_weight: float = 0.0
+    aux_over: AuxOver = "mean"
+
+    def __post_init__(self) -> None:
+        if self.aux_over not in ("mean", "sum"):
+            raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {self.aux_over!r}")
+
+
 class MixtureModel(Model):
     """What node and molecule networks share: layers of experts and the balance loss over them.
 
@@ -50,15 +67,13 @@ class MixtureModel(Model):
 
     layers: nn.ModuleList
 
-    def __init__(self, num_layers: int, dropout: float, aux_weight: float, aux_over: AuxOver) -> None:
+    def __init__(self, num_layers: int, dropout: float, mixture: Mixture) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"expected 'num_layers' of at least 1, got {num_layers}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"expected 'dropout' in [0, 1), got {dropout}")
-        if aux_over not in ("mean", "sum"):
-            raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {aux_over!r}")
-        self.dropout, self.aux_weight, self.aux_over = dropout, aux_weight, aux_over
+        self.dropout, self.mixture = dropout, mixture
 
     def convs(self) -> Iterator[GMoEConv]:
         """The layers, typed."""
@@ -73,7 +88,8 @@ class MixtureModel(Model):
     def balance(self, losses: Sequence[Tensor]) -> Tensor:
         """lambda * (importance + load), averaged or summed over the layers (GMoE, eq. 9)."""
         total = losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
-        return total * (self.aux_weight / len(losses) if self.aux_over == "mean" else self.aux_weight)
+        weight = self.mixture.aux_weight
+        return total * (weight / len(losses) if self.mixture.aux_over == "mean" else weight)
 
     def expert_load(self) -> Tensor:
         """Share of the last forward's slots that each expert served, [E], averaged over layers; sums to 1."""
@@ -98,26 +114,21 @@ class NodeGNN(MixtureModel):
         num_layers: int,
         dropout: float,
         norm: Norm,
-        num_experts: int = 1,
-        num_hop1: int | None = None,
-        k: int = 1,
-        aux_weight: float = 0.1,
-        combine: Combine = "sum",
-        aux_over: AuxOver = "mean",
+        mixture: Mixture,
     ) -> None:
-        super().__init__(num_layers, dropout, aux_weight, aux_over)
+        super().__init__(num_layers, dropout, mixture)
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
         inner = expert_norm(norm)
         self.layers = nn.ModuleList(
             GMoEConv(
                 wide_in,
                 wide_out,
-                num_experts,
-                num_hop1,
-                k,
+                mixture.num_experts,
+                mixture.num_hop1,
+                mixture.k,
                 base,
                 norm=inner if depth < num_layers else "none",
-                combine=combine,
+                combine=mixture.combine,
                 mlp_dim=hidden_dim,
             )
             for depth, (wide_in, wide_out) in enumerate(itertools.pairwise(dims), start=1)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..nn.dropout import dropout
 from ..nn.encoders import BOND_DIMS, AtomEncoder
-from ..nn.gmoe_conv import Base, Combine, GMoEConv
-from .gnn import AuxOver, MixtureModel, Norm, expert_norm
+from ..nn.gmoe_conv import Base, GMoEConv
+from .gnn import Mixture, MixtureModel, Norm, expert_norm
 from .output import Output
 
 if TYPE_CHECKING:
@@ -41,26 +41,21 @@ class MoleculeGNN(MixtureModel):
         num_layers: int,
         dropout: float,
         norm: Norm,
-        num_experts: int = 1,
-        num_hop1: int | None = None,
-        k: int = 1,
-        aux_weight: float = 0.1,
-        combine: Combine = "sum",
-        aux_over: AuxOver = "mean",
+        mixture: Mixture,
     ) -> None:
-        super().__init__(num_layers, dropout, aux_weight, aux_over)
+        super().__init__(num_layers, dropout, mixture)
         self.atoms = AtomEncoder(hidden_dim)
         self.layers = nn.ModuleList(
             GMoEConv(
                 hidden_dim,
                 hidden_dim,
-                num_experts,
-                num_hop1,
-                k,
+                mixture.num_experts,
+                mixture.num_hop1,
+                mixture.k,
                 base,
                 bond_dims=BOND_DIMS,
                 norm=expert_norm(norm),
-                combine=combine,
+                combine=mixture.combine,
             )
             for _ in range(num_layers)
         )
