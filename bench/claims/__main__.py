@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from . import catalogue, machine, report
-    from .run import as_record, run, select
+    from .run import Outcome, as_record, run, select
     from .settings import Settings
 
     torch.set_num_threads(options.threads)
@@ -41,23 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = machine.describe(options.threads, options.clock)
     print(machine.line(facts), flush=True)
     judged = not options.quick
-    watch = machine.Neighbours()
-    budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
-    outcomes = run(
-        chosen,
-        budget_s,
-        lambda one: print(*report.experiment_lines(one, judged), sep="\n", flush=True),
-        options.clock,
-    )
-    others = watch.share()
-    print(report.summary(outcomes, judged) + ("" if others is None else f"; others had {others:.0%} of the CPU"))
     path = options.json
     if path is None and judged and not options.only and options.clock == "wall":
         path = ROOT / "bench" / "results" / f"claims-t{options.threads}.json"
+    watch = machine.Neighbours()
+    budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
+    outcomes: list[Outcome] = []
+    for outcome in run(chosen, budget_s, options.clock):
+        outcomes.append(outcome)
+        print(*report.experiment_lines(outcome, judged), sep="\n", flush=True)
+        if path is not None:  # after each, so that a run that is broken off keeps what it measured
+            record = {"quick": options.quick, "machine": facts, "cpu_of_others": watch.share()}
+            record["experiments"] = [as_record(one) for one in outcomes]
+            path.write_text(json.dumps(record, indent=1) + "\n")
+    others = watch.share()
+    print(report.summary(outcomes, judged) + ("" if others is None else f"; others had {others:.0%} of the CPU"))
     if path is not None:
-        record = {"quick": options.quick, "machine": facts, "cpu_of_others": others}
-        record["experiments"] = [as_record(outcome) for outcome in outcomes]
-        path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"written: {path}")
     return int(any(outcome.refusal for outcome in outcomes))
 

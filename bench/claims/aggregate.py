@@ -13,6 +13,7 @@ from gmoe_ext import Graph, ops, reference
 from ..rivals import sparse as rivals
 from . import inputs, parity
 from .claim import Claim, Experiment, Flatness, Variant, Variants, cost, optional, speedup
+from .compiled import compiled
 from .settings import Settings, imported
 
 DIM = 128
@@ -62,6 +63,7 @@ def forward(settings: Settings, nodes: int, edges: int) -> Variants:
         "sparse.mm": Variant(lambda: rivals.multiply(matrix, x), right),
         "sparse.mm sum": Variant(lambda: rivals.multiply_sum(matrix, x), right),
         "index_add": Variant(lambda: added(x), right),
+        "torch.compile of index_add": optional(lambda: Variant(partial(compiled(settings, added), x), right)),
         "torch-scatter": optional(lambda: _scatter(settings, graph, x, right)),
         "DGL unweighted": optional(lambda: _dgl(settings, graph, x, False)),
         "DGL weighted": optional(lambda: _dgl(settings, graph, x, True)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import aggregate, cosine, expert_linear
+from . import aggregate, cosine, expert_linear, layers, student, training
 from .claim import Experiment
 from .settings import Settings
 
-FILES = (cosine, expert_linear, aggregate)
+FILES = (cosine, expert_linear, aggregate, layers, student, training)
 
 
 def experiments(settings: Settings) -> list[Experiment]:

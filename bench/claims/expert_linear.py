@@ -13,7 +13,8 @@ from gmoe_ext import ops, reference
 
 from ..rivals import dispatch as rivals
 from . import inputs, parity
-from .claim import Claim, Experiment, Microseconds, Ratio, Variant, Variants, speedup
+from .claim import Claim, Experiment, Microseconds, Missing, Ratio, Variant, Variants, optional, speedup
+from .compiled import compiled
 from .settings import Settings
 
 DIM, NUM_EXPERTS, K = 256, 8, 3
@@ -35,7 +36,13 @@ class Operands(NamedTuple):
 def experiments(settings: Settings) -> list[Experiment]:
     """One row, a batch, a graph, a large graph; forward and backward."""
     batch, graph, large = settings.size(1024, 64), settings.size(20_000, 200), settings.size(170_000, 400)
-    return [_one_row(settings), _batch(batch), _batch(graph), _large(large), _backward(graph)]
+    return [
+        _one_row(settings),
+        _unclaimed(settings, batch),
+        _unclaimed(settings, graph),
+        _large(settings, large),
+        _backward(graph),
+    ]
 
 
 def _name(rows: int) -> str:
@@ -48,14 +55,15 @@ def _one_row(settings: Settings) -> Experiment:
         Claim(f"{_name(1)}/with plan", source, Microseconds("ours"), 10.0, "at most"),
         Claim(f"{_name(1)}/plan at hand", source, Microseconds("ours, plan at hand"), 10.0, "at most"),
     )
-    return Experiment(_name(1), partial(forward, 1), claims)
+    return Experiment(_name(1), partial(forward, settings, 1), claims)
 
 
-def _batch(rows: int) -> Experiment:
-    return Experiment(_name(rows), partial(forward, rows), ())
+def _unclaimed(settings: Settings, rows: int) -> Experiment:
+    """Sizes between, for the record."""
+    return Experiment(_name(rows), partial(forward, settings, rows), ())
 
 
-def _large(rows: int) -> Experiment:
+def _large(settings: Settings, rows: int) -> Experiment:
     name = _name(rows)
     claims = (
         speedup(f"{name}/eager", "N=170000 k=3: >= 2.4x best eager", EAGER, 2.4),
@@ -63,7 +71,7 @@ def _large(rows: int) -> Experiment:
         Claim(f"{name}/gemm", "useful rate >= 85% of packed GEMM at the same d", Ratio(GEMM, ("ours",)), 0.85),
         speedup(f"{name}/bf16", "bf16 >= 1.7x our fp32", "ours", 1.7, "ours bf16"),
     )
-    return Experiment(name, partial(forward, rows), claims)
+    return Experiment(name, partial(forward, settings, rows), claims)
 
 
 def _backward(rows: int) -> Experiment:
@@ -94,7 +102,7 @@ def by_reference(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, gate: T
     return reference.expert_linear(x, weight, bias, reference.expert_plan(index, len(weight)), gate)
 
 
-def forward(rows: int) -> Variants:
+def forward(settings: Settings, rows: int) -> Variants:
     """All forms, each with the flops that are of use: 2 N k D F."""
     wide = operands(rows)
     half = operands(rows, torch.bfloat16)
@@ -107,7 +115,12 @@ def forward(rows: int) -> Variants:
         "published": rivals.published_dispatcher,
         "_grouped_mm": rivals.grouped_mm,
     }
-    variants = {name: Variant(partial(form, *wide), right, flops) for name, form in forms.items()}
+    variants: dict[str, Variant | Missing] = {
+        name: Variant(partial(form, *wide), right, flops) for name, form in forms.items()
+    }
+    variants["torch.compile of dense"] = optional(
+        lambda: Variant(partial(compiled(settings, rivals.dense), *wide), right, flops)
+    )
     variants["ours, plan at hand"] = Variant(
         lambda: ops.expert_linear(wide.x, wide.weight, wide.bias, plan, wide.gate), right, flops
     )

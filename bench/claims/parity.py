@@ -68,3 +68,23 @@ def same_index(index_NK: Tensor) -> Callable[[Any], None]:
             raise Mismatch(f"index differs from the reference in {differ} of {len(index_NK)} rows")
 
     return check
+
+
+def same_step(expected: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
+    """A check of a training step's loss and gradients, by their norms.
+
+    Rounding grows through the layers, and a gradient that is zero but for rounding (a bias before a BatchNorm) has no
+    digits to compare: it is measured against the largest.
+    """
+    largest = max(float(theirs.norm()) for theirs in expected)
+
+    def check(result: Sequence[Tensor]) -> None:
+        if len(result) != len(expected):
+            raise Mismatch(f"{len(result)} gradients, the reference has {len(expected)}")
+        for place, (mine, theirs) in enumerate(zip(result, expected, strict=True)):
+            error = float((mine - theirs).norm())
+            if not error <= 1e-2 * float(theirs.norm()) + 1e-4 * largest:
+                what = f"gradient {place}" if place else "loss"
+                raise Mismatch(f"{what} of the first step: off by {error:.2g} of {float(theirs.norm()):.2g}")
+
+    return check

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,17 +42,11 @@ class Outcome:
     refusal: str = ""
 
 
-def run(
-    experiments: Iterable[Experiment], budget_s: float, say: Callable[[Outcome], None], clock: Clock = "wall"
-) -> list[Outcome]:
+def run(experiments: Iterable[Experiment], budget_s: float, clock: Clock = "wall") -> Iterator[Outcome]:
     """Run one after the other; what one leaves in memory is freed before the next begins."""
-    outcomes = []
     for experiment in experiments:
-        outcome = run_one(experiment, budget_s, clock)
-        say(outcome)
-        outcomes.append(outcome)
+        yield run_one(experiment, budget_s, clock)
         gc.collect()
-    return outcomes
 
 
 def run_one(experiment: Experiment, budget_s: float, clock: Clock = "wall") -> Outcome:

@@ -1,0 +1,71 @@
+"""A GMoE layer on molecules the way the published program computes it: every expert on every atom, then a mask.
+
+N atoms, M bonds in both directions or two-hop paths, E experts, K chosen, D in, F out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmoe_ext.data import MoleculeBatch
+from gmoe_ext.nn import GMoEConv
+from gmoe_ext.nn.convs import BondConvs
+
+
+def bond_features(types_M: Tensor) -> Tensor:
+    """[M, 3] features of bond types a * 12 + b * 2 + c."""
+    return torch.stack([types_M // 12, types_M // 2 % 6, types_M % 2], dim=1)
+
+
+class DenseMixture(nn.Module):
+    """The evaluation of a GCN mixture on one batch, with the parameters of ``conv``.
+
+    Each expert looks up and adds up the embeddings of every bond, computes degrees and norms by itself, passes
+    messages to all atoms by index_add, and is normalised; results are stacked, multiplied by dense gates and summed.
+
+    Args:
+        conv: base "gcn" with bonds.
+        batch: gives the edges.
+    """
+
+    def __init__(self, conv: GMoEConv, batch: MoleculeBatch) -> None:
+        super().__init__()
+        assert conv.base == "gcn" and isinstance(conv.experts, BondConvs) and conv.norm is not None
+        assert batch.two_hop is not None and batch.pair_types is not None and batch.graph.edge_type is not None
+        self.conv, self.linear, self.messages = conv, conv.experts.linear, conv.experts.messages
+        self.one_edges, self.one_features = batch.graph.edge_index(), bond_features(batch.graph.edge_type.long())
+        assert batch.two_hop.edge_type is not None
+        pairs = batch.pair_types[batch.two_hop.edge_type.long()]
+        self.two_edges = batch.two_hop.edge_index()
+        self.two_features = torch.cat([bond_features(pairs[:, 0]), bond_features(pairs[:, 1])], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, D] -> y [N, F]."""
+        conv, norm = self.conv, self.conv.norm
+        outputs = []
+        for e in range(conv.num_experts):
+            y_NF = self._expert(e, F.linear(x, self.linear.weight[e], self.linear.bias[e]))
+            y_NF = F.batch_norm(
+                y_NF, norm.running_mean[e], norm.running_var[e], norm.weight[e], norm.bias[e], eps=norm.eps
+            )
+            outputs.append(y_NF)
+        top_NK, index_NK = torch.topk(F.linear(x, conv.gate.weight_gate), conv.k, dim=1)
+        gates_NE = x.new_zeros(len(x), conv.num_experts).scatter(1, index_NK, torch.softmax(top_NK, dim=1))
+        y_NF = (torch.stack(outputs, dim=1) * gates_NE.unsqueeze(2)).sum(1)
+        return y_NF / conv.num_experts if conv.combine == "mean" else y_NF
+
+    def _expert(self, e: int, h_NF: Tensor) -> Tensor:
+        near = e < self.conv.num_hop1
+        encoder = self.messages.bonds if near else self.messages.pairs
+        (source, target), features = (
+            (self.one_edges, self.one_features) if near else (self.two_edges, self.two_features)
+        )
+        place = e if near else e - self.conv.num_hop1
+        bond_MF = sum(table[place][features[:, column]] for column, table in enumerate(encoder.tables))
+        degree_N = torch.ones(len(h_NF)).index_add_(0, target, torch.ones(len(target)))
+        scale_N = degree_N.rsqrt()
+        message_MF = (scale_N[source] * scale_N[target]).unsqueeze(1) * F.relu(h_NF[source] + bond_MF)
+        own_NF = F.relu(h_NF + self.messages.root[e]) / degree_N.unsqueeze(1)
+        return torch.zeros_like(h_NF).index_add_(0, target, message_MF) + own_NF
