@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import cosine_topk, memory_update
+from ..ops import cosine_topk, cosine_topk_update, memory_update
 from .losses.memory import self_similarity
 
 
@@ -141,10 +141,16 @@ class CosineMemoryRouter(nn.Module):
         return MemoryRouting(gate_NK, index_NK, memory_ED)
 
     def forward(self, x_ND: Tensor) -> MemoryRouting:
-        routing = self.route(x_ND)
-        if self.training and self.following:
-            self.follow_(x_ND, routing)
-        return routing
+        if not (self.training and self.following):
+            return self.route(x_ND)
+        # One pass over the rows routes them and moves the embeddings: route and follow_ together.
+        memory_ED = self.memory.detach().clone()
+        gate_NK, index_NK, moved_ED = cosine_topk_update(
+            x_ND, memory_ED, self.k, self.rate(), self.normalize_inputs, self.eps
+        )
+        with torch.no_grad():
+            self.memory.copy_(moved_ED)
+        return MemoryRouting(gate_NK, index_NK, memory_ED)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}, ema_rate={self.ema_rate}"

@@ -2,6 +2,7 @@
 
 from .aggregate import aggregate
 from .cosine_topk import cosine_topk
+from .cosine_topk_update import cosine_topk_update
 from .edge_aggregate import edge_aggregate
 from .expert_linear import expert_linear
 from .expert_plan import expert_plan
@@ -14,6 +15,7 @@ from .two_hop_graph import two_hop_graph
 __all__ = [
     "aggregate",
     "cosine_topk",
+    "cosine_topk_update",
     "edge_aggregate",
     "expert_linear",
     "expert_plan",

@@ -42,6 +42,20 @@ def cosine_scores(sample: Sample) -> Tensor:
     return torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(memory, dim=1).T
 
 
+def cosine_update(rows: int, dim: int, experts: int, k: int, **options: Any) -> Sample:
+    routed = cosine(rows, dim, experts, k)
+    label = routed.label + "".join(f"-{name}{value}" for name, value in options.items())
+    return Sample(label, {**routed.args, **options})
+
+
+def cosine_update_samples() -> Iterator[Sample]:
+    yield from cosine_samples()
+    yield cosine_update(63, 7, 4, 2, normalize=False)
+    yield cosine_update(3, 5, 17, 1)  # most experts without rows
+    yield cosine_update(2100, 5, 3, 2)  # more than one chunk of rows
+    yield from (cosine_update(9, 5, 3, 1, rate=rate) for rate in (0.0, 0.5, 1.0))
+
+
 def topk(rows: int, experts: int, k: int) -> Sample:
     label = f"N{rows}-E{experts}-k{k}"
     return Sample(label, {"logits": 3 * Random("topk_softmax " + label).normal(rows, experts), "k": k})

@@ -88,7 +88,7 @@ def test_second_derivative_is_refused_aloud(spec: OpSpec, device: torch.device) 
             continue
         first = gradients(spec.public, sample, [path], create_graph=True)[path]
         assert first.requires_grad, f"the gradient of '{path}' would silently count as constant"
-        with pytest.raises(RuntimeError, match=rf"gmoe::{spec.name}\w*.*second derivative"):
+        with pytest.raises(RuntimeError, match=r"gmoe::\w+.*second derivative"):
             first.square().sum().backward()
 
 

@@ -1,50 +1,24 @@
-// Rows are independent, each is read once from memory: its squared norm and its dot products with four experts at a
-// time come from the first-level cache. The embeddings are normalised once per call, and cosines lie in [-1, 1], so the
-// softmax needs no maximum. Floor: the time to read x.
+// Each row is read once from memory, in blocks whose lanes are rows; see cosine_block.h. The embeddings are normalised
+// once per call. Floor: the time to read x.
 #include "core/cpu/cosine_topk.h"
 
 #include <cmath>
 #include <vector>
 
 #include "core/cpu/cosine.h"
+#include "core/cpu/cosine_block.h"
 #include "core/cpu/squared_norm.h"
-#include "core/cpu/top_k.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {
-namespace {
-
-template <typename T, typename A = Accumulator<T>>
-std::vector<A> unit_rows(const T* rows, std::int64_t n, std::int64_t dim, A eps) {
-  std::vector<A> unit(static_cast<std::size_t>(n * dim));
-  for (std::int64_t i = 0; i < n; ++i) {
-    const A scale = A{1} / std::fmax(std::sqrt(squared_norm(rows + i * dim, dim)), eps);
-    for (std::int64_t d = 0; d < dim; ++d) unit[i * dim + d] = widen(rows[i * dim + d]) * scale;
-  }
-  return unit;
-}
-
-}  // namespace
-
 template <typename T>
 void cosine_topk(const CosineTopk<T>& a) {
   using A = Accumulator<T>;
   const A eps = static_cast<A>(a.eps);
   const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
   parallel_for(a.num_rows, grain_rows(a.dim * (a.num_experts + 1)), [&](std::int64_t begin, std::int64_t end) {
-    std::vector<A> work(static_cast<std::size_t>(a.num_experts + a.k));
-    A* cosine = work.data();
-    A* top = cosine + a.num_experts;
-    for (std::int64_t i = begin; i < end; ++i) {
-      const T* x = a.x + i * a.dim;
-      const A norm = std::sqrt(squared_norm(x, a.dim));
-      // Written so that a NaN norm stays NaN: fmax would drop it.
-      const A clamped = norm < eps ? eps : norm;
-      cosines(x, unit.data(), a.num_experts, a.dim, A{1} / clamped, cosine);
-      select_top(cosine, a.num_experts, a.k, top, a.index + i * a.k);
-      softmax_bounded(top, a.k);
-      for (std::int64_t r = 0; r < a.k; ++r) a.gate[i * a.k + r] = narrow<T>(top[r]);
-    }
+    CosineBlock<T> block(unit.data(), a.num_experts, a.dim, a.k, eps);
+    for (std::int64_t i = begin; i < end; i += block.kRows) block.route(a, i, end);
   });
 }
 

@@ -1,0 +1,77 @@
+"""cosine_topk_update: routing and the moving average of the memory in one pass over the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _dispatch as op
+
+
+def cosine_topk_update(
+    x: Tensor, memory: Tensor, k: int, rate: float = 0.9, normalize: bool = True, eps: float = 1e-12
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Route each row to its k nearest expert embeddings, and move these towards their rows.
+
+    The same as :func:`cosine_topk` followed by :func:`memory_update` on its result (RbM, eqs. 3 and 4), but x is read
+    once: what a training step of a router needs.
+
+    Args:
+        x: [N, D] rows to route, float32 or bfloat16 (float64 in tests).
+        memory: [E, D] embeddings that route, of x's dtype; left as they are. Get no gradient.
+        k: experts per row, 1 <= k <= E.
+        rate: share of the old direction, in [0, 1].
+        normalize: average directions of rows; False averages the rows as they are.
+        eps: smallest norm.
+
+    Returns:
+        gate [N, k], index [N, k] int64 as from cosine_topk, and the new memory [E, D], which carries no gradient.
+
+    Raises:
+        ValueError: shapes or devices do not fit, k is out of [1, E], or rate out of [0, 1].
+        TypeError: dtypes are not floating or differ.
+
+    Deterministic: yes, bit for bit, for any number of threads.
+
+    Example:
+        >>> gate, index, memory = cosine_topk_update(torch.ones(1, 4), torch.eye(4), k=2, rate=0.5)
+        >>> index.tolist(), memory[0].tolist()
+        ([[0, 1]], [0.75, 0.25, 0.25, 0.25])
+    """
+    name = "cosine_topk_update"
+    op.expect_dim(name, "x", x, 2, "[N, D]")
+    op.expect_dim(name, "memory", memory, 2, "[E, D]")
+    op.expect_dtype(name, "x", x, op.FLOATING)
+    op.expect_like(name, "memory", memory, "x", x)
+    dim = x.shape[1]
+    op.expect(memory.shape[1] == dim, name, "memory", lambda: f"of shape [E, {dim}] to match 'x'", list(memory.shape))
+    op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
+    op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
+    if not op.native():
+        return reference.cosine_topk_update(x, memory, k, rate, normalize, eps)
+    gate, index, new_memory = op.call(name, x, memory, k, rate, normalize, eps)
+    return gate, index, new_memory
+
+
+def _fake(x: Tensor, memory: Tensor, k: int, rate: float, normalize: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    return x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64), memory.new_empty(memory.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, memory, _, _, _, ctx.eps = inputs
+    ctx.save_for_backward(x, memory, output[1])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward(ctx: Any, grad_gate: Tensor, *_others: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, memory, index = ctx.saved_tensors
+    grad_x = torch.ops.gmoe.cosine_topk_grad_x(grad_gate, x, memory, index, ctx.eps)
+    return grad_x, None, None, None, None, None
+
+
+# As in its two parts: ties and the step of the average must not depend on the precision.
+op.register("cosine_topk_update", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
