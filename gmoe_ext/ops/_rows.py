@@ -70,6 +70,15 @@ def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transp
     )
 
 
+def expect_transpose(name: str, offsets: Tensor | None, of: str) -> None:
+    """Check in a backward that the raw operator was given what :func:`transpose_for` finds."""
+    if offsets is None:
+        raise RuntimeError(
+            f"gmoe::{name}: expected 'transpose_offsets' for the gradient of {of}, got None; "
+            f"mend: call gmoe_ext.ops.{name}, which passes the transposed graph"
+        )
+
+
 def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 

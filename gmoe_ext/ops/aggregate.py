@@ -75,11 +75,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, offsets, columns, weight, reverse_offsets, reverse_columns, reverse_weight, reverse_order = ctx.saved_tensors
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
-        if reverse_offsets is None:
-            raise RuntimeError(
-                "gmoe::aggregate: expected 'transpose_offsets' for the gradient of 'x', got None; "
-                "mend: call gmoe_ext.ops.aggregate, which passes the transposed graph"
-            )
+        _rows.expect_transpose("aggregate", reverse_offsets, "'x'")
         # reverse_weight is weight in another order, and differentiable as such; so the gradient is it, too.
         grad_x = torch.ops.gmoe.aggregate(
             grad_y, reverse_offsets, reverse_columns, reverse_weight, offsets, columns, weight, None

@@ -83,11 +83,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     want_x, want_table, *_, want_weight = ctx.needs_input_grad[:6]
     grad_x = grad_table = grad_weight = None
     if want_x or want_table:
-        if reverse[0] is None:
-            raise RuntimeError(
-                "gmoe::edge_aggregate: expected 'transpose_offsets' for the gradient of 'x' and 'edge_table', got "
-                "None; mend: call gmoe_ext.ops.edge_aggregate, which passes the transposed graph"
-            )
+        _rows.expect_transpose("edge_aggregate", reverse[0], "'x' and 'edge_table'")
         grad_x, grad_table = torch.ops.gmoe.edge_aggregate_grad(grad_y, x, table, *reverse, want_x, want_table)
     if want_weight:
         grad_weight = torch.ops.gmoe.edge_aggregate_grad_weight(grad_y, x, table, offsets, columns, edge_type)

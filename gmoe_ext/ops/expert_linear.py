@@ -161,60 +161,26 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_weight, grad_bias, None, None, None, grad_gate, None
 
 
-def _fake_grad_x(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    offsets: Tensor,
-    order: Tensor,
-    k: int,
-    gate: Tensor | None,
-    source: Tensor | None,
-) -> Tensor:
+def _fake_grad_x(grad_y: Tensor, x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _fake_grad_weight(
-    grad_y: Tensor,
-    x: Tensor,
-    offsets: Tensor,
-    order: Tensor,
-    k: int,
-    gate: Tensor | None,
-    source: Tensor | None,
-) -> Tensor:
+def _fake_grad_weight(grad_y: Tensor, x: Tensor, offsets: Tensor, *_: Any) -> Tensor:
     return x.new_empty(offsets.shape[0] - 1, grad_y.shape[-1], x.shape[1])
 
 
-def _fake_grad_bias(grad_y: Tensor, offsets: Tensor, order: Tensor, k: int, gate: Tensor | None) -> Tensor:
+def _fake_grad_bias(grad_y: Tensor, offsets: Tensor, *_: Any) -> Tensor:
     return grad_y.new_empty(offsets.shape[0] - 1, grad_y.shape[-1])
 
 
 def _fake_grad_gate(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    offsets: Tensor,
-    order: Tensor,
-    k: int,
-    source: Tensor | None,
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, order: Tensor, k: int, *_: Any
 ) -> Tensor:
     return x.new_empty(order.shape[0] // k, k)
 
 
-def _fake_grad_x_gate(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    offsets: Tensor,
-    order: Tensor,
-    k: int,
-    gate: Tensor,
-    source: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(order.shape[0] // k, k)
+def _fake_grad_x_gate(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _fake_grad_x(grad_y, x), _fake_grad_gate(grad_y, x, *others)
 
 
 op.register("expert_linear", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.bfloat16)

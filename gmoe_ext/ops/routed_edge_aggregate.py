@@ -109,11 +109,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     want_x, want_table, *_, want_weight = ctx.needs_input_grad[:8]
     grad_x = grad_table = grad_weight = None
     if want_x or want_table:
-        if reverse[0] is None:
-            raise RuntimeError(
-                "gmoe::routed_edge_aggregate: expected 'transpose_offsets' for the gradient of 'x' and 'edge_table', "
-                "got None; mend: call gmoe_ext.ops.routed_edge_aggregate, which passes the transposed graph"
-            )
+        _rows.expect_transpose("routed_edge_aggregate", reverse[0], "'x' and 'edge_table'")
         grad_x, grad_table = torch.ops.gmoe.routed_edge_aggregate_grad(
             grad_y, x, table, index, ctx.first_expert, *reverse, want_x, want_table
         )
