@@ -120,7 +120,16 @@ def _types(sample: Sample) -> int:
 
 
 _COLUMNS = {"graph.columns": _nodes}
-_UNTYPED = BadCase("no-edge-types", lambda s: {"graph.edge_type": None}, ValueError, "graph")
+# What operators over typed edges refuse.
+_BAD_MESSAGES = (
+    _shape("x", _flat, "flat"),
+    _shape("x", _taller, "taller"),
+    _shape("edge_table", _flat, "flat"),
+    _shape("edge_table", _wider, "wider"),
+    _dtype("x", torch.int64),
+    _dtype("edge_table", torch.bfloat16),
+    BadCase("no-edge-types", lambda s: {"graph.edge_type": None}, ValueError, "graph"),
+)
 _SHORT_PLAN = BadCase("plan-of-other-experts", lambda s: {"plan": _more_experts(s["plan"])}, ValueError, "weight")
 
 
@@ -252,15 +261,7 @@ OPS = (
         lambda rows: inputs.edge("random", rows, 31, types=7),
         differentiable=("x", "edge_table", "graph.weight"),
         second_derivative=("graph.weight",),  # linear in it: its gradient does not depend on it
-        bad=(
-            _shape("x", _flat, "flat"),
-            _shape("x", _taller, "taller"),
-            _shape("edge_table", _flat, "flat"),
-            _shape("edge_table", _wider, "wider"),
-            _dtype("x", torch.int64),
-            _dtype("edge_table", torch.bfloat16),
-            _UNTYPED,
-        ),
+        bad=_BAD_MESSAGES,
         indices={**_COLUMNS, "graph.edge_type": _types},
         row_of="x",
     ),
@@ -271,16 +272,10 @@ OPS = (
         differentiable=("x", "edge_table", "graph.weight"),
         second_derivative=("graph.weight",),  # linear in it: its gradient does not depend on it
         bad=(
-            _shape("x", _flat, "flat"),
-            _shape("x", _taller, "taller"),
-            _shape("edge_table", _flat, "flat"),
-            _shape("edge_table", _wider, "wider"),
+            *_BAD_MESSAGES,
             _shape("index", _flat, "flat"),
             _shape("index", _taller, "taller"),
-            _dtype("x", torch.int64),
-            _dtype("edge_table", torch.bfloat16),
             _dtype("index", torch.float32),
-            _UNTYPED,
         ),
         indices={**_COLUMNS, "graph.edge_type": _types},
     ),
