@@ -25,8 +25,13 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	GMOE_EXT_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --cov=gmoe_ext --cov-report=term:skip-covered --cov-fail-under=85
 
+# The latency report, bench/results/latency.{md,png}. Rivals get the huge pages that our own results ask for.
+bench: export THP_MEM_ALLOC_ENABLE = 1
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest bench --benchmark-only -o python_files='bench_*.py' -o addopts= --benchmark-columns=median,iqr,ops
+	mkdir -p build
+	$(BIN)/python -m pytest bench --benchmark-only -o python_files='bench_*.py' -o addopts= \
+	    --benchmark-columns=median,iqr,ops --benchmark-json=build/latency.json
+	$(BIN)/python -m bench.latency build/latency.json
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

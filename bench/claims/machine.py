@@ -24,6 +24,7 @@ def describe(threads: int, clock: str = "wall") -> dict[str, Any]:
     native = gmoe_ext.backend() == "native"
     return {
         "cpu": cpu_model(),
+        "caches": {f"L{level}": size for level, size in caches().items()},
         "cpus": len(os.sched_getaffinity(0)),
         "cpus_of_machine": os.cpu_count(),
         "instruction_set": gmoe_ext.build_info()["cpu"] if native else "reference",
@@ -85,6 +86,17 @@ def commit() -> str:
         check=False,
     )
     return run.stdout.strip() if run.returncode == 0 else "no repository"
+
+
+def caches() -> dict[int, int]:
+    """Bytes of each level of data cache that one CPU sees: {1: 49152, 2: 2097152, 3: ...}; empty where not told."""
+    sizes = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction":
+            factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]
+            sizes[int(level)] = int(size[:-1]) * factor
+    return sizes
 
 
 class Neighbours:

@@ -1,4 +1,4 @@
-"""expert_linear against a loop over the experts (index_select, addmm, index_add), the best of the eager styles.
+"""expert_linear against its pure-PyTorch reference and a loop over the experts (index_select, addmm, index_add).
 
 The gemm entry is the floor: one dense product with as many rows as there are slots.
 """
@@ -6,7 +6,7 @@ The gemm entry is the floor: one dense product with as many rows as there are sl
 import pytest
 import torch
 
-from gmoe_ext import ops
+from gmoe_ext import ops, reference
 
 SIZES = [(1, 256), (1_024, 256), (20_000, 256)]
 NUM_EXPERTS, K = 8, 3
@@ -40,7 +40,11 @@ def operands(num_rows, dim, requires_grad=False):
     return x, weight, bias, ops.expert_plan(index, NUM_EXPERTS), gate
 
 
-@pytest.mark.parametrize("implementation", [ops.expert_linear, loop, gemm], ids=["native", "loop", "gemm"])
+@pytest.mark.parametrize(
+    "implementation",
+    [ops.expert_linear, reference.expert_linear, loop, gemm],
+    ids=["native", "reference", "loop", "gemm"],
+)
 @pytest.mark.parametrize("num_rows,dim", SIZES)
 def test_forward(benchmark, implementation, num_rows, dim):
     arguments = operands(num_rows, dim)
@@ -50,7 +54,9 @@ def test_forward(benchmark, implementation, num_rows, dim):
     benchmark(implementation, *arguments)
 
 
-@pytest.mark.parametrize("implementation", [ops.expert_linear, loop], ids=["native", "loop"])
+@pytest.mark.parametrize(
+    "implementation", [ops.expert_linear, reference.expert_linear, loop], ids=["native", "reference", "loop"]
+)
 @pytest.mark.parametrize("num_rows,dim", SIZES)
 def test_forward_and_backward(benchmark, implementation, num_rows, dim):
     arguments = operands(num_rows, dim, requires_grad=True)

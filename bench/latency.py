@@ -1,0 +1,128 @@
+"""The latency report: python -m bench.latency BENCHMARK.json, as `make bench` calls it.
+
+Reads what pytest-benchmark measured under bench/ and writes bench/results/latency.md and latency.png: p50 and p95 of
+every implementation, and how many times as long as ours the pure-PyTorch form takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .claims import machine
+from .claims.report import duration
+from .claims.timing import Samples
+
+RESULTS = Path(__file__).resolve().parent / "results"
+OURS = ("native", "packed")
+PURE = ("reference", "torch")  # the pure-PyTorch form: of an operator its reference, of a packed student its model
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation on one job; seconds."""
+
+    group: str
+    name: str
+    p50: float
+    p95: float
+    rounds: int
+
+    @property
+    def ours(self) -> bool:
+        return self.name in OURS
+
+
+def rows_of(record: dict[str, Any]) -> list[Row]:
+    """The rows of a pytest-benchmark file with its data, group by group, ours first.
+
+    Raises:
+        ValueError: the file has no rounds (written without --benchmark-json or with --benchmark-save alone).
+    """
+    rows = []
+    for one in record["benchmarks"]:
+        seconds = one["stats"].get("data")
+        if not seconds:
+            raise ValueError(f"{one['fullname']}: no single rounds in the file; mend: pytest --benchmark-json=FILE")
+        samples = Samples(tuple(seconds))
+        name = one["extra_info"].get("implementation", "native")
+        group = one["group"] or one["name"]
+        # The same student is benched packed and in torch, once as RbM and once as MLP.
+        kind = (one.get("params") or {}).get("name")
+        group = f"{group}, {kind}" if kind else group
+        rows.append(Row(group, name, samples.percentile(50), samples.percentile(95), len(seconds)))
+    order = {group: place for place, group in enumerate(dict.fromkeys(row.group for row in rows))}
+    return sorted(rows, key=lambda row: (order[row.group], not row.ours, row.p50))
+
+
+def pure(rows: Sequence[Row], group: str) -> Row | None:
+    """The pure-PyTorch row of a group, if it has one."""
+    return next((row for row in rows if row.group == group and row.name in PURE), None)
+
+
+def table(rows: Sequence[Row]) -> Iterable[str]:
+    """Markdown."""
+    yield "| job | implementation | p50 | p95 | pure PyTorch takes | rounds |"
+    yield "|---|---|---|---|---|---|"
+    last = ""
+    for row in rows:
+        base = pure(rows, row.group)
+        ratio = "" if base is None else f"{base.p50 / row.p50:.2f}x"
+        group = row.group if row.group != last else ""
+        last = row.group
+        yield f"| {group} | {row.name} | {duration(row.p50)} | {duration(row.p95)} | {ratio} | {row.rounds} |"
+
+
+def plot(rows: Sequence[Row], title: str, path: Path) -> None:
+    """One line per job: a bar from p50 to p95 for each implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups = list(dict.fromkeys(row.group for row in rows))
+    names = sorted({row.name for row in rows}, key=lambda name: (name not in OURS, name not in PURE, name))
+    figure, axes = plt.subplots(figsize=(10, 1.5 + 0.27 * len(groups)), layout="constrained")
+    for place, name in enumerate(names):
+        mine = [row for row in rows if row.name == name]
+        y = [groups.index(row.group) + 0.12 * (place - (len(names) - 1) / 2) for row in mine]
+        axes.hlines(y, [row.p50 for row in mine], [row.p95 for row in mine], color=f"C{place}", linewidth=2)
+        axes.plot([row.p50 for row in mine], y, "o", markersize=4, color=f"C{place}", label=name)
+    axes.set(xscale="log", xlabel="seconds, dot p50, line to p95", title=title)
+    axes.set_yticks(range(len(groups)), groups, fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write(record: dict[str, Any], facts: dict[str, Any], out: Path) -> list[Path]:
+    """Write latency.md and latency.png into ``out``."""
+    rows = rows_of(record)
+    page, picture = out / "latency.md", out / "latency.png"
+    head = ["# Latency", "", "Made by `make bench`; do not edit. " + machine.line(facts) + ".", ""]
+    page.write_text("\n".join([*head, *table(rows), "", "![p50 and p95](latency.png)"]) + "\n")
+    plot(rows, f"{facts['cpu']}, {facts['instruction_set']}, {facts['threads']} threads", picture)
+    return [page, picture]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the report of a file."""
+    parser = argparse.ArgumentParser("python -m bench.latency", description="The latency report of `make bench`.")
+    parser.add_argument("record", type=Path, help="written by pytest --benchmark-json")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args(arguments)
+    import torch
+
+    facts = machine.describe(torch.get_num_threads())
+    for path in write(json.loads(options.record.read_text()), facts, options.out):
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
