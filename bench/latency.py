@@ -107,7 +107,7 @@ def write(record: dict[str, Any], facts: dict[str, Any], out: Path) -> list[Path
     page, picture = out / "latency.md", out / "latency.png"
     head = ["# Latency", "", "Made by `make bench`; do not edit. " + machine.line(facts) + ".", ""]
     page.write_text("\n".join([*head, *table(rows), "", "![p50 and p95](latency.png)"]) + "\n")
-    plot(rows, f"{facts['cpu']}, {facts['instruction_set']}, {facts['threads']} threads", picture)
+    plot(rows, f"{facts['cpu']}, {facts['instruction_set']}, {machine.threads(facts)}", picture)
     return [page, picture]
 
 

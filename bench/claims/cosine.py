@@ -40,12 +40,6 @@ def experiments(settings: Settings) -> list[Experiment]:
     ]
 
 
-def route_and_move(x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Routing and the memories that follow it, as the router does in training."""
-    gate, index = ops.cosine_topk(x, memory, K)
-    return gate, index, ops.memory_update(memory, x, gate, index, RATE)
-
-
 def _operands(rows: int) -> tuple[Tensor, Tensor]:
     return inputs.normal(rows, DIM, seed=0), inputs.normal(NUM_EXPERTS, DIM, seed=1)
 
@@ -55,7 +49,7 @@ def many_rows(settings: Settings, rows: int) -> Variants:
     x, memory = _operands(rows)
     gate, index = reference.cosine_topk(x, memory, K)
     right = parity.same_routing(gate, index)
-    moved = parity.same(reference.memory_update(memory, x, gate, index, RATE))
+    moved = parity.same(reference.cosine_topk_update(x, memory, K, RATE)[2])
 
     def moved_too(result: tuple[Tensor, Tensor, Tensor]) -> None:
         right(result[:2])
@@ -63,7 +57,7 @@ def many_rows(settings: Settings, rows: int) -> Variants:
 
     return {
         "ours": Variant(lambda: ops.cosine_topk(x, memory, K), right),
-        "ours with average": Variant(lambda: route_and_move(x, memory), moved_too),
+        "ours with average": Variant(lambda: ops.cosine_topk_update(x, memory, K, RATE), moved_too),
         "x.sum()": Variant(x.sum),
         "eager": Variant(lambda: rivals.eager(x, memory, K), right),
         "published": Variant(lambda: rivals.published(x, memory, K, RATE), moved_too),
@@ -81,7 +75,7 @@ def one_row(settings: Settings) -> Variants:
     return {
         "ours": Variant(lambda: ops.cosine_topk(x, memory, K), right),
         "ours, no rows": Variant(lambda: ops.cosine_topk(nothing, memory, K)),
-        "ours with average": Variant(lambda: route_and_move(x, memory)),
+        "ours with average": Variant(lambda: ops.cosine_topk_update(x, memory, K, RATE)),
         "eager": Variant(lambda: rivals.eager(x, memory, K), right),
         "torch.compile": optional(lambda: _compiled(settings, x, memory, right)),
     }

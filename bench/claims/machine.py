@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def describe(threads: int, clock: str = "wall") -> dict[str, Any]:
+def describe(num_threads: int, clock: str = "wall") -> dict[str, Any]:
     """The machine, the software and the settings."""
     native = gmoe_ext.backend() == "native"
     return {
@@ -28,7 +28,7 @@ def describe(threads: int, clock: str = "wall") -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "cpus_of_machine": os.cpu_count(),
         "instruction_set": gmoe_ext.build_info()["cpu"] if native else "reference",
-        "threads": threads,
+        "threads": num_threads,
         "clock": clock,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -43,7 +43,7 @@ def line(machine: dict[str, Any]) -> str:
     parts = (
         machine["cpu"],
         f"{machine['cpus']} of {machine['cpus_of_machine']} CPUs",
-        f"{machine['threads']} threads, {machine['clock']} clock",
+        f"{threads(machine)}, {machine['clock']} clock",
         machine["instruction_set"],
         f"torch {machine['torch']}",
         machine["allocator"],
@@ -51,6 +51,11 @@ def line(machine: dict[str, Any]) -> str:
         machine["date"],
     )
     return " | ".join(parts)
+
+
+def threads(machine: dict[str, Any]) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
 
 
 def cpu_model() -> str:

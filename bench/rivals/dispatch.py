@@ -64,17 +64,19 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, gate: Tensor) 
     return (stacked_NEF * mask_NE.unsqueeze(2)).sum(1)
 
 
-def published_dispatcher(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, gate: Tensor) -> Tensor:
-    """RbM's published way: dense gates, nonzero and sorts, part sizes to Python, one out-of-place sum per expert."""
-    gates_NE = dense_gate(index, gate, len(weight))
-    # (row, expert) pairs sorted by expert; each pair takes the whole gate row although one number of it is used.
+def published_parts(gates_NE: Tensor) -> tuple[Tensor, list[int]]:
+    """The rows of each expert, one after the other, and how many: nonzero, two sorts, sizes to Python."""
     pairs = torch.nonzero(gates_NE)
     _, by_expert = pairs.sort(0)
-    rows = pairs[by_expert[:, 1], 0]
-    sizes = (gates_NE > 0).sum(0).tolist()
-    expanded = gates_NE[rows]
+    return pairs[by_expert[:, 1], 0], (gates_NE > 0).sum(0).tolist()
+
+
+def published_dispatcher(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, gate: Tensor) -> Tensor:
+    """RbM's published way: each slot takes its whole row of dense gates, and each expert adds out of place."""
+    gates_NE = dense_gate(index, gate, len(weight))
+    rows, sizes = published_parts(gates_NE)
     y = x.new_zeros(len(x), weight.shape[1])
-    pieces = zip(x[rows].split(sizes), rows.split(sizes), expanded.split(sizes), strict=True)
+    pieces = zip(x[rows].split(sizes), rows.split(sizes), gates_NE[rows].split(sizes), strict=True)
     for expert, (piece, mine, gates) in enumerate(pieces):
         if len(piece):
             part = F.linear(piece, weight[expert], bias[expert])

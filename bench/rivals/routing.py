@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dispatch import dense_gate, published_parts
+
 
 def eager(x_ND: Tensor, memory_ED: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Normalise, multiply, topk, softmax."""
@@ -20,20 +22,21 @@ def eager(x_ND: Tensor, memory_ED: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def published(x_ND: Tensor, memory_ED: Tensor, k: int, rate: float) -> tuple[Tensor, Tensor, Tensor]:
     """Routing with RbM's published update of the memories.
 
-    Gates are kept as dense [N, E]; for each expert its rows are looked up, normalised once more and averaged by a
-    softmax over their gates. Expects memories that all have rows.
+    The rows go through the dispatcher: each of the N k slots gets its row, its whole row of dense gates and of the
+    mask; each expert normalises its rows once more and averages them by a softmax over its own gates.
     """
     unit_ED = F.normalize(memory_ED, dim=1)
     cosine_NE = F.normalize(x_ND, dim=1) @ unit_ED.T
     top_NK, index_NK = torch.topk(cosine_NE, k, dim=1)
     gate_NK = torch.softmax(top_NK, dim=1)
-    gates_NE = torch.zeros_like(cosine_NE).scatter(1, index_NK, gate_NK)
-    means = []
-    for expert in range(len(memory_ED)):
-        (rows,) = torch.where(gates_NE[:, expert] > 0)
-        share = torch.softmax(gates_NE[rows][:, expert], dim=0)
-        means.append((share.unsqueeze(1) * F.normalize(x_ND[rows], dim=1)).sum(0))
-    return gate_NK, index_NK, rate * unit_ED + (1 - rate) * torch.stack(means)
+    gates_NE = dense_gate(index_NK, gate_NK, len(memory_ED))
+    rows, sizes = published_parts(gates_NE)
+    routed = [every[rows].split(sizes) for every in (x_ND, gates_NE, gates_NE > 0)]
+    mean_ED = torch.zeros_like(memory_ED)
+    for expert, (piece, gates, mask) in enumerate(zip(*routed, strict=True)):
+        share = torch.softmax(gates[mask[:, expert], expert], dim=0)
+        mean_ED[expert] = (share.unsqueeze(1) * F.normalize(piece, dim=1)).sum(0)
+    return gate_NK, index_NK, rate * unit_ED + (1 - rate) * mean_ED
 
 
 def faiss_search(x_ND: Tensor, memory_ED: Tensor, k: int, threads: int) -> Callable[[], np.ndarray]:

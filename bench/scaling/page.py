@@ -61,9 +61,8 @@ def lines(record: dict[str, Any], claims: Sequence[dict[str, Any]]) -> Iterable[
 
 
 def _claims(record: dict[str, Any]) -> Iterable[str]:
-    threads = record["machine"]["threads"]
     yield ""
-    yield f"## Promises, {threads} thread{'s' if threads > 1 else ''}"
+    yield f"## Promises, {machine.threads(record['machine'])}"
     yield ""
     others = record["cpu_of_others"]
     yield machine.line(record["machine"]) + ("." if others is None else f"; others had {others:.0%} of the CPU.")
@@ -145,6 +144,6 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     facts = record["machine"]
-    figure.suptitle(f"{facts['cpu']}, {facts['instruction_set']}, {facts['threads']} threads", fontsize=9)
+    figure.suptitle(f"{facts['cpu']}, {facts['instruction_set']}, {machine.threads(facts)}", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
