@@ -19,7 +19,7 @@ from .claims.timing import Samples
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = ("native", "packed")
-PURE = ("reference", "torch")  # the pure-PyTorch form: of an operator its reference, of a packed student its model
+PURE = "reference"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
 
 def pure(rows: Sequence[Row], group: str) -> Row | None:
     """The pure-PyTorch row of a group, if it has one."""
-    return next((row for row in rows if row.group == group and row.name in PURE), None)
+    return next((row for row in rows if row.group == group and row.name == PURE), None)
 
 
 def table(rows: Sequence[Row]) -> Iterable[str]:
@@ -85,7 +85,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = list(dict.fromkeys(row.group for row in rows))
-    names = sorted({row.name for row in rows}, key=lambda name: (name not in OURS, name not in PURE, name))
+    names = sorted({row.name for row in rows}, key=lambda name: (name not in OURS, name != PURE, name))
     figure, axes = plt.subplots(figsize=(10, 1.5 + 0.27 * len(groups)), layout="constrained")
     for place, name in enumerate(names):
         mine = [row for row in rows if row.name == name]

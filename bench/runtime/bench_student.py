@@ -1,5 +1,6 @@
-"""A packed student against the model it came from and a plain MLP of one expert's size, 192 -> 256 -> 256 -> 40."""
+"""A packed student against the model it came from, with and without compiled operators; 192 -> 256 -> 256 -> 40."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from gmoe_ext import models
 from gmoe_ext.export import pack
 from gmoe_ext.runtime import PackedStudent
+
+from ..claims.backend import on_reference
 
 SHAPE = {"in_dim": 192, "hidden_dim": 256, "out_dim": 40, "num_layers": 3}
 
@@ -20,7 +23,7 @@ def build(name: str):
 
 
 @pytest.mark.parametrize("name", ["rbm", "mlp"])
-@pytest.mark.parametrize("implementation", ["packed", "torch"])
+@pytest.mark.parametrize("implementation", ["packed", "torch", "reference"])
 @pytest.mark.parametrize("count", [1, 64, 1000])
 def test_student(benchmark, tmp_path: Path, name: str, implementation: str, count: int):
     model = build(name)
@@ -42,7 +45,8 @@ def test_student(benchmark, tmp_path: Path, name: str, implementation: str, coun
         def answer():
             nonlocal turn
             turn += 1
-            return model(batches[turn % 64]).logits
+            with on_reference() if implementation == "reference" else nullcontext():
+                return model(batches[turn % 64]).logits
 
     benchmark.group = f"student, {count} rows"
     benchmark(answer)
