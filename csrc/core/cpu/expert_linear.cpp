@@ -57,7 +57,6 @@ void expert_linear(const ExpertLinear<T>& a, T* y) {
   p.depth = a.in_dim;
   p.columns = a.out_dim;
   p.out_rows = a.gate != nullptr ? a.plan.num_rows : a.plan.num_slots();
-  p.rows_are_slots = a.gate == nullptr;
   p.out = y;
   run_routed_product(p);
 }

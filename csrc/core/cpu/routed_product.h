@@ -3,8 +3,9 @@
 //   slot_value[s]   += z_s . against[out_row(s)] + in[in_row(s)] . in_against_e    the gradient for the gate.
 //
 // Output rows are cut into blocks that stay in the second-level cache and have one owner, so there are no atomics. In a
-// block the slots of an expert are a contiguous piece of the plan (it is sorted by output row); they are gathered into
-// a buffer and multiplied tile by tile with the packed weights; gate, bias and sum happen while a tile is in registers.
+// block the slots of an expert are a contiguous piece of the plan (it is sorted by output row). A tile's worth of rows is
+// gathered into the first-level cache and multiplied with the expert's packed weights, which stream from the second
+// level; gate, bias and sum happen while a tile is in registers. Rows that come next are fetched meanwhile.
 // A row is summed over experts in ascending order and over depth in fixed blocks: the result depends neither on the
 // number of threads nor on how rows fall into blocks. Experts with few rows skip the packing: one dot product per
 // output. Floor: the same multiply-adds at the register tile's peak.
@@ -18,6 +19,7 @@
 
 #include "core/cpu/few_rows.h"
 #include "core/cpu/register_tile.h"
+#include "core/cpu/tile.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {
@@ -25,7 +27,8 @@ namespace gmoe::core::GMOE_ISA {
 inline constexpr std::int64_t kDepthBlock = 256;  // a panel of 256 x 32 floats is 32 KiB, first-level cache
 template <typename A>
 inline constexpr int kGatherStride = kDepthBlock + 64 / sizeof(A);  // one cache line more: rows start in different sets
-inline constexpr std::int64_t kGatherRows = 18 * kTileRows;         // 252 rows of 1 KiB: gathered rows stay in L2
+inline constexpr std::int64_t kResidentWeights = 1 << 18;           // elements of an expert that L2 holds beside rows
+inline constexpr std::int64_t kGatherRows = 18 * kTileRows;         // rows to share a read of weights that are larger
 inline constexpr std::int64_t kMinBlockRows = 512;                  // 512 rows of 256 floats are 0.5 MiB of L2
 inline constexpr std::int64_t kMaxBlockRows = 2048;
 inline constexpr std::int64_t kMinRowsPerTask = 64;   // however many threads wait
@@ -56,7 +59,6 @@ struct RoutedProduct {
   const std::int64_t* offsets;  // [num_experts + 1]
   const std::int64_t* order;    // slots by expert, ascending in out_row
   std::int64_t num_experts, depth, columns, out_rows;
-  bool rows_are_slots;         // each output row has exactly one slot
   T* out;                      // [out_rows, columns], or null
   const T* against;            // [out_rows, columns], or null
   const T* in_against;         // [num_experts, depth], or null
@@ -117,8 +119,8 @@ struct TileTask {
   std::int64_t depth;
   const A* bias;               // kTileColumns values, or null
   std::int64_t column, width;  // of the output; width <= kTileColumns
-  bool add;                    // to what the output holds
   A* const* out;               // output row of each input row
+  const A* const* base;        // what it is added to: the output row itself, or zeros
   const A* gate;
   const A* const* against;
   A* dot;  // [rows][kRegisterLanes]
@@ -132,8 +134,7 @@ void finish_narrow_tile(const TileTask<A>& t, const Register<A> (&c)[Rows][2]) {
     for (std::int64_t j = 0; j < t.width; ++j) {
       if constexpr (Dot) t.dot[m * kRegisterLanes<A>] += value[j] * t.against[m][t.column + j];
       if constexpr (Sum) {
-        A& out = t.out[m][t.column + j];
-        out = t.add ? out + t.gate[m] * value[j] : t.gate[m] * value[j];
+        t.out[m][t.column + j] = t.base[m][t.column + j] + t.gate[m] * value[j];
       }
     }
   }
@@ -147,6 +148,10 @@ void run_tile(const TileTask<A>& t) {
   if (t.bias != nullptr) start[0] = at(t.bias), start[1] = at(t.bias + kLanes);
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) c[m][0] = start[0], c[m][1] = start[1];
+  for (int m = 0; Sum && m < Rows; ++m) {
+    __builtin_prefetch(t.base[m] + t.column);
+    __builtin_prefetch(t.base[m] + t.column + kLanes);
+  }
   multiply_tile<Rows, kGatherStride<A>, 1, kTileColumns<A>>(t.rows, t.panel, t.depth, c);
   if (t.width < kTileColumns<A>) {
     finish_narrow_tile<Rows, Sum, Dot>(t, c);
@@ -160,8 +165,8 @@ void run_tile(const TileTask<A>& t) {
     }
     if constexpr (Sum) {
       A* out = t.out[m] + t.column;
-      Register<A> y0 = t.gate[m] * c[m][0], y1 = t.gate[m] * c[m][1];
-      if (t.add) y0 += at(out), y1 += at(out + kLanes);
+      const A* base = t.base[m] + t.column;
+      const Register<A> y0 = t.gate[m] * c[m][0] + at(base), y1 = t.gate[m] * c[m][1] + at(base + kLanes);
       at(out) = y0, at(out + kLanes) = y1;
     }
   }
@@ -178,17 +183,22 @@ void run_tile(int rows, const TileTask<A>& task, std::integer_sequence<int, Less
 
 template <typename A>
 struct BlockBuffers {
-  BlockBuffers(bool any_packed, std::int64_t wide_size, std::int64_t depth, std::int64_t width)
+  BlockBuffers(bool any_packed, std::int64_t rows, std::int64_t wide_size, std::int64_t depth, std::int64_t columns)
       : gathered(any_packed ? kGatherRows * kGatherStride<A> : 0),
         wide_out(wide_size),
         wide_against(wide_size),
         row(depth),
-        value(width) {}
+        value(columns),
+        zeros(static_cast<std::size_t>(columns), A{0}),
+        begun(static_cast<std::size_t>(rows), 0) {}
   Workspace<A> gathered;                // packed experts: input rows
   Workspace<A> wide_out, wide_against;  // the block's rows where T is narrower than A
   Workspace<A> row, value;              // unpacked experts: one input row, one z
+  std::vector<A> zeros;                 // one output row
+  std::vector<char> begun;              // per row of the block: whether it holds a sum
   A gate[kGatherRows];
   A* out[kGatherRows];
+  const A* base[kGatherRows];
   const A* against[kGatherRows];
   alignas(64) A dot[kGatherRows * kRegisterLanes<A>];
 };
@@ -226,6 +236,12 @@ const A* against_row(const RoutedProduct<T>& p, const Block& block, const BlockB
   return wide_row(p, block, const_cast<T*>(p.against), buffers.wide_against, row);
 }
 
+// What the next slot of `row` is added to. A row's first slot finds zeros, so no output is cleared beforehand.
+template <typename A>
+const A* base_row(const Block& block, BlockBuffers<A>& buffers, const A* out, std::int64_t row) {
+  return std::exchange(buffers.begun[row - block.first_row], char{1}) ? out : buffers.zeros.data();
+}
+
 template <typename T, typename A>
 void gather(const RoutedProduct<T>& p, const std::int64_t* slots, std::int64_t rows, std::int64_t depth_begin,
             A* gathered) {
@@ -237,22 +253,43 @@ void gather(const RoutedProduct<T>& p, const std::int64_t* slots, std::int64_t r
   }
 }
 
+// Input rows that are wanted soon, fetched little by little.
+template <typename T>
+class RowsAhead {
+ public:
+  RowsAhead(const RoutedProduct<T>& p, const std::int64_t* slots, std::int64_t n) : p_(p), slots_(slots), n_(n) {}
+  // Fetches the part-th of `parts` shares, blocks of depth from `depth_begin` on.
+  void fetch(std::int64_t part, std::int64_t parts, std::int64_t depth_begin) const {
+    const std::int64_t depth = std::min(p_.depth_block(), p_.depth - depth_begin);
+    for (std::int64_t m = part * n_ / parts; m < (part + 1) * n_ / parts; ++m) {
+      prefetch_row(p_.in + p_.in_row(slots_[m]) * p_.depth + depth_begin, depth);
+    }
+  }
+
+ private:
+  const RoutedProduct<T>& p_;
+  const std::int64_t* slots_;
+  std::int64_t n_;
+};
+
 template <typename T, typename A>
 void multiply_gathered(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
-                       std::int64_t rows, std::int64_t depth_begin, BlockBuffers<A>& buffers) {
+                       std::int64_t rows, std::int64_t depth_begin, const RowsAhead<T>& ahead,
+                       BlockBuffers<A>& buffers) {
   TileTask<A> task{};
   task.depth = std::min(p.depth_block(), p.depth - depth_begin);
-  // A slot's own row is stored, not added to, by its first block of depth, unless it is in the zeroed wide copy.
-  task.add = !p.rows_are_slots || !std::is_same_v<T, A> || depth_begin > 0;
+  const std::int64_t panels = (block.last_column - block.first_column + kTileColumns<A> - 1) / kTileColumns<A>;
   for (std::int64_t column = block.first_column; column < block.last_column; column += kTileColumns<A>) {
     task.panel =
         pass.packed + pass.packed_at[expert] + (column - pass.first_column) * p.depth + depth_begin * kTileColumns<A>;
     task.bias = pass.bias != nullptr && depth_begin == 0 ? pass.bias + expert * pass.bias_stride + column : nullptr;
+    ahead.fetch((column - block.first_column) / kTileColumns<A>, panels, depth_begin);
     task.column = column;
     task.width = std::min<std::int64_t>(kTileColumns<A>, block.last_column - column);
     for (std::int64_t m = 0; m < rows; m += kTileRows) {
       task.rows = buffers.gathered.data() + m * kGatherStride<A>;
       task.out = buffers.out + m;
+      task.base = buffers.base + m;
       task.gate = buffers.gate + m;
       task.against = buffers.against + m;
       task.dot = buffers.dot + m * kRegisterLanes<A>;
@@ -273,18 +310,21 @@ template <typename T, typename A>
 void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
                      const std::int64_t* slots, std::int64_t n, BlockBuffers<A>& buffers) {
   constexpr int kLanes = kRegisterLanes<A>;
-  // Chunks of about equal size: every chunk reads the packed weights again, so none should be small.
-  const std::int64_t chunks = (n + kGatherRows - 1) / kGatherRows;
+  // Every chunk reads the packed weights again: cheap from L2, a tile at a time; else in few chunks of about equal size.
+  const std::int64_t most = p.depth * p.columns <= kResidentWeights ? kTileRows : kGatherRows;
+  const std::int64_t chunks = (n + most - 1) / most;
   const std::int64_t chunk = round_up((n + chunks - 1) / chunks, kTileRows);
   for (std::int64_t begin = 0; begin < n; begin += chunk) {
     const std::int64_t rows = std::min(chunk, n - begin);
     for (std::int64_t m = 0; m < rows; ++m) {
       const std::int64_t slot = slots[begin + m], row = p.out_row(slot);
       buffers.out[m] = out_row(p, block, buffers, row);
+      buffers.base[m] = base_row(block, buffers, buffers.out[m], row);
       buffers.against[m] = against_row(p, block, buffers, row);
       buffers.gate[m] = p.gate != nullptr ? A{widen(p.gate[slot])} : A{1};
     }
     if (p.against != nullptr) std::fill(buffers.dot, buffers.dot + rows * kLanes, A{0});
+    const RowsAhead<T> ahead(p, slots + begin + rows, std::min<std::int64_t>(kTileRows, n - begin - rows));
     for (std::int64_t d = 0; d < p.depth || d == 0; d += std::max<std::int64_t>(1, p.depth_block())) {
       gather(p, slots + begin, rows, d, buffers.gathered.data());
       if (p.in_against != nullptr && block.first_column == 0) {
@@ -294,7 +334,8 @@ void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block
               dot_row(against, buffers.gathered.data() + m * kGatherStride<A>, std::min(p.depth_block(), p.depth - d));
         }
       }
-      multiply_gathered(p, pass, block, expert, rows, d, buffers);
+      multiply_gathered(p, pass, block, expert, rows, d, ahead, buffers);
+      std::copy(buffers.out, buffers.out + rows, buffers.base);
     }
     for (std::int64_t m = 0; p.against != nullptr && m < rows; ++m) {
       for (int lane = 0; lane < kLanes; ++lane) p.slot_value[slots[begin + m]] += buffers.dot[m * kLanes + lane];
@@ -327,36 +368,37 @@ void multiply_unpacked(const RoutedProduct<T>& p, const Pass<A>& pass, const Blo
       p.slot_value[slot] += dot_row(p.in_against + expert * p.depth, in, p.depth);
     }
     if (p.out != nullptr) {
-      A* out = out_row(p, block, buffers, row) + block.first_column;
+      A* out = out_row(p, block, buffers, row);
+      const A* base = base_row(block, buffers, out, row) + block.first_column;
       const A gate = p.gate != nullptr ? A{widen(p.gate[slot])} : A{1};
-      for (std::int64_t c = 0; c < width; ++c) out[c] = (p.rows_are_slots ? A{0} : out[c]) + gate * value[c];
+      for (std::int64_t c = 0; c < width; ++c) out[block.first_column + c] = base[c] + gate * value[c];
     }
   }
 }
 
-// Zeroes what will be added to, and widens what will be read.
+// Forgets the last block's sums, and widens what will be read.
 template <typename T, typename A>
 void open_block(const RoutedProduct<T>& p, const Block& block, BlockBuffers<A>& buffers) {
-  constexpr bool wide = !std::is_same_v<T, A>;
+  std::fill(buffers.begun.begin(), buffers.begun.end(), 0);
+  if (p.against == nullptr || std::is_same_v<T, A>) return;
   for (std::int64_t i = block.first_row; i < block.last_row; ++i) {
-    if (p.out != nullptr && (wide || !p.rows_are_slots)) {
-      A* row = out_row(p, block, buffers, i);
-      std::fill(row + block.first_column, row + block.last_column, A{0});
-    }
-    if (p.against != nullptr && wide) {
-      A* row = wide_row(p, block, const_cast<T*>(p.against), buffers.wide_against, i);
-      for (std::int64_t c = block.first_column; c < block.last_column; ++c)
-        row[c] = widen(p.against[i * p.columns + c]);
-    }
+    A* row = wide_row(p, block, const_cast<T*>(p.against), buffers.wide_against, i);
+    for (std::int64_t c = block.first_column; c < block.last_column; ++c) row[c] = widen(p.against[i * p.columns + c]);
   }
 }
 
+// Writes what is still wide, and zeros where no slot came.
 template <typename T, typename A>
 void close_block(const RoutedProduct<T>& p, const Block& block, BlockBuffers<A>& buffers) {
-  if (p.out == nullptr || std::is_same_v<T, A>) return;
+  if (p.out == nullptr) return;
   for (std::int64_t i = block.first_row; i < block.last_row; ++i) {
-    const A* row = out_row(p, block, buffers, i);
-    for (std::int64_t c = block.first_column; c < block.last_column; ++c) p.out[i * p.columns + c] = narrow<T>(row[c]);
+    T* to = p.out + i * p.columns;
+    if (!buffers.begun[i - block.first_row]) {
+      std::fill(to + block.first_column, to + block.last_column, narrow<T>(A{0}));
+    } else if constexpr (!std::is_same_v<T, A>) {
+      const A* row = out_row(p, block, buffers, i);
+      for (std::int64_t c = block.first_column; c < block.last_column; ++c) to[c] = narrow<T>(row[c]);
+    }
   }
 }
 
@@ -418,7 +460,7 @@ void run_pass(const RoutedProduct<T>& p, const Pass<A>& pass, bool any_packed) {
   const std::int64_t tasks = num_blocks * cuts;
   const std::int64_t work = p.num_slots() * p.depth * width / 16 / std::max<std::int64_t>(1, tasks);
   parallel_for(tasks, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
-    BlockBuffers<A> buffers(any_packed, std::is_same_v<T, A> ? 0 : rows * width, p.depth, width);
+    BlockBuffers<A> buffers(any_packed, rows, std::is_same_v<T, A> ? 0 : rows * width, p.depth, p.columns);
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t row = task / cuts * rows, column = pass.first_column + task % cuts * cut;
       if (column >= pass.last_column) continue;
