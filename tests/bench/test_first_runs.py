@@ -79,7 +79,9 @@ def test_only_what_has_no_record_under_present_settings_is_run(tmp_path, monkeyp
 
 
 def test_settings_are_those_a_run_would_record(monkeypatch):
-    monkeypatch.setattr(first_runs, "ENTRIES", [Entry("gmoe/molhiv_gcn", None, (1,), ("--train.epochs", "2"))])
+    monkeypatch.setattr(
+        first_runs, "ENTRIES", [Entry("gmoe/molhiv_gcn", "-", seeds=(1,), flags=("--train.epochs", "2"))]
+    )
     recipe = str(first_runs.CONFIGS / "gmoe/molhiv_gcn.yaml")
     config = parse(["--config", recipe, "--train.epochs", "2", "--seed", "1", "--run_dir", "somewhere"])
     assert first_runs.settings() == {("gmoe/molhiv_gcn", 1): config_hash(config)}

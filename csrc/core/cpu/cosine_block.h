@@ -89,21 +89,21 @@ class CosineBlock {
 
   // Cosines of the first `count` rows with all experts; of as many rows `ahead` the memory is asked for early.
   void multiply(const T* const* rows, std::int64_t count, std::int64_t ahead) {
-    alignas(64) A squares[kRows] = {};
+    Register<A> squares[kRows] = {};
     for (std::int64_t i = 0; i < count; i += kTiledRows<A>) {
       multiply_tile<true>(rows + i, i, 0, squares, i < ahead ? kRows * dim_ : 0);
       for (std::int64_t e = kTiledExperts<A>; e < num_experts_; e += kTiledExperts<A>) {
         multiply_tile<false>(rows + i, i, e, squares, 0);
       }
     }
-    const Vector<A> norm = square_root(load(squares));
+    const Vector<A> norm = square_root(sum_lanes<kRows / 2, A>(squares));
     // Written so that a NaN norm stays NaN: fmax would drop it.
     scale_ = A{1} / (norm < eps_ ? broadcast(eps_) : norm);
     for (auto& c : cosine_) c *= scale_;
   }
 
   template <bool Squares>
-  void multiply_tile(const T* const* rows, std::int64_t first_row, std::int64_t first_expert, A* squares,
+  void multiply_tile(const T* const* rows, std::int64_t first_row, std::int64_t first_expert, Register<A>* squares,
                      std::int64_t ahead) {
     constexpr int kR = kTiledRows<A>, kE = kTiledExperts<A>;
     const A* unit[kE];
@@ -145,7 +145,7 @@ class CosineBlock {
       std::copy(total + e * kR, total + (e + 1) * kR, lanes(cosine_[first_expert + e]) + first_row);
     }
     if constexpr (Squares) {
-      for (int r = 0; r < kR; ++r) squares[first_row + r] = horizontal_sum<A>(square[r]);
+      std::copy(square, square + kR, squares + first_row);
     }
   }
 
