@@ -168,8 +168,8 @@ def table(records: list[Record]) -> str:
         "standard deviation over seeds. `at best val` is the test score at the best validation epoch, the figure to",
         "compare; `best test` is the largest test score over epochs, which the RbM program reports, for teachers too.",
         "Accuracy and ROC-AUC in percent, RMSE as it is. s/run is the median wall time of the student's or network's",
-        "fit, one thread of a shared machine. molhiv uses a reconstructed scaffold split. Cora's inductive test set has",
-        "200 nodes: one seed has a standard error of 3 points.",
+        "fit, one thread of a shared machine. molhiv uses a reconstructed scaffold split. Cora's inductive test set",
+        "has 200 nodes: one seed has a standard error of 3 points.",
         "",
         "| recipe | metric | seeds | val | test at best val | best test | paper "
         "| teacher at best val | teacher, best test | paper's teacher | s/run |",

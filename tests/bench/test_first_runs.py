@@ -12,7 +12,7 @@ from bench.models.first_runs import Entry, key_of
 from gmoe_ext.train.config import config_hash
 from gmoe_ext.train.parse import parse
 
-ONE, TWO = Entry("rbm/one", None), Entry("gmoe/two", "1.0", seeds=(0,))
+ONE, TWO = Entry("rbm/one", "-"), Entry("gmoe/two", "1.0", seeds=(0,))
 HASHES = {("rbm/one", 0): "now", ("rbm/one", 1): "now", ("rbm/one", 2): "now", ("gmoe/two", 0): "now"}
 
 
