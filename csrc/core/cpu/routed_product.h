@@ -3,8 +3,8 @@
 //   slot_value[s]   += z_s . against[out_row(s)] + in[in_row(s)] . in_against_e    the gradient for the gate.
 //
 // Output rows are cut into blocks that stay in the second-level cache and have one owner, so there are no atomics. In a
-// block the slots of an expert are a contiguous piece of the plan (it is sorted by output row). A tile's worth of rows is
-// gathered into the first-level cache and multiplied with the expert's packed weights, which stream from the second
+// block the slots of an expert are a contiguous piece of the plan (it is sorted by output row). A tile's worth of rows
+// is gathered into the first-level cache and multiplied with the expert's packed weights, which stream from the second
 // level; gate, bias and sum happen while a tile is in registers. Rows that come next are fetched meanwhile.
 // A row is summed over experts in ascending order and over depth in fixed blocks: the result depends neither on the
 // number of threads nor on how rows fall into blocks. Experts with few rows skip the packing: one dot product per
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "core/cpu/few_rows.h"
+#include "core/cpu/pack_panel.h"
 #include "core/cpu/register_tile.h"
 #include "core/cpu/tile.h"
 #include "core/parallel.h"
@@ -45,8 +46,6 @@ struct RowOf {
   }
 };
 
-enum class WeightLayout { columns_by_depth, depth_by_columns };
-
 template <typename T>
 struct RoutedProduct {
   const T* in;  // [*, depth]
@@ -73,44 +72,7 @@ struct RoutedProduct {
   }
 };
 
-// ---- stage 1: weights into panels [depth][kTileColumns], widened and zero-padded
-
-template <typename T, typename A>
-void pack_panel(const RoutedProduct<T>& p, std::int64_t expert, std::int64_t column, A* panel) {
-  const std::int64_t width = std::min<std::int64_t>(kTileColumns<A>, p.columns - column);
-  const T* weight = p.weight + expert * p.columns * p.depth;
-  if (width < kTileColumns<A>) std::fill(panel, panel + p.depth * kTileColumns<A>, A{0});
-  if (p.layout == WeightLayout::depth_by_columns) {
-    for (std::int64_t d = 0; d < p.depth; ++d) {
-      const T* row = weight + d * p.columns + column;
-      A* to = panel + d * kTileColumns<A>;
-      for (std::int64_t c = 0; c < width; ++c) to[c] = widen(row[c]);
-    }
-    return;
-  }
-  // Squares of a register's lanes are transposed in registers; what is left over goes element by element.
-  constexpr int kLanes = kRegisterLanes<A>;
-  const std::int64_t square_columns = width - width % kLanes, square_depth = p.depth - p.depth % kLanes;
-  for (std::int64_t c = 0; c < square_columns; c += kLanes) {
-    const T* rows = weight + (column + c) * p.depth;
-    for (std::int64_t d = 0; d < square_depth; d += kLanes) {
-      Register<A> square[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) square[i] = load_register(rows + i * p.depth + d);
-      transpose<kLanes / 2, A>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) at(panel + (d + i) * kTileColumns<A> + c) = square[i];
-    }
-  }
-  for (std::int64_t c = 0; c < width; ++c) {
-    const T* row = weight + (column + c) * p.depth;
-    for (std::int64_t d = c < square_columns ? square_depth : 0; d < p.depth; ++d) {
-      panel[d * kTileColumns<A> + c] = widen(row[d]);
-    }
-  }
-}
-
-// ---- stage 2: one tile of rows against one panel
+// ---- stage 1: one tile of rows against one panel
 
 template <typename A>
 struct TileTask {
@@ -179,7 +141,7 @@ void run_tile(int rows, const TileTask<A>& task, std::integer_sequence<int, Less
   kBySize[rows - 1](task);
 }
 
-// ---- stage 3: the slots of one expert that fall into one block of output rows
+// ---- stage 2: the slots of one expert that fall into one block of output rows
 
 template <typename A>
 struct BlockBuffers {
@@ -310,7 +272,8 @@ template <typename T, typename A>
 void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
                      const std::int64_t* slots, std::int64_t n, BlockBuffers<A>& buffers) {
   constexpr int kLanes = kRegisterLanes<A>;
-  // Every chunk reads the packed weights again: cheap from L2, a tile at a time; else in few chunks of about equal size.
+  // Every chunk reads the packed weights again: cheap from L2, a tile at a time; else in few chunks of about equal
+  // size.
   const std::int64_t most = p.depth * p.columns <= kResidentWeights ? kTileRows : kGatherRows;
   const std::int64_t chunks = (n + most - 1) / most;
   const std::int64_t chunk = round_up((n + chunks - 1) / chunks, kTileRows);
@@ -427,7 +390,8 @@ void pack_pass(const RoutedProduct<T>& p, const std::vector<std::int64_t>& packe
   const auto num_packed = static_cast<std::int64_t>(packed_experts.size());
   parallel_for(num_packed * panels, grain_rows(panel_size), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      pack_panel(p, packed_experts[i / panels], first_column + i % panels * kTileColumns<A>, packed + i * panel_size);
+      pack_panel<T>({p.weight, p.layout, p.depth, p.columns}, packed_experts[i / panels],
+                    first_column + i % panels * kTileColumns<A>, packed + i * panel_size);
     }
   });
 }
