@@ -37,13 +37,13 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'examples/*.c')
 
 docs: $(VENV)/docs
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
-	rm -rf build dist *.egg-info gmoe_ext/*.so $(VENV)
+	rm -rf build dist *.egg-info gmoe_ext/*.so gmoe_ext/include $(VENV)
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

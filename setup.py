@@ -57,7 +57,8 @@ class CMakeBuild(build_ext):
         subprocess.run([find_tool("cmake"), "--build", str(build), "--parallel", jobs], check=True)
 
     def get_outputs(self) -> list[str]:
-        return [str(p) for p in (Path(self.build_lib) / "gmoe_ext").glob("*.so")]
+        package = Path(self.build_lib) / "gmoe_ext"
+        return [str(p) for p in (*package.glob("*.so"), *package.glob("include/*.h"))]
 
 
 setup(ext_modules=[Extension("gmoe_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

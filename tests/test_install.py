@@ -57,7 +57,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     missing = set(listed.stdout.split()) - set(names)
     assert not missing, f"not in the wheel: {sorted(missing)}"
     modules = {Path(name).name.split(".")[0] for name in names if name.endswith(".so")}
-    assert modules == {"_C", "_runtime"}
+    assert modules == {"_C", "_runtime", "libgmoe_runtime"}
+    assert "gmoe_ext/include/gmoe_runtime.h" in names
 
 
 def test_installed_wheel_works_away_from_the_tree(site: Path, tmp_path: Path) -> None:
@@ -78,6 +79,8 @@ assert model(x, graph).logits.shape == (5, 3)
     run(sys.executable, "-m", "gmoe_ext.train", "--print_config", cwd=tmp_path, PYTHONPATH=str(site))
     code = "import sys, gmoe_ext.runtime; assert 'torch' not in sys.modules; gmoe_ext.runtime.PackedStudent.load"
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+    flags = run(sys.executable, "-m", "gmoe_ext.runtime", "--cflags", "--libs", cwd=tmp_path, PYTHONPATH=str(site))
+    assert flags.startswith(f"-I{site}/gmoe_ext/include ")
 
 
 def test_libraries_name_no_build_path(site: Path) -> None:

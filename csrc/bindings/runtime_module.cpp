@@ -1,14 +1,14 @@
 // _runtime: the packed student and the kernels on NumPy arrays. Links core alone; importing it imports no torch.
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
+#include <cerrno>
+#include <memory>
 #include <string>
 #include <system_error>
 
 #include "bindings/numpy_arrays.h"
 #include "core/cpu/check_index.h"
+#include "runtime/answers.h"
 #include "runtime/packed_student.h"
 
 namespace gmoe::runtime {
@@ -47,30 +47,7 @@ struct HeldRows {
   ColumnArray columns;
 };
 
-// Columns 'x' may have: the features, or features and positions together.
-void check_columns(const PackedStudent& student, std::int64_t columns, bool has_nodes, const char* call,
-                   const std::string& got) {
-  const Features& features = student.file().features;
-  const std::int64_t in = student.file().layers.front().in;
-  const std::string expected = std::string(call) + ": expected 'x' of shape [N, ";
-  if (has_nodes) {
-    if (features.positions == nullptr) {
-      throw py::value_error(std::string(call) + ": 'nodes' given, but this student has no position table");
-    }
-    if (columns != features.columns) {
-      throw py::value_error(expected + std::to_string(features.columns) + "] beside 'nodes', got " + got);
-    }
-    return;
-  }
-  if (columns == in) return;
-  if (columns == features.columns && features.position_columns > 0) {
-    throw py::value_error(std::string(call) + ": this student needs positions: pass 'nodes' (-1 for an unknown node)" +
-                          ", or 'x' with " + std::to_string(in) + " columns, positions last");
-  }
-  throw py::value_error(expected + std::to_string(in) + "], got " + got);
-}
-
-void hold_nodes(const PackedStudent& student, const py::object& nodes, const char* call, HeldRows& held) {
+void hold_nodes(const py::object& nodes, const char* call, HeldRows& held) {
   if (nodes.is_none()) return;
   held.nodes = take_integers<std::int64_t>(nodes, call, "nodes");
   if (held.nodes.ndim() != 1 || held.nodes.shape(0) != held.rows.count) {
@@ -78,13 +55,6 @@ void hold_nodes(const PackedStudent& student, const py::object& nodes, const cha
                           "], got " + shape_text(held.nodes));
   }
   held.rows.nodes = held.nodes.data();
-  const std::int64_t bad = student.find_bad_node(held.rows.nodes, held.rows.count);
-  if (bad >= 0) {
-    const py::object error = py::module_::import("gmoe_ext.errors").attr("GraphIndexError");
-    const py::object raised = error(call, "nodes", bad, held.rows.nodes[bad], student.file().features.position_nodes);
-    PyErr_SetObject(error.ptr(), raised.ptr());
-    throw py::error_already_set();
-  }
 }
 
 HeldRows hold_dense(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
@@ -98,24 +68,21 @@ HeldRows hold_dense(const PackedStudent& student, const py::object& x, const py:
   held.rows.count = held.values.shape(0);
   held.rows.columns = held.values.shape(1);
   held.rows.dense = held.values.data();
-  check_columns(student, held.rows.columns, !nodes.is_none(), call, shape_text(held.values));
-  hold_nodes(student, nodes, call, held);
+  hold_nodes(nodes, call, held);
   return held;
 }
 
 // x is a SciPy CSR matrix or array, or anything with its attributes.
-HeldRows hold_sparse(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
+HeldRows hold_sparse(const py::object& x, const py::object& nodes, const char* call) {
   const auto refuse = [&](const std::string& what) { throw py::value_error(std::string(call) + ": " + what); };
   const auto shape = x.attr("shape").cast<py::tuple>();
   if (shape.size() != 2) refuse("expected a sparse 'x' with two dimensions");
   HeldRows held;
   held.rows.count = shape[0].cast<std::int64_t>();
   held.rows.columns = shape[1].cast<std::int64_t>();
-  check_columns(student, held.rows.columns, !nodes.is_none(), call,
-                "[" + std::to_string(held.rows.count) + ", " + std::to_string(held.rows.columns) + "]");
   held.values = take_floats(x.attr("data"), call, "x.data");
   const IndexArray indices = take_integers<std::int64_t>(x.attr("indices"), call, "x.indices");
-  if (core::find_bad_index(indices.data(), indices.size(), held.rows.columns) >= 0) {
+  if (core::find_bad_index(indices.data(), indices.size(), held.rows.columns) >= 0) {  // before they are made narrow
     refuse("x.indices leave [0, " + std::to_string(held.rows.columns) + ")");
   }
   held.columns = take_integers<std::int32_t>(indices, call, "x.indices");
@@ -125,21 +92,27 @@ HeldRows hold_sparse(const PackedStudent& student, const py::object& x, const py
       held.offsets.ndim() != 1 || held.offsets.size() != held.rows.count + 1) {
     refuse("expected x.indptr of shape [" + std::to_string(held.rows.count + 1) + "] and x.indices as long as x.data");
   }
-  if (core::find_bad_offset(held.offsets.data(), held.rows.count, stored) >= 0) {
-    refuse("x.indptr does not rise from 0 to the " + std::to_string(stored) + " stored values");
-  }
-  for (std::int64_t i = 0; i < held.rows.count; ++i) {
-    for (std::int64_t n = held.offsets.data()[i] + 1; n < held.offsets.data()[i + 1]; ++n) {
-      if (held.columns.data()[n] <= held.columns.data()[n - 1]) {
-        refuse("the columns of row " + std::to_string(i) + " of 'x' do not ascend; call x.sum_duplicates()");
-      }
-    }
-  }
   held.rows.offsets = held.offsets.data();
   held.rows.column = held.columns.data();
   held.rows.value = held.values.data();
-  hold_nodes(student, nodes, call, held);
+  held.rows.stored = stored;
+  hold_nodes(nodes, call, held);
   return held;
+}
+
+// Opens the texts of check(...) with the call's name.
+template <typename F>
+void check(const char* call, const F& checks) {
+  try {
+    checks();
+  } catch (const NodeError& bad) {
+    const py::object error = py::module_::import("gmoe_ext.errors").attr("GraphIndexError");
+    const py::object raised = error(call, "nodes", bad.position, bad.value, bad.bound);
+    PyErr_SetObject(error.ptr(), raised.ptr());
+    throw py::error_already_set();
+  } catch (const std::invalid_argument& bad) {
+    throw py::value_error(std::string(call) + ": " + bad.what());
+  }
 }
 
 HeldRows hold(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
@@ -147,7 +120,9 @@ HeldRows hold(const PackedStudent& student, const py::object& x, const py::objec
   if (sparse && py::str(py::getattr(x, "format", py::str(""))).cast<std::string>() != "csr") {
     throw py::type_error(std::string(call) + ": expected a sparse 'x' in CSR form; call x.tocsr()");
   }
-  return sparse ? hold_sparse(student, x, nodes, call) : hold_dense(student, x, nodes, call);
+  HeldRows held = sparse ? hold_sparse(x, nodes, call) : hold_dense(student, x, nodes, call);
+  check(call, [&] { check_rows(student.file(), held.rows); });
+  return held;
 }
 
 FloatArray predict(const PackedStudent& student, const py::object& x, const py::object& nodes) {
@@ -159,38 +134,37 @@ FloatArray predict(const PackedStudent& student, const py::object& x, const py::
   return logits;
 }
 
-void softmax_row(float* row, std::int64_t n) {
-  const float top = *std::max_element(row, row + n);
-  float sum = 0;
-  for (std::int64_t c = 0; c < n; ++c) sum += row[c] = std::exp(row[c] - top);
-  for (std::int64_t c = 0; c < n; ++c) row[c] /= sum;
+FloatArray proba(const PackedStudent& student, const py::object& x, const py::object& nodes) {
+  const HeldRows held = hold(student, x, nodes, "PackedStudent.predict_proba");
+  FloatArray result({held.rows.count, student.num_outputs()});
+  float* out = result.mutable_data();
+  const py::gil_scoped_release unlocked;
+  predict_proba(student, held.rows, out);
+  return result;
 }
 
-FloatArray predict_proba(const PackedStudent& student, const py::object& x, const py::object& nodes) {
-  const HeldRows held = hold(student, x, nodes, "PackedStudent.predict_proba");
-  const std::int64_t outputs = student.num_outputs();
-  FloatArray proba({held.rows.count, outputs});
-  float* out = proba.mutable_data();
-  const py::gil_scoped_release unlocked;
-  student.predict(held.rows, out);
-  for (std::int64_t i = 0; i < held.rows.count; ++i) softmax_row(out + i * outputs, outputs);
-  return proba;
+py::tuple top(const PackedStudent& student, const py::object& x, std::int64_t k, const py::object& nodes) {
+  const char* call = "PackedStudent.top_classes";
+  check(call, [&] { check_top(student, k); });
+  const HeldRows held = hold(student, x, nodes, call);
+  FloatArray probability({held.rows.count, k});
+  IndexArray index({held.rows.count, k});
+  float* values = probability.mutable_data();
+  std::int64_t* indices = index.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    top_classes(student, held.rows, k, indices, values);
+  }
+  return py::make_tuple(probability, index);
 }
 
 py::tuple route(const PackedStudent& student, const py::object& x, std::int64_t layer, const py::object& nodes) {
   const char* call = "PackedStudent.route";
-  const auto layers = static_cast<std::int64_t>(student.file().layers.size());
-  if (layer < 0 || layer >= layers) {
-    throw py::value_error(std::string(call) + ": expected 'layer' in [0, " + std::to_string(layers) + "), got " +
-                          std::to_string(layer));
-  }
-  const core::RoutedLayer& routed = student.file().layers[static_cast<std::size_t>(layer)];
-  if (routed.memory == nullptr) {
-    throw py::value_error(std::string(call) + ": layer " + std::to_string(layer) + " has one expert and no router");
-  }
+  check(call, [&] { check_routed_layer(student.file(), layer); });
+  const std::int64_t k = student.file().layers[static_cast<std::size_t>(layer)].k;
   const HeldRows held = hold(student, x, nodes, call);
-  FloatArray gate({held.rows.count, routed.k});
-  IndexArray index({held.rows.count, routed.k});
+  FloatArray gate({held.rows.count, k});
+  IndexArray index({held.rows.count, k});
   float* gates = gate.mutable_data();
   std::int64_t* indices = index.mutable_data();
   {
@@ -240,10 +214,7 @@ py::dict info(const PackedStudent& student) {
 }
 
 void set_num_threads(PackedStudent& student, std::int64_t n) {
-  constexpr std::int64_t kMost = 1024;
-  if (n < 1 || n > kMost) {
-    throw py::value_error("PackedStudent.num_threads: expected 1 to 1024, got " + std::to_string(n));
-  }
+  check("PackedStudent.num_threads", [&] { check_threads(n); });
   student.set_num_threads(static_cast<int>(n));
 }
 
@@ -260,7 +231,8 @@ PYBIND11_MODULE(_runtime, m) {
   py::class_<rt::PackedStudent>(m, "PackedStudent")
       .def(py::init(&rt::load), py::arg("path"))
       .def("predict", &rt::predict, py::arg("x"), py::arg("nodes") = py::none())
-      .def("predict_proba", &rt::predict_proba, py::arg("x"), py::arg("nodes") = py::none())
+      .def("predict_proba", &rt::proba, py::arg("x"), py::arg("nodes") = py::none())
+      .def("top_classes", &rt::top, py::arg("x"), py::arg("k"), py::arg("nodes") = py::none())
       .def("route", &rt::route, py::arg("x"), py::arg("layer") = 0, py::arg("nodes") = py::none())
       .def("info", &rt::info)
       .def_property_readonly("classes", &rt::classes)

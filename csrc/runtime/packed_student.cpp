@@ -119,13 +119,6 @@ PackedStudent::PackedStudent(const std::string& path)
 
 PackedStudent::~PackedStudent() = default;
 
-std::int64_t PackedStudent::find_bad_node(const std::int64_t* nodes, std::int64_t count) const {
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (nodes[i] < -1 || nodes[i] >= file_.features.position_nodes) return i;
-  }
-  return -1;
-}
-
 // item(i, workspace) for i in [0, count), handed out one by one to threads that live for this call: a pool would not
 // survive a fork, and a thread starts in a small part of the time it is worth starting for.
 template <typename F>

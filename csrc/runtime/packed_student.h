@@ -8,20 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "runtime/rows.h"
 #include "runtime/student_file.h"
 
 namespace gmoe::runtime {
-
-// Rows of features, dense and row-major, or in compressed sparse rows.
-struct Rows {
-  std::int64_t count = 0;
-  const float* dense = nullptr;           // [count, columns]
-  std::int64_t columns = 0;               // features, or features and positions together
-  const std::int64_t* offsets = nullptr;  // [count + 1], checked by the caller like column below
-  const std::int32_t* column = nullptr;   // ascending within a row
-  const float* value = nullptr;
-  const std::int64_t* nodes = nullptr;  // [count] rows of the position table, -1 for a node it does not hold
-};
 
 class PackedStudent {
  public:
@@ -33,10 +23,7 @@ class PackedStudent {
   int num_threads() const { return num_threads_; }
   void set_num_threads(int n) { num_threads_ = n; }
 
-  // Position of the first node outside [-1, position_nodes), or -1.
-  std::int64_t find_bad_node(const std::int64_t* nodes, std::int64_t count) const;
-
-  // logits[count, num_outputs]. Safe to call from many threads at once.
+  // logits[count, num_outputs] of rows that check_rows let pass. Safe to call from many threads at once.
   void predict(const Rows& rows, float* logits) const;
   // gate[count, k] descending and index[count, k] of one layer, which must have a router.
   void route(const Rows& rows, std::size_t layer, float* gate, std::int64_t* index) const;

@@ -81,12 +81,13 @@ const char* normalize_name(Normalize normalize) {
 
 void StringList::push_back(std::string_view text) {
   text_ += text;
+  text_ += '\0';
   ends_.push_back(static_cast<std::uint32_t>(text_.size()));
 }
 
 std::string_view StringList::operator[](std::size_t i) const {
   const std::uint32_t begin = i == 0 ? 0 : ends_[i - 1];
-  return std::string_view(text_).substr(begin, ends_[i] - begin);
+  return std::string_view(text_).substr(begin, ends_[i] - begin - 1);
 }
 
 StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) {

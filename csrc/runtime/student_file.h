@@ -18,7 +18,7 @@ inline constexpr char kMetadataKey[] = "gmoe_ext.student";
 enum class Normalize { none, row_l1, row_l2 };
 const char* normalize_name(Normalize normalize);
 
-// Many short strings in one.
+// Many short strings in one, each with a zero byte behind it.
 class StringList {
  public:
   void push_back(std::string_view text);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from ..errors import NativeError
@@ -31,3 +32,20 @@ def load() -> ModuleType:
 
 
 library = load()
+
+
+def include_dir() -> Path:
+    """Directory of ``gmoe_runtime.h``, the C interface of packed students."""
+    return _installed("include/gmoe_runtime.h").parent
+
+
+def library_dir() -> Path:
+    """Directory of ``libgmoe_runtime.so``, the library behind ``gmoe_runtime.h``."""
+    return _installed("libgmoe_runtime.so").parent
+
+
+def _installed(name: str) -> Path:
+    path = Path(__file__).resolve().parents[1] / name
+    if not path.is_file():
+        raise NativeError(f"gmoe_ext.runtime: {path.name} is not built: expected {path}\n  mend: {_MEND}")
+    return path

@@ -70,6 +70,21 @@ class PackedStudent:
         proba: NDArray[np.float32] = self._native.predict_proba(x, nodes)
         return proba
 
+    def top_classes(
+        self, x: ArrayLike, k: int = 1, nodes: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k most probable classes of each row.
+
+        Returns:
+            probability [N, k], descending, and index [N, k], the classes' places in the output. Equal probabilities go
+            to the lower class. A row with a NaN or infinity has probability NaN.
+
+        Raises:
+            ValueError: k is out of [1, C]; else as :meth:`predict`.
+        """
+        top: tuple[NDArray[np.float32], NDArray[np.int64]] = self._native.top_classes(x, k, nodes)
+        return top
+
     def route(
         self, x: ArrayLike, layer: int = 0, nodes: ArrayLike | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

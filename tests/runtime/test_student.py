@@ -85,6 +85,30 @@ def test_probabilities_are_the_softmax_of_the_logits(student_file: Path, rows: t
     np.testing.assert_allclose(student.predict_proba(rows.numpy()), expected, atol=1e-6)
 
 
+def test_top_classes_are_the_largest_probabilities(student_file: Path, rows: torch.Tensor) -> None:
+    student = PackedStudent.load(student_file)
+    expected = torch.from_numpy(student.predict_proba(rows.numpy())).topk(3)
+    proba, classes = student.top_classes(rows.numpy(), 3)
+    assert np.array_equal(proba, expected.values) and np.array_equal(classes, expected.indices)
+    assert np.array_equal(student.top_classes(rows.numpy())[1][:, 0], student.predict(rows.numpy()).argmax(1))
+    sparse = pytest.importorskip("scipy.sparse")
+    many = sparse.vstack([sparse.csr_array(rows.numpy())] * 15, format="csr")  # more than are answered at once
+    assert np.array_equal(student.top_classes(many, 3)[1], np.tile(classes, (15, 1)))
+    bad = np.full((1, 24), np.nan, np.float32)
+    assert np.isnan(student.top_classes(bad, 2)[0]).all() and student.top_classes(bad, 2)[1].tolist() == [[0, 1]]
+    for k in (0, 8):
+        with pytest.raises(ValueError, match=rf"expected 'k' in \[1, 7\], got {k}"):
+            student.top_classes(rows.numpy(), k)
+
+
+def test_equal_probabilities_go_to_the_lower_class(tmp_path: Path) -> None:
+    model = models.build("mlp", in_dim=4, hidden_dim=8, out_dim=5, num_layers=1).eval()
+    torch.nn.init.zeros_(model.layers[0].weight)
+    torch.nn.init.zeros_(model.layers[0].bias)
+    student = PackedStudent.load(pack(model, tmp_path / "s.safetensors"))
+    assert student.top_classes(np.ones((1, 4)), 4)[1].tolist() == [[0, 1, 2, 3]]
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -187,7 +211,7 @@ def test_sparse_rows_give_the_dense_answers(student_file: Path) -> None:
     with pytest.raises(ValueError, match=r"x.indices leave \[0, 24\)"):
         student.predict(broken)
     doubled = sparse.csr_array((np.ones(2, np.float32), np.array([3, 3]), np.array([0, 2])), shape=(1, 24))
-    with pytest.raises(ValueError, match=r"call x\.sum_duplicates"):
+    with pytest.raises(ValueError, match=r"x\.sum_duplicates\(\)"):
         student.predict(doubled)
 
 
