@@ -33,6 +33,10 @@ from .norms import ExpertBatchNorm, scale_slots
 NEEDED_FROM = 4
 
 
+# Elements of transformed rows in evaluation: what the last cache level holds; a larger buffer costs its page faults.
+ROWS_AT_ONCE = 1 << 23
+
+
 class Hops(NamedTuple):
     """The graphs a layer runs on.
 
@@ -151,15 +155,12 @@ class BondMessages(nn.Module):
 
     def forward(self, x: Tensor, hops: Hops, slots: Slots) -> Tensor:
         """``x`` is [E, N, D], or [N, D] shared by all experts; returns [N, K, D]."""
-        by_hop = self._by_hop(hops)
+        by_hop = self.by_hop(hops)
         # Not x[experts]: the gradient of a split is one concatenation, of two slices two padded copies.
         sizes = [experts.stop - experts.start for _, _, experts in by_hop]
         rows_by_hop = torch.split(x, sizes) if x.dim() == 3 else [x] * len(by_hop)
         total: Tensor | None = None
-        for (graph, encoder, experts), rows in zip(by_hop, rows_by_hop, strict=True):
-            table = encoder(None if encoder is self.bonds else hops.pair_types)
-            if self.root is not None:
-                table = torch.cat([table, self.root[experts]], dim=1)
+        for (graph, table, experts), rows in zip(by_hop, rows_by_hop, strict=True):
             if self.num_experts == 1:
                 return ops.edge_aggregate(graph, rows if rows.dim() == 2 else rows[0], table[0]).unsqueeze(1)
             part = ops.routed_edge_aggregate(graph, rows, table, slots.index, experts.start)
@@ -174,11 +175,21 @@ class BondMessages(nn.Module):
         # Without weights: those of opposite signs could cancel.
         counts = [
             ops.aggregate(graph.transpose().with_weight(None), chosen_NE[:, experts].contiguous())
-            for graph, _, experts in self._by_hop(hops)
+            for graph, _, experts in self._graphs(hops)
         ]
         return torch.cat(counts, dim=1).T > 0
 
-    def _by_hop(self, hops: Hops) -> list[tuple[Graph, BondEncoder, slice]]:
+    def by_hop(self, hops: Hops) -> list[tuple[Graph, Tensor, slice]]:
+        """For each hop that has experts: its weighted graph, its edge table [experts, T, D], which experts."""
+        found = []
+        for graph, encoder, experts in self._graphs(hops):
+            table = encoder(None if encoder is self.bonds else hops.pair_types)
+            if self.root is not None:
+                table = torch.cat([table, self.root[experts]], dim=1)
+            found.append((graph, table, experts))
+        return found
+
+    def _graphs(self, hops: Hops) -> list[tuple[Graph, BondEncoder, slice]]:
         """For each hop that has experts: its weighted graph, its bond embeddings, which experts."""
         found = []
         if self.bonds is not None:
@@ -214,12 +225,34 @@ class BondConvs(nn.Module):
 
     def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
         num_experts, chosen = self.linear.num_experts, slots.index.shape[1]
+        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        if plain and num_experts > 1 and epilogue.gate is not None:
+            return self._mixture(x, hops, slots, epilogue, epilogue.gate)
         if num_experts >= NEEDED_FROM * chosen:
             x_ENF = self._transform_needed(x, self.messages.needed(hops, slots))
         else:
             rows_END = x.expand(num_experts, *x.shape)
             x_ENF = torch.baddbmm(self.linear.bias.unsqueeze(1), rows_END, self.linear.weight.transpose(1, 2))
         return finish(self.messages(x_ENF, hops, slots), slots, epilogue)
+
+    def _mixture(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue, gate: Tensor) -> Tensor:
+        """The result where no gradient is wanted: rows of a few experts at a time, in one buffer, and none per slot."""
+        linear, y = self.linear, None
+        per_expert = max(1, x.shape[0] * linear.out_dim)
+        at_once = min(linear.num_experts, max(1, ROWS_AT_ONCE // per_expert))
+        buffer_END = x.new_empty(at_once, x.shape[0], linear.out_dim)
+        for graph, table_ETF, experts in self.messages.by_hop(hops):
+            # The bias joins the table, which is smaller than the rows.
+            table_ETF = table_ETF + linear.bias[experts].unsqueeze(1)
+            for first in range(experts.start, experts.stop, at_once):
+                some = slice(first, min(first + at_once, experts.stop))
+                weight = linear.weight[some].transpose(1, 2)
+                rows_ENF = torch.bmm(x.expand(len(weight), *x.shape), weight, out=buffer_END[: len(weight)])
+                table = table_ETF[first - experts.start : some.stop - experts.start]
+                scale, shift = (None if part is None else part[some] for part in (epilogue.scale, epilogue.shift))
+                y = ops.routed_edge_mixture(graph, rows_ENF, table, slots.index, gate, scale, shift, y, first)
+        assert y is not None
+        return y
 
     def _transform_needed(self, x: Tensor, needed_EN: Tensor) -> Tensor:
         """W_e x_j + b_e where some node needs it, [E, N, F]; the rest is 0 and never read."""

@@ -9,6 +9,7 @@ from .expert_plan import expert_plan
 from .memory_update import memory_update
 from .random_walk import random_walk
 from .routed_edge_aggregate import routed_edge_aggregate
+from .routed_edge_mixture import routed_edge_mixture
 from .topk_softmax import topk_softmax
 from .two_hop_graph import two_hop_graph
 
@@ -22,6 +23,7 @@ __all__ = [
     "memory_update",
     "random_walk",
     "routed_edge_aggregate",
+    "routed_edge_mixture",
     "topk_softmax",
     "two_hop_graph",
 ]

@@ -52,7 +52,7 @@ def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Te
     """
     name = "routed_edge_aggregate"
     edge_type = _rows.expect_edge_types(name, graph)
-    _expect(name, graph, x, edge_table, index)
+    expect_routed_edges(name, graph, x, edge_table, index)
     if not op.native():
         _rows.expect_valid(name, graph, edge_table.shape[1])
         return reference.routed_edge_aggregate(graph, x, edge_table, index, first_expert)
@@ -65,7 +65,8 @@ def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Te
     return y
 
 
-def _expect(name: str, graph: Graph, x: Tensor, edge_table: Tensor, index: Tensor) -> None:
+def expect_routed_edges(name: str, graph: Graph, x: Tensor, edge_table: Tensor, index: Tensor) -> None:
+    """Check that graph, rows, table and slots fit each other."""
     op.expect_dim(name, "edge_table", edge_table, 3, "[F, T, D]")
     op.expect_dim(name, "index", index, 2, "[N, k]")
     op.expect_dtype(name, "x", x, op.FLOATING)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from gmoe_ext import Graph, ops
-from gmoe_ext.nn import GMoEConv
+from gmoe_ext.nn import GMoEConv, convs
 
 from .naive_gmoe import BOND_DIMS, Molecules, NaiveGMoE
 
@@ -105,6 +105,28 @@ def test_evaluation_equals_the_dense_mixture_on_running_statistics(base, bonds, 
     assert aux.shape == ()
     for name, buffer in conv.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 1 << 23])
+@pytest.mark.parametrize("norm", ["routed", "none"])
+@pytest.mark.parametrize(("n", "m", "k"), GRID)
+@pytest.mark.parametrize("base", ["gcn", "sage"])
+def test_evaluation_without_gradients_gives_the_same(base, n, m, k, norm, rows_at_once, molecules, monkeypatch):
+    monkeypatch.setattr(convs, "ROWS_AT_ONCE", rows_at_once)
+    conv, x = make(base, True, n, m, k, norm).eval(), torch.randn(24, DIM, dtype=torch.float64)
+    expected, _ = run(conv, x, molecules, True)
+    with torch.no_grad():
+        actual, _ = run(conv, x, molecules, True)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_evaluation_under_autocast(molecules):
+    conv, x = make("gcn", True, 4, 2, 2, "routed").float().eval(), torch.randn(24, DIM)
+    with torch.no_grad():
+        expected, _ = run(conv, x, molecules, True)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual, _ = run(conv, x, molecules, True)
+    torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
 
 
 def test_all_nodes_and_routed_norm_agree_in_evaluation(molecules):

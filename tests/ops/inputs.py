@@ -195,6 +195,29 @@ def routed_samples() -> Iterator[Sample]:
     yield from (routed("hub", 63, 3, experts=1, k=k) for k in (1, 3))
 
 
+def mixture(kind: str, nodes: int, dim: int, norm: bool = True, onto: bool = True, **options: Any) -> Sample:
+    base = routed(kind, nodes, dim, **options)
+    label = f"{base.label}" + "-norm" * norm + "-onto" * onto
+    random, experts = Random("routed_edge_mixture " + label), base["edge_table"].shape[0]
+    args = {
+        **base.args,
+        "gate": random.gate(*base["index"].shape),
+        "scale": random.normal(experts, dim) if norm else None,
+        "shift": random.normal(experts, dim) if norm else None,
+        "onto": random.normal(nodes, dim) if onto else None,
+    }
+    return Sample(label, args)
+
+
+def mixture_samples() -> Iterator[Sample]:
+    for nodes, dim in zip(SIZES, (1, 7, 31, 17, 13, 8), strict=True):
+        yield mixture("random", nodes, dim, first=2)
+        yield mixture("random", nodes, dim, norm=False, onto=False, shared=True)
+    for kind in GRAPHS:
+        yield mixture(kind, 63, 5, experts=4, k=4, types=60)
+    yield from (mixture("hub", 63, 3, experts=1, k=k, onto=False) for k in (1, 3))
+
+
 def two_hop(kind: str, nodes: int, types: int = 0, **options: bool) -> Sample:
     label = f"{kind}-N{nodes}-T{types}" + "".join(f"-{name}{value}" for name, value in options.items())
     graph = Random("two_hop " + label).graph(kind, nodes, num_edge_types=types)

@@ -77,6 +77,10 @@ def _on_graph(base: Sample, graph: object, random: Random) -> Sample:
         changed["edge_table"] = random.normal(*base["edge_table"].shape[:-2], 3, 3)
     if "index" in base.args:
         changed["index"] = random.integers(5, nodes, 2)
+    if "onto" in base.args:
+        experts = base["edge_table"].shape[0]
+        changed |= {"gate": random.gate(nodes, 2), "onto": random.normal(nodes, 3)}
+        changed |= {"scale": random.normal(experts, 3), "shift": random.normal(experts, 3)}
     if "starts" in base.args:
         changed["starts"] = random.integers(nodes, 4 if nodes else 0)
     return base.replace(changed)

@@ -11,21 +11,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/cpu/edge_messages.h"
 #include "core/cpu/row_pieces.h"
 #include "core/cpu/tile.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {
-
-// NaN passes, as in torch.relu and its gradient: neither comparison holds for it.
-template <typename V>
-inline V relu(V v) {
-  return v < V{} ? V{} : v;
-}
-template <typename V>
-inline V relu_grad(V input, V grad) {
-  return input <= V{} ? V{} : grad;
-}
 
 template <typename T, typename Index>
 struct ForwardWorker {
@@ -33,39 +24,14 @@ struct ForwardWorker {
   const EdgeMessages<T, Index>& m;
   T* y;
 
-  template <bool Weighted, int V, typename Out>
-  void sum_edges(const Tile<A, V>& tile, std::int64_t e, std::int64_t begin, std::int64_t end, Out* out) const {
-    Vector<A> sum[V] = {};
-    for (std::int64_t edge = begin; edge < end; ++edge) {
-      if (m.expert == nullptr && edge + kEdgesAhead < m.num_edges) {
-        tile.prefetch(m.source_row(0, static_cast<std::int64_t>(m.columns[edge + kEdgesAhead])));
-      }
-      const T* source = m.source_row(e, static_cast<std::int64_t>(m.columns[edge]));
-      const T* embedding = m.table + m.table_row(e, edge);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) {
-        const Vector<A> message = relu(tile.read(source, v) + tile.read(embedding, v));
-        if constexpr (Weighted) {
-          sum[v] += m.weight[edge] * message;
-        } else {
-          sum[v] += message;
-        }
-      }
-    }
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) tile.write(out, v, sum[v]);
-  }
-
   template <int V, typename Out>
   void sum_slots(const Tile<A, V>& tile, std::int64_t row, std::int64_t begin, std::int64_t end, Out* out) const {
     for (std::int64_t r = 0; r < m.k; ++r) {
       const std::int64_t e = m.expert_of(row, r);
-      const std::int64_t last = e < 0 ? begin : end;  // no edges: zeros
-      if (m.weight != nullptr) {
-        sum_edges<true>(tile, e, begin, last, out + r * m.dim);
-      } else {
-        sum_edges<false>(tile, e, begin, last, out + r * m.dim);
-      }
+      Vector<A> sum[V] = {};
+      if (e >= 0) add_messages(m, tile, e, begin, end, sum);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) tile.write(out + r * m.dim, v, sum[v]);
     }
   }
 

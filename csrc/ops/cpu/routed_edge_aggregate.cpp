@@ -1,62 +1,16 @@
 #include "core/cpu/routed_edge_aggregate.h"
 
-#include "ops/routed_edge_aggregate.h"
+#include "ops/cpu/routed_edges.h"
 
 namespace gmoe::ops {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
-
-// Dense tensors whose indices are known to be in range. Rows are destinations, in the gradient of x and table sources.
-struct Inputs {
-  Tensor x, table, index, offsets, columns, edge_type;
-  MaybeTensor weight;
-  std::int64_t first_expert;
-
-  bool shared() const { return x.dim() == 2; }
-  std::int64_t num_sources() const { return x.size(x.dim() - 2); }
-  std::int64_t dim() const { return x.size(x.dim() - 1); }
-
-  template <typename T, typename Index>
-  core::EdgeMessages<T, Index> messages() const {
-    return {data<T>(x),
-            data<T>(table),
-            data<std::int64_t>(index),
-            first_expert,
-            table.size(0),
-            index.size(1),
-            shared(),
-            data<std::int64_t>(offsets),
-            data<Index>(columns),
-            data<Index>(edge_type),
-            optional_data<core::Accumulator<T>>(weight),
-            num_sources(),
-            index.size(0),
-            columns.size(0),
-            table.size(1),
-            dim()};
-  }
-};
-
-Inputs checked(const char* op, const Tensor& x, const Tensor& table, const Tensor& index, std::int64_t first_expert,
-               const Tensor& offsets, const Tensor& columns, const Tensor& edge_type, const MaybeTensor& weight,
-               bool rows_are_sources) {
-  check_routed_edge_aggregate(op, x, table, index, offsets, columns, edge_type, weight);
-  Inputs in{dense(x),       dense(table),     dense(index),           dense(offsets),
-            dense(columns), dense(edge_type), optional_dense(weight), first_expert};
-  const std::int64_t num_rows = rows_are_sources ? in.num_sources() : in.index.size(0);
-  check_size(op, "offsets", in.offsets, 0, num_rows + 1, rows_are_sources ? "'x'" : "'index'");
-  check_row_values(op, in.offsets, in.columns, rows_are_sources ? in.index.size(0) : in.num_sources());
-  check_indices(op, "edge_type", in.edge_type, in.table.size(1));
-  return in;
-}
 
 Tensor routed_edge_aggregate(const Tensor& x, const Tensor& table, const Tensor& index, std::int64_t first_expert,
                              const Tensor& offsets, const Tensor& columns, const Tensor& edge_type,
                              const MaybeTensor& weight, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
                              const MaybeTensor&) {
   constexpr const char* op = "gmoe::routed_edge_aggregate";
-  const Inputs in = checked(op, x, table, index, first_expert, offsets, columns, edge_type, weight, false);
+  const RoutedEdges in = checked_edges(op, x, table, index, first_expert, offsets, columns, edge_type, weight, false);
   Tensor y = new_like(in.x, {in.index.size(0), in.index.size(1), in.dim()});
   dispatch_rows(op, in.x, in.columns, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
@@ -72,7 +26,7 @@ std::tuple<Tensor, Tensor> routed_edge_aggregate_grad(const Tensor& grad_y_in, c
                                                       const Tensor& edge_type, const MaybeTensor& weight, bool want_x,
                                                       bool want_table) {
   constexpr const char* op = "gmoe::routed_edge_aggregate_grad";
-  const Inputs in = checked(op, x, table, index, first_expert, offsets, columns, edge_type, weight, true);
+  const RoutedEdges in = checked_edges(op, x, table, index, first_expert, offsets, columns, edge_type, weight, true);
   check_routed_edge_aggregate_grad_y(op, grad_y_in, in.x, in.index);
   const Tensor grad_y = dense(grad_y_in);
   const std::int64_t num_rows = want_x ? in.num_sources() : 0;
@@ -93,7 +47,8 @@ Tensor routed_edge_aggregate_grad_weight(const Tensor& grad_y_in, const Tensor& 
                                          const Tensor& index, std::int64_t first_expert, const Tensor& offsets,
                                          const Tensor& columns, const Tensor& edge_type) {
   constexpr const char* op = "gmoe::routed_edge_aggregate_grad_weight";
-  const Inputs in = checked(op, x, table, index, first_expert, offsets, columns, edge_type, std::nullopt, false);
+  const RoutedEdges in =
+      checked_edges(op, x, table, index, first_expert, offsets, columns, edge_type, std::nullopt, false);
   check_routed_edge_aggregate_grad_y(op, grad_y_in, in.x, in.index);
   const Tensor grad_y = dense(grad_y_in);
   Tensor grad_weight = new_like(in.x, {in.columns.size(0)}, accumulator_dtype(x.scalar_type()));
