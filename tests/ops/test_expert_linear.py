@@ -111,3 +111,14 @@ def test_a_damaged_plan_is_refused(offsets, order):
     arguments = (torch.ones(2, 3), torch.ones(2, 4, 3), None, plan, torch.ones(2, 2))
     with pytest.raises((RuntimeError, ValueError, IndexError), match="expert_linear"):
         ops.expert_linear(*arguments)
+
+
+def test_without_input_columns_the_bias_alone_moves_the_gate():
+    x, weight, *rest = operands(5, 2, 3, 1, 4)
+    arguments = (x[:, :0], weight[:, :, :0], *rest)
+    for got, want in zip(
+        with_gradients(ops.expert_linear, torch.float64, *arguments),
+        with_gradients(reference.expert_linear, torch.float64, *arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)

@@ -39,6 +39,19 @@ std::vector<std::int64_t> order_by_source(const ExpertLinear<T>& a) {
   return order;
 }
 
+// The gradient of the gates where x has no columns: there is no product with which b_e . dy_i could come.
+template <typename T>
+void add_bias_dots(const ExpertLinear<T>& a, const T* grad_y, Accumulator<T>* value) {
+  for (std::int64_t e = 0; e < a.plan.num_experts; ++e) {
+    const T* bias = a.bias + e * a.out_dim;
+    for (std::int64_t i = a.plan.offsets[e]; i < a.plan.offsets[e + 1]; ++i) {
+      const std::int64_t slot = a.plan.order[i];
+      const T* grad = grad_y + slot / a.plan.k * a.out_dim;
+      for (std::int64_t f = 0; f < a.out_dim; ++f) value[slot] += widen(bias[f]) * widen(grad[f]);
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -86,6 +99,7 @@ void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* gra
   p.in_against = grad_gate != nullptr ? a.bias : nullptr;
   p.slot_value = value.data();
   run_routed_product(p);
+  if (a.in_dim == 0 && grad_gate != nullptr && a.bias != nullptr) add_bias_dots(a, grad_y, value.data());
   for (std::size_t s = 0; s < value.size(); ++s) grad_gate[s] = narrow<T>(value[s]);
 }
 
