@@ -89,9 +89,9 @@ void for_each_row(const RowLine& line, std::int64_t width, std::int64_t pieces_p
   const auto work_out = [&](auto& worker, std::int64_t piece) {
     const std::int64_t low = piece * kPieceCost, high = low + kPieceCost;
     const std::int64_t last = line.first_row(high);
-    A* sum = sums.get() + 2 * piece * width;
     std::int64_t row = line.first_row(low);
     if (!split) return worker.rows(row, last);
+    A* sum = sums.get() + 2 * piece * width;
     if (row > 0 && line.is_hub(row - 1)) {
       worker.part(row - 1, line.edge_at(row - 1, low), line.edge_at(row - 1, high), sum);
     }
