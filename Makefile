@@ -14,9 +14,9 @@ ifneq ($(wildcard ../shared/data),)
 export GMOE_EXT_DATA ?= ../shared/data
 endif
 
-NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
-.PHONY: train test bench lint docs clean
+.PHONY: train test sanitize bench lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -24,6 +24,13 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	GMOE_EXT_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --cov=gmoe_ext --cov-report=term:skip-covered --cov-fail-under=85
+
+# The C++ tests of core and runtime: AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer.
+sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
+sanitize: export CMAKE_BUILD_PARALLEL_LEVEL := $(MAX_JOBS)
+sanitize: $(VENV)/cmake
+	cmake --workflow --preset address
+	cmake --workflow --preset thread
 
 # The latency report, bench/results/latency.{md,png}. Rivals get the huge pages that our own results ask for.
 bench: export THP_MEM_ALLOC_ENABLE = 1
@@ -45,10 +52,14 @@ docs: $(VENV)/docs
 clean:
 	rm -rf build dist *.egg-info gmoe_ext/*.so gmoe_ext/include $(VENV)
 
-$(VENV)/torch:
+$(VENV)/cmake:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "pybind11>=2.13" "cmake>=3.24" "ninja>=1.11"
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "cmake>=3.25" "ninja>=1.11"
+	touch $@
+
+$(VENV)/torch: $(VENV)/cmake
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13"
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml $(NATIVE_SOURCES)

@@ -1,0 +1,366 @@
+// Sums over neighbours, two-hop neighbourhoods and walks against loops over every edge.
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "core/cpu/aggregate.h"
+#include "core/cpu/check_index.h"
+#include "core/cpu/edge_aggregate.h"
+#include "core/cpu/random_walk.h"
+#include "core/cpu/routed_edge_aggregate.h"
+#include "core/cpu/two_hop_graph.h"
+#include "tests/check.h"
+#include "tests/inputs.h"
+
+namespace gmoe::test {
+namespace {
+
+struct Sizes {
+  std::int64_t rows, columns, edges, hub_edges, dim;
+  bool large = false;
+};
+// A row of more than 8192 edges is split. Wide rows share their edges, 2048 at a time, among threads; the gradient of a
+// table does so 8192 at a time.
+constexpr Sizes kSizes[] = {{0, 0, 0, 0, 5},
+                            {3, 0, 0, 0, 4},
+                            {1, 1, 1, 0, 1},
+                            {5, 7, 23, 0, 0},
+                            {101, 83, 700, 0, 33},
+                            {61, 9, 300, 0, 523},
+                            {60, 50, 1000, 9001, 17, true},
+                            {3, 31, 40, 16411, 5, true},
+                            {13, 9, 8501, 0, 517, true}};
+
+// f(random, sizes, rows, weight or null, T) for every case; the large ones for two types only.
+template <typename F>
+void for_each_case(const F& f) {
+  Random random(1);
+  for_each_row_type([&](auto type, auto index_type) {
+    using T = typename decltype(type)::type;
+    using Index = typename decltype(index_type)::type;
+    for (const Sizes& s : kSizes) {
+      for (const bool weighted : {false, true}) {
+        if (s.large && (sizeof(Index) == 8 || weighted != (sizeof(T) == 4))) continue;
+        set_case(sizeof(T), " bytes, ", s.rows, " rows, ", s.columns, " columns, ", s.edges, " + ", s.hub_edges,
+                 " edges, dim ", s.dim, weighted ? ", weighted" : "");
+        const auto rows = random_rows<Index>(random, s.rows, s.columns, s.edges, s.hub_edges);
+        const auto weight = random.values<core::Accumulator<T>>(weighted ? rows.num_edges() : 0);
+        f(random, s, rows, weighted ? weight.data() : nullptr, type);
+      }
+    }
+  });
+}
+
+GMOE_PARALLEL_TEST(aggregate) {
+  for_each_case([]<typename Index, typename A, typename T>(
+                    Random& random, const Sizes& s, const CompressedRows<Index>& rows, const A* weight, Type<T>) {
+    const auto x = random.values<T>(s.columns * s.dim);
+    std::vector<T> y = unwritten<T>(s.rows * s.dim);
+    core::aggregate<T, Index>(
+        {x.data(), rows.offsets.data(), rows.columns.data(), weight, s.rows, rows.num_edges(), s.dim, y.data()});
+    std::vector<double> want = zeros(s.rows * s.dim);
+    for (std::int64_t i = 0; i < s.rows; ++i) {
+      for (std::int64_t e = rows.offsets[i]; e < rows.offsets[i + 1]; ++e) {
+        const double w = weight != nullptr ? weight[e] : 1;
+        for (std::int64_t d = 0; d < s.dim; ++d) want[i * s.dim + d] += w * wide(x[rows.columns[e] * s.dim + d]);
+      }
+    }
+    CHECK_CLOSE(y, want);
+  });
+}
+
+GMOE_PARALLEL_TEST(aggregate_grad_weight) {
+  for_each_case([]<typename Index, typename A, typename T>(Random& random, const Sizes& s,
+                                                           const CompressedRows<Index>& rows, const A*, Type<T>) {
+    const auto x = random.values<T>(s.columns * s.dim), grad_y = random.values<T>(s.rows * s.dim);
+    std::vector<A> grad_weight = unwritten<A>(rows.num_edges());
+    core::aggregate_grad_weight<T, Index>({grad_y.data(), x.data(), rows.offsets.data(), rows.columns.data(), s.rows,
+                                           rows.num_edges(), s.dim, grad_weight.data()});
+    std::vector<double> want = zeros(rows.num_edges());
+    for (std::int64_t i = 0; i < s.rows; ++i) {
+      for (std::int64_t e = rows.offsets[i]; e < rows.offsets[i + 1]; ++e) {
+        for (std::int64_t d = 0; d < s.dim; ++d) {
+          want[e] += wide(grad_y[i * s.dim + d]) * wide(x[rows.columns[e] * s.dim + d]);
+        }
+      }
+    }
+    CHECK_CLOSE(grad_weight, want);
+  });
+}
+
+// ---- messages over typed edges
+
+// Which experts there are and who chose them; without `routed`, one that every destination chose.
+struct Routing {
+  bool routed, shared;
+  std::int64_t experts, k, types;
+};
+constexpr Routing kRoutings[] = {
+    {false, true, 1, 1, 5}, {true, true, 4, 2, 3}, {true, false, 3, 3, 1}, {true, false, 2, 0, 7}};
+constexpr std::int64_t kFirstExpert = 2;
+
+template <typename T, typename Index>
+struct Messages {
+  // Rows are destinations, or sources in the gradient of x and table.
+  Messages(Random& random, const Sizes& s, const Routing& r, const CompressedRows<Index>& rows,
+           const core::Accumulator<T>* weight, bool rows_are_sources)
+      : num_sources(rows_are_sources ? s.rows : s.columns),
+        num_destinations(rows_are_sources ? s.columns : s.rows),
+        x(random.values<T>((r.shared ? 1 : r.experts) * num_sources * s.dim)),
+        table(random.values<T>(r.experts * r.types * s.dim)),
+        grad_y(random.values<T>(num_destinations * r.k * s.dim)),
+        edge_type(random.indices<Index>(rows.num_edges(), r.types)),
+        // Some of them are experts before and after those given here.
+        index(random.indices<std::int64_t>(r.routed ? num_destinations * r.k : 0, r.experts + kFirstExpert + 1)) {
+    call = {x.data(),
+            table.data(),
+            r.routed ? index.data() : nullptr,
+            r.routed ? kFirstExpert : 0,
+            r.experts,
+            r.k,
+            r.shared,
+            rows.offsets.data(),
+            rows.columns.data(),
+            edge_type.data(),
+            weight,
+            num_sources,
+            num_destinations,
+            rows.num_edges(),
+            r.types,
+            s.dim};
+  }
+  Messages(const Messages&) = delete;
+
+  std::int64_t num_sources, num_destinations;
+  std::vector<T> x, table, grad_y;
+  std::vector<Index> edge_type;
+  std::vector<std::int64_t> index;
+  core::EdgeMessages<T, Index> call;
+};
+
+struct NaiveMessages {
+  std::vector<double> y, grad_x, grad_table, grad_weight;
+};
+
+template <typename T, typename Index>
+NaiveMessages naive(const Messages<T, Index>& m, bool rows_are_sources) {
+  const auto& c = m.call;
+  NaiveMessages n{zeros(m.num_destinations * c.k * c.dim), zeros(static_cast<std::int64_t>(m.x.size())),
+                  zeros(static_cast<std::int64_t>(m.table.size())), zeros(c.num_edges)};
+  const std::int64_t num_rows = rows_are_sources ? m.num_sources : m.num_destinations;
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    for (std::int64_t edge = c.offsets[row]; edge < c.offsets[row + 1]; ++edge) {
+      const auto column = static_cast<std::int64_t>(c.columns[edge]);
+      const std::int64_t source = rows_are_sources ? row : column, destination = rows_are_sources ? column : row;
+      const double weight = c.weight != nullptr ? c.weight[edge] : 1;
+      for (std::int64_t slot = destination * c.k; slot < (destination + 1) * c.k; ++slot) {
+        const std::int64_t e = c.expert != nullptr ? c.expert[slot] - c.first_expert : 0;
+        if (e < 0 || e >= c.num_experts) continue;
+        for (std::int64_t d = 0; d < c.dim; ++d) {
+          const std::int64_t at_x = ((c.shared ? 0 : e * m.num_sources) + source) * c.dim + d;
+          const std::int64_t at_table = (e * c.num_types + c.edge_type[edge]) * c.dim + d;
+          const double message = wide(c.x[at_x]) + wide(c.table[at_table]);
+          if (message <= 0) continue;
+          const double grad = wide(m.grad_y[slot * c.dim + d]);
+          n.y[slot * c.dim + d] += weight * message;
+          n.grad_x[at_x] += weight * grad;
+          n.grad_table[at_table] += weight * grad;
+          n.grad_weight[edge] += grad * message;
+        }
+      }
+    }
+  }
+  return n;
+}
+
+// f(messages, what they make) for every case and routing.
+template <typename F>
+void for_each_routing(bool rows_are_sources, const F& f) {
+  for_each_case([&]<typename Index, typename A, typename T>(
+                    Random& random, const Sizes& s, const CompressedRows<Index>& rows, const A* weight, Type<T>) {
+    for (const Routing& r : kRoutings) {
+      if (s.large && !r.shared) continue;
+      const Messages<T, Index> messages(random, s, r, rows, weight, rows_are_sources);
+      f(messages, naive(messages, rows_are_sources));
+    }
+  });
+}
+
+GMOE_PARALLEL_TEST(routed_edge_aggregate) {
+  for_each_routing(false, []<typename T, typename Index>(const Messages<T, Index>& m, const NaiveMessages& want) {
+    std::vector<T> y = unwritten<T>(static_cast<std::int64_t>(want.y.size()));
+    core::routed_edge_aggregate<T, Index>({m.call, y.data()});
+    CHECK_CLOSE(y, want.y);
+  });
+}
+
+GMOE_PARALLEL_TEST(routed_edge_aggregate_grad_x) {
+  for_each_routing(true, []<typename T, typename Index>(const Messages<T, Index>& m, const NaiveMessages& want) {
+    std::vector<T> grad_x = unwritten<T>(static_cast<std::int64_t>(m.x.size()));
+    core::routed_edge_aggregate_grad<T, Index>({m.call, m.grad_y.data(), grad_x.data(), nullptr});
+    CHECK_CLOSE(grad_x, want.grad_x);
+  });
+}
+
+GMOE_PARALLEL_TEST(routed_edge_aggregate_grad_table) {
+  for_each_routing(true, []<typename T, typename Index>(const Messages<T, Index>& m, const NaiveMessages& want) {
+    std::vector<T> alone = unwritten<T>(static_cast<std::int64_t>(m.table.size())), grad_table = alone;
+    core::routed_edge_aggregate_grad<T, Index>({m.call, m.grad_y.data(), nullptr, alone.data()});
+    CHECK_CLOSE(alone, want.grad_table);
+    std::vector<T> grad_x = unwritten<T>(static_cast<std::int64_t>(m.x.size()));
+    core::routed_edge_aggregate_grad<T, Index>({m.call, m.grad_y.data(), grad_x.data(), grad_table.data()});
+    CHECK_CLOSE(grad_x, want.grad_x);
+    CHECK_CLOSE(grad_table, want.grad_table);
+  });
+}
+
+GMOE_PARALLEL_TEST(routed_edge_aggregate_grad_weight) {
+  for_each_routing(false, []<typename T, typename Index>(const Messages<T, Index>& m, const NaiveMessages& want) {
+    std::vector<core::Accumulator<T>> grad_weight = unwritten<core::Accumulator<T>>(m.call.num_edges);
+    core::routed_edge_aggregate_grad_weight<T, Index>({m.call, m.grad_y.data(), grad_weight.data()});
+    CHECK_CLOSE(grad_weight, want.grad_weight);
+  });
+}
+
+GMOE_TEST(edge_aggregate_is_one_expert_that_all_chose) {
+  Random random(2);
+  constexpr Sizes s{40, 40, 300, 0, 19};
+  constexpr Routing r{false, true, 1, 1, 4};
+  const auto rows = random_rows<std::int64_t>(random, s.rows, s.columns, s.edges);
+  for (const bool rows_are_sources : {false, true}) {
+    const Messages<float, std::int64_t> m(random, s, r, rows, nullptr, rows_are_sources);
+    const NaiveMessages want = naive(m, rows_are_sources);
+    const core::EdgeAggregate<float, std::int64_t> call{m.x.data(),
+                                                        m.table.data(),
+                                                        rows.offsets.data(),
+                                                        rows.columns.data(),
+                                                        m.edge_type.data(),
+                                                        nullptr,
+                                                        s.columns,
+                                                        s.rows,
+                                                        rows.num_edges(),
+                                                        r.types,
+                                                        s.dim};
+    std::vector<float> y = unwritten<float>(s.rows * s.dim), grad_x = y, grad_table = unwritten<float>(r.types * s.dim);
+    std::vector<float> grad_weight = unwritten<float>(rows.num_edges());
+    if (rows_are_sources) {
+      core::edge_aggregate_grad(call, m.grad_y.data(), grad_x.data(), grad_table.data());
+      CHECK_CLOSE(grad_x, want.grad_x);
+      CHECK_CLOSE(grad_table, want.grad_table);
+    } else {
+      core::edge_aggregate(call, y.data());
+      core::edge_aggregate_grad_weight(call, m.grad_y.data(), grad_weight.data());
+      CHECK_CLOSE(y, want.y);
+      CHECK_CLOSE(grad_weight, want.grad_weight);
+    }
+  }
+}
+
+// ---- graphs from graphs
+
+GMOE_PARALLEL_TEST(two_hop_graph) {
+  constexpr struct {
+    std::int64_t nodes, edges;
+  } kGraphs[] = {{0, 0}, {1, 0}, {1, 3}, {17, 40}, {2500, 6000}};
+  Random random(3);
+  for_each_index([&](auto type) {
+    using Index = typename decltype(type)::type;
+    for (const auto& g : kGraphs) {
+      for (int with = 0; with < 8; ++with) {
+        const bool self = (with & 1) != 0, one_hop = (with & 2) != 0, typed = (with & 4) != 0;
+        test::set_case(g.nodes, " nodes, ", g.edges, " edges, exclude ", self, one_hop, ", typed ", typed);
+        constexpr std::int64_t kTypes = 3;
+        const auto rows = random_rows<Index>(random, g.nodes, g.nodes, g.edges);
+        const auto edge_type = random.indices<Index>(g.edges, kTypes);
+        std::vector<std::int64_t> degree = unwritten_index(g.nodes), want_degree;
+        std::vector<core::TwoHopRows<Index>> blocks;
+        core::two_hop_graph<Index>({rows.offsets.data(), rows.columns.data(), typed ? edge_type.data() : nullptr,
+                                    g.nodes, kTypes, self, one_hop},
+                                   degree.data(), blocks);
+        std::vector<Index> columns, types, want_columns, want_types;
+        for (const auto& block : blocks) {
+          columns.insert(columns.end(), block.columns.begin(), block.columns.end());
+          types.insert(types.end(), block.edge_type.begin(), block.edge_type.end());
+        }
+        for (std::int64_t i = 0; i < g.nodes; ++i) {
+          // Column -> the path's middle node and edges; the lowest middle counts, then the first edges.
+          std::map<Index, std::array<std::int64_t, 3>> found;
+          for (std::int64_t second = rows.offsets[i]; second < rows.offsets[i + 1]; ++second) {
+            const Index middle = rows.columns[second];
+            for (std::int64_t first = rows.offsets[middle]; first < rows.offsets[middle + 1]; ++first) {
+              const std::array<std::int64_t, 3> path{middle, second, first};
+              const auto [at, is_new] = found.try_emplace(rows.columns[first], path);
+              if (!is_new) at->second = std::min(at->second, path);
+            }
+          }
+          if (self) found.erase(static_cast<Index>(i));
+          for (std::int64_t e = rows.offsets[i]; one_hop && e < rows.offsets[i + 1]; ++e) found.erase(rows.columns[e]);
+          for (const auto& [column, path] : found) {
+            want_columns.push_back(column);
+            if (typed) want_types.push_back(edge_type[path[2]] * kTypes + edge_type[path[1]]);
+          }
+          want_degree.push_back(static_cast<std::int64_t>(found.size()));
+        }
+        CHECK_EQUAL(degree, want_degree);
+        CHECK_EQUAL(columns, want_columns);
+        CHECK_EQUAL(types, want_types);
+      }
+    }
+  });
+}
+
+std::uint64_t splitmix64(std::uint64_t state) {
+  std::uint64_t z = state + 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+GMOE_PARALLEL_TEST(random_walk) {
+  constexpr struct {
+    std::int64_t nodes, edges, walks, length, seed;
+  } kWalks[] = {{1, 0, 0, 3, 0}, {1, 0, 5, 1, 1}, {2, 7, 33, 4, -1}, {500, 900, 4001, 11, std::int64_t{1} << 62}};
+  Random random(4);
+  for_each_index([&](auto type) {
+    using Index = typename decltype(type)::type;
+    for (const auto& w : kWalks) {
+      test::set_case(w.nodes, " nodes, ", w.edges, " edges, ", w.walks, " walks of ", w.length);
+      const auto rows = random_rows<Index>(random, w.nodes, w.nodes, w.edges);
+      const auto starts = random.indices<std::int64_t>(w.walks, w.nodes);
+      std::vector<std::int64_t> walks = unwritten_index(w.walks * w.length), want;
+      core::random_walk<Index>(
+          {rows.offsets.data(), rows.columns.data(), starts.data(), w.walks, w.length, w.seed, walks.data()});
+      const std::uint64_t seed = splitmix64(static_cast<std::uint64_t>(w.seed));
+      for (std::int64_t s = 0; s < w.walks; ++s) {
+        const std::uint64_t key = splitmix64(seed + static_cast<std::uint64_t>(s));
+        std::int64_t node = starts[s];
+        want.push_back(node);
+        for (std::int64_t step = 1; step < w.length; ++step) {
+          const auto degree = static_cast<std::uint64_t>(rows.offsets[node + 1] - rows.offsets[node]);
+          if (degree > 0) {
+            const std::uint64_t bits = splitmix64(key + static_cast<std::uint64_t>(step)) >> 1;
+            node = rows.columns[rows.offsets[node] + static_cast<std::int64_t>(bits % degree)];
+          }
+          want.push_back(node);
+        }
+      }
+      CHECK_EQUAL(walks, want);
+    }
+  });
+}
+
+GMOE_TEST(find_bad_offset_finds_the_first) {
+  const auto find = [](std::vector<std::int64_t> offsets, std::int64_t total) {
+    return core::find_bad_offset(offsets.data(), static_cast<std::int64_t>(offsets.size()) - 1, total);
+  };
+  CHECK(find({0}, 0) == -1);
+  CHECK(find({0}, 1) == 0);
+  CHECK(find({1}, 1) == 0);
+  CHECK(find({0, 0, 3}, 3) == -1);
+  CHECK(find({0, 2, 1}, 1) == 2);
+  CHECK(find({0, -1, 1}, 1) == 1);
+  CHECK(find({0, 2, 3}, 4) == 2);
+}
+
+}  // namespace
+}  // namespace gmoe::test

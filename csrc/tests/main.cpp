@@ -1,0 +1,97 @@
+// Runs the tests of core and runtime: all of them, or those whose name contains the first argument.
+//
+// The kernels run on threads that share nothing but their start and their end. Ranges are as short as parallel_for
+// allows and alternate between the threads, so neighbours are never on one thread and no lock, queue or counter orders
+// them: whatever two ranges do to the same memory is a race that ThreadSanitizer sees.
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "tests/check.h"
+
+// AddressSanitizer fills fresh memory with bytes that make NaN, so that values read before they are written show.
+extern "C" const char* __asan_default_options();
+extern "C" const char* __asan_default_options() {
+  return "max_malloc_fill_size=1073741824:malloc_fill_byte=255:detect_stack_use_after_return=1";
+}
+
+namespace gmoe::test {
+namespace {
+
+constexpr int kSkipped = 77;  // ctest knows this exit code as "not for this machine"
+constexpr int kManyThreads = 2;
+
+int g_threads = 1;
+std::int64_t g_shared_loops = 0;  // loops that more than one thread worked on
+
+int count_threads() { return g_threads; }
+
+void run_ranges(std::int64_t n, std::int64_t grain, core::RangeFunction function, const void* context) {
+  const std::int64_t length = std::max<std::int64_t>(1, grain);
+  const auto run = [=](std::int64_t first) {
+    for (std::int64_t begin = first * length; begin < n; begin += g_threads * length) {
+      function(begin, std::min(n, begin + length), context);
+    }
+  };
+  if (g_threads > 1 && n > length) ++g_shared_loops;
+  std::vector<std::thread> threads;
+  for (int t = 1; t < g_threads; ++t) threads.emplace_back(run, t);
+  run(0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+void run_test(const Test& test) {
+  std::uint64_t bits = 0;
+  for (const int threads : {1, kManyThreads}) {
+    if (threads > 1 && !test.parallel) break;
+    g_threads = threads;
+    g_shared_loops = 0;
+    state().bits = 0;
+    state().test = join(test.name, " on ", threads, " thread(s)");
+    set_case("start");
+    test.run();
+    set_case("end");
+    if (threads == 1) {
+      bits = state().bits;
+      continue;
+    }
+    CHECK(g_shared_loops > 0);
+    CHECK(state().bits == bits);
+  }
+}
+
+int run_all(const std::string& wanted) {
+  std::printf("instruction set %s\n", core::isa_name(core::active_isa()));
+  core::set_parallel_backend({run_ranges, count_threads});
+  std::vector<Test> all = tests();
+  std::sort(all.begin(), all.end(), [](const Test& a, const Test& b) { return std::string(a.name) < b.name; });
+  int run = 0;
+  for (const Test& test : all) {
+    if (std::string(test.name).find(wanted) == std::string::npos) continue;
+    const int before = state().failures;
+    run_test(test);
+    std::printf("%s %s\n", state().failures == before ? "ok    " : "FAILED", test.name);
+    std::fflush(stdout);
+    ++run;
+  }
+  std::printf("%d tests, %d failed checks\n", run, state().failures);
+  return run > 0 && state().failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace gmoe::test
+
+int main(int argc, char** argv) {
+  try {
+    gmoe::core::active_isa();
+  } catch (const std::runtime_error& error) {
+    std::printf("skipped: %s\n", error.what());
+    return gmoe::test::kSkipped;
+  }
+  return gmoe::test::run_all(argc > 1 ? argv[1] : "");
+}

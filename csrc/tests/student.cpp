@@ -1,0 +1,336 @@
+// The packed student: its kernels and its answers against plain loops, and its files, sound and damaged.
+#include <algorithm>
+#include <system_error>
+#include <thread>
+
+#include "core/cpu/routed_layer.h"
+#include "runtime/json_cursor.h"
+#include "runtime/packed_student.h"
+#include "tests/check.h"
+#include "tests/student_files.h"
+
+namespace gmoe::test {
+namespace {
+
+using runtime::Normalize;
+using runtime::PackedStudent;
+using runtime::Rows;
+
+const StudentSizes kStudents[] = {
+    {1, 0, 0, Normalize::none, {{1, 1, 1, 1, false}}},
+    {5, 3, 0, Normalize::row_l1, {{8, 17, 3, 3, true}, {17, 2, 3, 1, false}}},
+    {0, 7, 11, Normalize::none, {{7, 33, 5, 2, true}, {33, 3, 1, 1, false}}},
+    {61, 0, 0, Normalize::row_l2, {{61, 16, 4, 2, true}, {16, 64, 4, 3, true}, {64, 101, 2, 1, false}}},
+    {40, 24, 90, Normalize::row_l2, {{64, 257, 3, 2, true}, {257, 47, 7, 4, false}}}};
+constexpr std::int64_t kBatches[] = {0, 1, 5, 6, 37, 300};
+constexpr double kNearTie = 1e-4;  // below, rounding decides which expert is chosen
+
+// Rows in both forms. Two of three features are zero, and rows 7, 17, ... are zero altogether.
+struct Batch {
+  Batch(Random& random, const StudentSizes& s, std::int64_t count) : dense(random.values<float>(count * s.features)) {
+    dense.reserve(1);  // rows without features are dense too
+    for (std::int64_t i = 0; i < count; ++i) {
+      for (std::int64_t j = 0; j < s.features; ++j) {
+        float& v = dense[i * s.features + j];
+        if (i % 10 == 7 || random.below(3) > 0) v = 0;
+        if (v == 0) continue;
+        column.push_back(static_cast<std::int32_t>(j));
+        value.push_back(v);
+      }
+      offsets.push_back(static_cast<std::int64_t>(column.size()));
+      nodes.push_back(random.below(s.position_nodes + 1) - 1);
+    }
+    rows = {
+        count, dense.data(), s.features, nullptr, nullptr, nullptr, s.position_columns > 0 ? nodes.data() : nullptr};
+    sparse = {count, nullptr, s.features, offsets.data(), column.data(), value.data(), rows.nodes};
+  }
+  Batch(const Batch&) = delete;
+
+  std::vector<float> dense, value;
+  std::vector<std::int64_t> offsets{0}, nodes;
+  std::vector<std::int32_t> column;
+  Rows rows, sparse;
+};
+
+// Rows whose answer depends on rounding get the student's own.
+std::vector<double> wanted_logits(const Student& student, const Batch& batch, const std::vector<float>& got) {
+  const StudentSizes& s = student.sizes;
+  const std::int64_t outputs = s.layers.back().out;
+  const std::vector<float> nowhere(static_cast<std::size_t>(s.position_columns), 0.0f);
+  std::vector<double> want;
+  for (std::int64_t i = 0; i < batch.rows.count; ++i) {
+    const float* position = nowhere.data();
+    if (batch.nodes[i] >= 0) position = student.positions.data() + batch.nodes[i] * s.position_columns;
+    const Answer right = answer(student, batch.dense.data() + i * s.features, position);
+    for (std::int64_t c = 0; c < outputs; ++c) {
+      want.push_back(right.smallest_gap > kNearTie ? right.logits[c] : got[i * outputs + c]);
+    }
+  }
+  return want;
+}
+
+// f(student as numbers, student as served, batch) for every case.
+template <typename F>
+void for_each_student(const F& f) {
+  Random random(1);
+  const TemporaryFile file;
+  for (const StudentSizes& s : kStudents) {
+    const Student student = random_student(random, s);
+    file.write(student.bytes());
+    const PackedStudent served(file.path());
+    for (const std::int64_t count : kBatches) {
+      set_case(count, " rows of ", s.features, " + ", s.position_columns, " features, ", s.layers.size(), " layers");
+      f(student, served, Batch(random, s, count));
+    }
+  }
+}
+
+GMOE_TEST(student_answers_dense_and_sparse_rows) {
+  for_each_student([](const Student& student, const PackedStudent& served, const Batch& batch) {
+    for (const Rows* rows : {&batch.rows, &batch.sparse}) {
+      std::vector<float> logits = unwritten<float>(rows->count * served.num_outputs());
+      served.predict(*rows, logits.data());
+      CHECK_CLOSE(logits, wanted_logits(student, batch, logits));
+    }
+  });
+}
+
+GMOE_TEST(student_answers_a_row_alike_in_every_batch) {
+  for_each_student([](const Student&, const PackedStudent& served, const Batch& batch) {
+    const std::int64_t outputs = served.num_outputs();
+    std::vector<float> together = unwritten<float>(batch.rows.count * outputs), alone = together;
+    served.predict(batch.rows, together.data());
+    for (std::int64_t i = 0; i < batch.rows.count; ++i) {
+      Rows row = batch.rows;
+      row.count = 1;
+      row.dense += i * row.columns;
+      if (row.nodes != nullptr) row.nodes += i;
+      served.predict(row, alone.data() + i * outputs);
+    }
+    CHECK_EQUAL(alone, together);
+  });
+}
+
+GMOE_TEST(student_takes_rows_that_end_in_their_position) {
+  for_each_student([](const Student& student, const PackedStudent& served, const Batch& batch) {
+    const StudentSizes& s = student.sizes;
+    std::vector<float> whole;
+    for (std::int64_t i = 0; i < batch.rows.count; ++i) {
+      whole.insert(whole.end(), batch.dense.begin() + i * s.features, batch.dense.begin() + (i + 1) * s.features);
+      for (std::int64_t j = 0; j < s.position_columns; ++j) {
+        whole.push_back(batch.nodes[i] < 0 ? 0.0f : student.positions[batch.nodes[i] * s.position_columns + j]);
+      }
+    }
+    std::vector<float> logits = unwritten<float>(batch.rows.count * served.num_outputs()), want = logits;
+    served.predict({batch.rows.count, whole.data(), s.features + s.position_columns}, logits.data());
+    served.predict(batch.rows, want.data());
+    CHECK_EQUAL(logits, want);
+  });
+}
+
+GMOE_TEST(student_routes_as_it_predicts) {
+  for_each_student([](const Student& student, const PackedStudent& served, const Batch& batch) {
+    const StudentSizes& s = student.sizes;
+    const std::vector<float> nowhere(static_cast<std::size_t>(s.position_columns), 0.0f);
+    for (std::size_t l = 0; l < s.layers.size(); ++l) {
+      const std::int64_t k = s.layers[l].k;
+      if (s.layers[l].experts == 1) continue;
+      std::vector<float> gate = unwritten<float>(batch.rows.count * k);
+      std::vector<std::int64_t> index = unwritten_index(batch.rows.count * k);
+      served.route(batch.rows, l, gate.data(), index.data());
+      for (std::int64_t i = 0; i < batch.rows.count; ++i) {
+        const float* position = nowhere.data();
+        if (batch.nodes[i] >= 0) position = student.positions.data() + batch.nodes[i] * s.position_columns;
+        const Answer right = answer(student, batch.dense.data() + i * s.features, position);
+        if (right.smallest_gap < kNearTie) continue;
+        for (std::int64_t r = i * k; r < (i + 1) * k; ++r) {
+          const auto at = std::lower_bound(right.expert[l].begin(), right.expert[l].end(), index[r]);
+          CHECK(at != right.expert[l].end() && *at == index[r]);
+          if (at == right.expert[l].end()) continue;
+          CHECK(std::fabs(gate[r] - right.gate[l][at - right.expert[l].begin()]) < 1e-5);
+          CHECK(r == i * k || gate[r] <= gate[r - 1]);
+        }
+      }
+    }
+  });
+}
+
+GMOE_TEST(student_serves_many_callers_at_once) {
+  Random random(2);
+  const TemporaryFile file;
+  const StudentSizes s{150, 0, 0, Normalize::none, {{150, 130, 4, 2, true}, {130, 9, 4, 2, false}}};
+  file.write(random_student(random, s).bytes());
+  const Batch batch(random, s, 1201);
+  // Heavy enough that predict shares it among threads of its own.
+  PackedStudent first(file.path());
+  first.set_num_threads(1);
+  std::vector<float> want = unwritten<float>(batch.rows.count * first.num_outputs());
+  first.predict(batch.rows, want.data());
+
+  PackedStudent served(file.path());  // whose weights nobody has packed yet
+  constexpr int kCallers = 3;
+  std::vector<std::vector<float>> logits(kCallers, unwritten<float>(static_cast<std::int64_t>(want.size())));
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < kCallers; ++caller) {
+    callers.emplace_back([&, caller] {
+      served.set_num_threads(2 + caller);
+      for (int again = 0; again < 2; ++again) served.predict(batch.rows, logits[caller].data());
+      float one[9];
+      served.predict({1, batch.dense.data(), s.features}, one);
+      std::vector<float> gate(static_cast<std::size_t>(batch.rows.count) * 2);
+      std::vector<std::int64_t> index(gate.size());
+      served.route(batch.rows, 1, gate.data(), index.data());
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const std::vector<float>& got : logits) CHECK_EQUAL(got, want);
+}
+
+GMOE_TEST(student_passes_nan_to_its_own_row_alone) {
+  for_each_student([](const Student& student, const PackedStudent& served, const Batch& batch) {
+    const StudentSizes& s = student.sizes;
+    if (s.features == 0) return;
+    std::vector<float> clean = unwritten<float>(batch.rows.count * served.num_outputs()), logits = clean;
+    served.predict(batch.rows, clean.data());
+    std::vector<float> x = batch.dense;
+    for (std::int64_t i = 0; i < batch.rows.count; i += 3) x[i * s.features] = std::nanf("");
+    Rows rows = batch.rows;
+    rows.dense = x.data();
+    served.predict(rows, logits.data());
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const bool spoiled = i / static_cast<std::size_t>(served.num_outputs()) % 3 == 0;
+      CHECK(spoiled ? std::isnan(logits[i]) : logits[i] == clean[i]);
+    }
+  });
+}
+
+// ---- files
+
+// Loads and asks for one row; false if the file was refused.
+bool loads(const TemporaryFile& file, const std::string& bytes) {
+  file.write(bytes);
+  try {
+    const PackedStudent student(file.path());
+    std::vector<float> x(static_cast<std::size_t>(student.file().layers.front().in), 0.5f);
+    std::vector<float> logits(static_cast<std::size_t>(student.num_outputs()));
+    student.predict({1, x.data(), static_cast<std::int64_t>(x.size())}, logits.data());
+    return true;
+  } catch (const runtime::FormatError&) {
+    return false;
+  }
+}
+
+GMOE_TEST(damaged_files_are_refused_or_served) {
+  Random random(3);
+  const TemporaryFile file;
+  const std::string sound =
+      random_student(random, {2, 3, 2, Normalize::row_l1, {{5, 4, 2, 1, true}, {4, 2, 1, 1, false}}}).bytes();
+  CHECK(loads(file, sound));
+  std::uint64_t header = 0;
+  std::memcpy(&header, sound.data(), sizeof header);
+  const std::size_t data = 8 + header;
+  set_case("cut short");
+  for (std::size_t size = 0; size < sound.size(); ++size) CHECK(!loads(file, sound.substr(0, size)));
+  set_case("followed by more");
+  CHECK(!loads(file, sound + std::string(4, '\0')));
+  set_case("one byte changed");
+  int served = 0;
+  for (std::size_t at = 0; at < data; ++at) {
+    for (const char c : {'\0', '"', '\\', '9', '-', ']', '{', '\xff'}) {
+      std::string bytes = sound;
+      bytes[at] = c;
+      served += loads(file, bytes) ? 1 : 0;
+    }
+  }
+  CHECK(served > 0 && served < static_cast<int>(data));  // spaces and the producer's name may change
+  set_case("one byte of the data changed");
+  for (std::size_t at = data; at < sound.size(); ++at) {
+    std::string bytes = sound;
+    bytes[at] = static_cast<char>(bytes[at] ^ 0xff);
+    loads(file, bytes);
+  }
+}
+
+GMOE_TEST(a_path_that_cannot_be_opened_is_a_system_error) {
+  const TemporaryFile file;
+  for (const std::string& path :
+       {file.path() + ".missing", std::string(), std::filesystem::temp_directory_path().string()}) {
+    bool refused = false;
+    try {
+      const PackedStudent student(path);
+    } catch (const std::system_error&) {
+      refused = true;
+    } catch (const runtime::FormatError&) {
+      refused = true;  // a directory
+    }
+    CHECK(refused);
+  }
+}
+
+// The text as a JSON string, or "refused".
+std::string decoded(const std::string& text) {
+  try {
+    runtime::JsonCursor json(text, "text");
+    const std::string value = json.string();
+    json.end();
+    return value;
+  } catch (const runtime::FormatError&) {
+    return "refused";
+  }
+}
+
+GMOE_TEST(json_strings_are_decoded_or_refused) {
+  struct Case {
+    std::string text, want;
+  };
+  const Case cases[] = {{R"("")", ""},
+                        {R"( "a\"\\\/\b\f\n\r\tz" )", "a\"\\/\b\f\n\r\tz"},
+                        {R"("\u0041\u00e9\u20ac\ud83d\ude00")", "A\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
+                        {"\"\xc3\xa9\xf0\x9f\x98\x80\"", "\xc3\xa9\xf0\x9f\x98\x80"},
+                        {"", "refused"},
+                        {"\"", "refused"},
+                        {"\"\\", "refused"},
+                        {"\"\\\"", "refused"},
+                        {"\"\\u", "refused"},
+                        {"\"\\u00e", "refused"},
+                        {R"("\ud83d")", "refused"},
+                        {R"("\ud83dA")", "refused"},
+                        {R"("\ude00")", "refused"},
+                        {R"("\x41")", "refused"},
+                        {"\"\n\"", "refused"},
+                        {"\"\xc3\"", "refused"},
+                        {"\"\xc3", "refused"},
+                        {"\"\xc0\x80\"", "refused"},
+                        {"\"\xed\xa0\x80\"", "refused"},
+                        {"\"\xf4\x90\x80\x80\"", "refused"},
+                        {"\"\xff\"", "refused"},
+                        {R"("a" "b")", "refused"}};
+  for (const Case& c : cases) {
+    set_case(c.text);
+    CHECK(decoded(c.text) == c.want);
+  }
+}
+
+GMOE_TEST(json_integers_are_exact_or_refused) {
+  const auto read = [](const std::string& text) -> std::int64_t {
+    try {
+      runtime::JsonCursor json(text, "text");
+      const std::int64_t value = json.integer();
+      json.end();
+      return value;
+    } catch (const runtime::FormatError&) {
+      return -1;
+    }
+  };
+  CHECK(read("0") == 0);
+  CHECK(read(" 17\n") == 17);
+  CHECK(read("9007199254740992") == std::int64_t{1} << 53);
+  for (const char* text :
+       {"", "-1", "01", "1.5", "1e3", "9007199254740993", "99999999999999999999999999", "1 2", "x"}) {
+    set_case(text);
+    CHECK(read(text) == -1);
+  }
+}
+
+}  // namespace
+}  // namespace gmoe::test

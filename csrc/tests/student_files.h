@@ -1,0 +1,76 @@
+// Packed students made of random numbers, as files (docs/runtime_format.md), and what they answer by plain loops.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "runtime/student_file.h"
+#include "tests/inputs.h"
+
+namespace gmoe::test {
+
+// A file of its own for every test process, removed at the end.
+class TemporaryFile {
+ public:
+  TemporaryFile()
+      : path_(std::filesystem::temp_directory_path() / ("gmoe_tests_" + std::to_string(::getpid()) + ".safetensors")) {}
+  ~TemporaryFile() {
+    std::error_code ignored;  // nothing was written where a test failed early
+    std::filesystem::remove(path_, ignored);
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+
+  std::string path() const { return path_.string(); }
+  void write(const std::string& bytes) const {
+    std::ofstream(path_, std::ios::binary | std::ios::trunc)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+struct LayerSizes {
+  std::int64_t in, out, experts, k;  // one expert: no router
+  bool relu;
+};
+
+struct StudentSizes {
+  std::int64_t features, position_columns, position_nodes;
+  runtime::Normalize normalize;
+  std::vector<LayerSizes> layers;
+};
+
+struct Tensor {
+  std::string name, shape;
+  std::vector<float> values;
+};
+
+struct Student {
+  StudentSizes sizes;
+  std::vector<std::vector<float>> weight, bias, memory;  // one a layer; memory of norm 1
+  std::vector<float> positions;
+
+  std::string bytes() const;
+};
+
+Student random_student(Random& random, const StudentSizes& sizes);
+// The file of this document (the text of a JSON string) and these tensors.
+std::string safetensors(const std::string& document, const std::vector<Tensor>& tensors);
+
+struct Answer {
+  std::vector<double> logits;
+  std::vector<std::vector<double>> gate;          // of each layer, ascending in the expert
+  std::vector<std::vector<std::int64_t>> expert;  // ascending
+  double smallest_gap;                            // between the k-th cosine and the next, over all layers
+};
+// x has the features, position the columns of the node's row or zeros.
+Answer answer(const Student& student, const float* x, const float* position);
+
+}  // namespace gmoe::test
