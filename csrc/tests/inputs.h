@@ -76,6 +76,12 @@ template <typename T>
 double wide(T value) {
   return static_cast<double>(core::widen(value));
 }
+template <typename T>
+std::vector<double> wide(const std::vector<T>& values) {
+  std::vector<double> out;
+  for (const T value : values) out.push_back(wide(value));
+  return out;
+}
 inline std::vector<double> zeros(std::int64_t n) { return std::vector<double>(static_cast<std::size_t>(n), 0.0); }
 
 // Compressed rows with repeated edges, empty rows (every third) and, if asked for, one long row.

@@ -6,6 +6,7 @@
 #include "core/cpu/check_index.h"
 #include "core/cpu/check_plan.h"
 #include "core/cpu/cosine_topk.h"
+#include "core/cpu/cosine_topk_update.h"
 #include "core/cpu/expert_plan.h"
 #include "core/cpu/memory_update.h"
 #include "core/cpu/topk_softmax.h"
@@ -294,6 +295,32 @@ GMOE_PARALLEL_TEST(memory_update) {
                                          s.experts,     s.k,      0.9,         normalize,    1e-12,  out.data()};
         core::memory_update<T>(call);
         CHECK_CLOSE(out, naive_memory_update(call));
+      }
+    }
+  });
+}
+
+GMOE_PARALLEL_TEST(cosine_topk_update) {
+  Random random(9);
+  for_each_floating([&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const Sizes& s : kSizes) {
+      for (const bool normalize : {true, false}) {
+        set_case(s, normalize ? ", normalised" : "");
+        const auto memory = random.values<T>(s.experts * s.dim), x = random.values<T>(s.rows * s.dim);
+        std::vector<T> gate = unwritten<T>(s.rows * s.k), want_gate = gate,
+                       new_memory = unwritten<T>(s.experts * s.dim);
+        std::vector<std::int64_t> index = unwritten_index(s.rows * s.k), want_index = index;
+        core::CosineTopk<T> route{x.data(), memory.data(), s.rows,      s.dim,       s.experts,
+                                  s.k,      1e-12,         gate.data(), index.data()};
+        core::cosine_topk_update<T>({route, 0.9, normalize, new_memory.data()});
+        route.gate = want_gate.data();
+        route.index = want_index.data();
+        core::cosine_topk<T>(route);
+        CHECK_EQUAL(index, want_index);
+        CHECK_CLOSE(gate, wide(want_gate));
+        CHECK_CLOSE(new_memory, naive_memory_update<T>({memory.data(), x.data(), gate.data(), index.data(), s.rows,
+                                                        s.dim, s.experts, s.k, 0.9, normalize, 1e-12, nullptr}));
       }
     }
   });
