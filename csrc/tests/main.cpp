@@ -54,7 +54,11 @@ void run_test(const Test& test) {
     state().bits = 0;
     state().test = join(test.name, " on ", threads, " thread(s)");
     set_case("start");
-    test.run();
+    try {
+      test.run();
+    } catch (const std::exception& error) {
+      fail(__FILE__, __LINE__, join("threw ", error.what()));
+    }
     set_case("end");
     if (threads == 1) {
       bits = state().bits;

@@ -28,7 +28,8 @@ constexpr double kNearTie = 1e-4;  // below, rounding decides which expert is ch
 // Rows in both forms. Two of three features are zero, and rows 7, 17, ... are zero altogether.
 struct Batch {
   Batch(Random& random, const StudentSizes& s, std::int64_t count) : dense(random.values<float>(count * s.features)) {
-    dense.reserve(1);  // rows without features are dense too
+    dense.reserve(1);  // no features and no rows have addresses too
+    nodes.reserve(1);
     for (std::int64_t i = 0; i < count; ++i) {
       for (std::int64_t j = 0; j < s.features; ++j) {
         float& v = dense[i * s.features + j];
@@ -40,9 +41,14 @@ struct Batch {
       offsets.push_back(static_cast<std::int64_t>(column.size()));
       nodes.push_back(random.below(s.position_nodes + 1) - 1);
     }
-    rows = {
-        count, dense.data(), s.features, nullptr, nullptr, nullptr, s.position_columns > 0 ? nodes.data() : nullptr};
-    sparse = {count, nullptr, s.features, offsets.data(), column.data(), value.data(), rows.nodes};
+    rows.count = sparse.count = count;
+    rows.columns = sparse.columns = s.features;
+    rows.nodes = sparse.nodes = s.position_columns > 0 ? nodes.data() : nullptr;
+    rows.dense = dense.data();
+    sparse.offsets = offsets.data();
+    sparse.column = column.data();
+    sparse.value = value.data();
+    sparse.stored = offsets.back();
   }
   Batch(const Batch&) = delete;
 
@@ -88,6 +94,7 @@ void for_each_student(const F& f) {
 GMOE_TEST(student_answers_dense_and_sparse_rows) {
   for_each_student([](const Student& student, const PackedStudent& served, const Batch& batch) {
     for (const Rows* rows : {&batch.rows, &batch.sparse}) {
+      runtime::check_rows(served.file(), *rows);
       std::vector<float> logits = unwritten<float>(rows->count * served.num_outputs());
       served.predict(*rows, logits.data());
       CHECK_CLOSE(logits, wanted_logits(student, batch, logits));
