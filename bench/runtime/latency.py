@@ -17,6 +17,7 @@ import torch
 
 from gmoe_ext import models
 from gmoe_ext.export import pack
+from gmoe_ext.export.pack import WEIGHTS
 from gmoe_ext.runtime import PackedStudent
 
 PERCENTILES = (50, 95, 99, 99.9)
@@ -30,14 +31,16 @@ def main() -> None:
     options = {"in_dim": 192, "hidden_dim": 256, "out_dim": 40, "num_layers": 3}
     rows = np.random.default_rng(0).standard_normal((4096, 1, 192), np.float32)
     for name, experts in (("rbm", {"num_experts": 8, "k": 3}), ("mlp", {})):
-        with tempfile.TemporaryDirectory() as directory:
-            model = models.build(name, **options, **experts).eval()
-            student = PackedStudent.load(pack(model, Path(directory) / "student.safetensors"))
-            times = measure(student, rows, calls)
-        record = {"student": name, **options, **experts, "calls": calls, "cpu": student.info()["cpu"]}
-        record |= {f"p{p:g}_us": round(float(np.percentile(times, p)) / 1e3, 2) for p in PERCENTILES}
-        record["load_average"] = round(os.getloadavg()[0], 2)
-        print(json.dumps(record))
+        model = models.build(name, **options, **experts).eval()
+        for dtype in WEIGHTS:
+            with tempfile.TemporaryDirectory() as directory:
+                student = PackedStudent.load(pack(model, Path(directory) / "student.safetensors", dtype=dtype))
+                times = measure(student, rows, calls)
+            record = {"student": name, "weights": dtype, **options, **experts, "calls": calls}
+            record["cpu"] = student.info()["cpu"]
+            record |= {f"p{p:g}_us": round(float(np.percentile(times, p)) / 1e3, 2) for p in PERCENTILES}
+            record["load_average"] = round(os.getloadavg()[0], 2)
+            print(json.dumps(record))
 
 
 def measure(student: PackedStudent, rows: np.ndarray, calls: int) -> np.ndarray:

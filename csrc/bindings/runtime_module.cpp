@@ -193,6 +193,7 @@ py::dict info(const PackedStudent& student) {
     entry["experts"] = layer.experts;
     entry["k"] = layer.k;
     entry["activation"] = layer.relu ? "relu" : "none";
+    entry["weights"] = weight_type_name(layer.type);
     layers.append(entry);
   }
   py::dict features;
@@ -201,7 +202,7 @@ py::dict info(const PackedStudent& student) {
   features["position_columns"] = file.features.position_columns;
   features["position_nodes"] = file.features.position_nodes;
   py::dict result;
-  result["format_version"] = kFormatVersion;
+  result["format_version"] = file.format_version;
   result["producer"] = file.producer;
   result["model"] = file.model;
   result["classes"] = classes(student);

@@ -74,6 +74,21 @@ inline FloatVector load(const bfloat16* p) {
   return std::bit_cast<FloatVector>(word << 16);
 }
 
+inline FloatVector load(const std::int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+  typedef std::int8_t ByteVector __attribute__((vector_size(GMOE_VECTOR_BYTES / 4)));
+  ByteVector bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, FloatVector);
+#endif
+}
+
 inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
 // to_bfloat16 on all lanes: round to nearest even, NaN stays NaN.

@@ -34,6 +34,7 @@ template <typename T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 inline float widen(bfloat16 v) { return to_float(v); }
+inline float widen(std::int8_t v) { return v; }
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
 

@@ -29,7 +29,6 @@ struct DtypeInfo {
 };
 constexpr DtypeInfo kDtypes[] = {{"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"U64", 8}, {"I32", 4},
                                  {"U32", 4}, {"I16", 2}, {"U16", 2}, {"I8", 1},   {"U8", 1},  {"BOOL", 1}};
-constexpr std::int8_t kFloat32 = 0;
 
 std::string shape_text(const std::int64_t* shape, std::size_t rank) {
   std::string text = "[";
@@ -215,20 +214,20 @@ void SafetensorsReader::check_layout() {
   }
 }
 
-const float* SafetensorsReader::float32(const std::string& name, const std::vector<std::int64_t>& shape) const {
+const void* SafetensorsReader::tensor(const std::string& name, const char* dtype,
+                                      const std::vector<std::int64_t>& shape) const {
   const auto found =
       std::lower_bound(tensors_.begin(), tensors_.end(), name,
                        [](const TensorEntry& entry, const std::string& wanted) { return entry.name < wanted; });
   if (found == tensors_.end() || found->name != name) fail_tensor(name, "is missing");
-  if (found->dtype != kFloat32) {
-    fail_tensor(name, std::string("expected dtype F32, got ") + kDtypes[found->dtype].name);
-  }
+  const char* got = kDtypes[found->dtype].name;
+  if (std::strcmp(got, dtype) != 0) fail_tensor(name, std::string("expected dtype ") + dtype + ", got " + got);
   const auto rank = static_cast<std::size_t>(found->rank);
   if (rank != shape.size() || !std::equal(shape.begin(), shape.end(), found->shape.begin())) {
     fail_tensor(name, "expected shape " + shape_text(shape.data(), shape.size()) + ", got " +
                           shape_text(found->shape.data(), rank));
   }
-  return reinterpret_cast<const float*>(file_.bytes().data() + data_begin_ + found->begin);
+  return file_.bytes().data() + data_begin_ + found->begin;
 }
 
 }  // namespace gmoe::runtime

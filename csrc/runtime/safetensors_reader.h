@@ -43,8 +43,8 @@ class SafetensorsReader {
   SafetensorsReader(const std::string& path, std::string_view metadata_key);
 
   const std::string& metadata() const { return metadata_; }
-  // A float32 tensor of exactly this shape; FormatError if it is missing or differs.
-  const float* float32(const std::string& name, const std::vector<std::int64_t>& shape) const;
+  // A tensor of exactly this dtype ("F32", "BF16", ...) and shape; FormatError if it is missing or differs.
+  const void* tensor(const std::string& name, const char* dtype, const std::vector<std::int64_t>& shape) const;
   std::size_t num_tensors() const { return tensors_.size(); }
   std::int64_t num_bytes() const { return static_cast<std::int64_t>(file_.bytes().size()); }
 

@@ -11,14 +11,25 @@ namespace {
 constexpr std::size_t kMaxLayers = 64;
 constexpr std::int64_t kMaxColumns = std::numeric_limits<std::int32_t>::max();
 constexpr float kUnitTolerance = 1e-3f;
+struct WeightKind {
+  core::WeightType type;
+  const char* name;   // in the document
+  const char* dtype;  // of the tensor
+};
+constexpr WeightKind kWeightKinds[] = {{core::WeightType::float32, "float32", "F32"},
+                                       {core::WeightType::bfloat16, "bfloat16", "BF16"},
+                                       {core::WeightType::int8, "int8", "I8"}};
+const WeightKind& weight_kind(core::WeightType type) { return kWeightKinds[static_cast<std::size_t>(type)]; }
+
 constexpr Normalize kNormalizes[] = {Normalize::none, Normalize::row_l1, Normalize::row_l2};
 
 struct Field {
   const char* name;
   std::function<void()> read;
+  bool optional = false;
 };
 
-// An object with exactly these fields, each once, in any order.
+// An object with these fields and no others, each once, in any order.
 void read_fields(JsonCursor& json, const std::string& what, std::initializer_list<Field> fields) {
   std::uint32_t seen = 0;
   json.object([&](const std::string& key) {
@@ -36,7 +47,7 @@ void read_fields(JsonCursor& json, const std::string& what, std::initializer_lis
   });
   std::uint32_t bit = 1;
   for (const Field& field : fields) {
-    if ((seen & bit) == 0) json.fail(what + ": '" + field.name + "' is missing");
+    if ((seen & bit) == 0 && !field.optional) json.fail(what + ": '" + field.name + "' is missing");
     bit <<= 1;
   }
 }
@@ -79,6 +90,8 @@ const char* normalize_name(Normalize normalize) {
   return "none";
 }
 
+const char* weight_type_name(core::WeightType type) { return weight_kind(type).name; }
+
 void StringList::push_back(std::string_view text) {
   text_ += text;
   text_ += '\0';
@@ -99,9 +112,10 @@ StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) 
 void StudentFile::read_document() {
   JsonCursor json(reader_.metadata(), "student");
   const auto read_version = [&] {
-    const std::int64_t version = json.integer();
-    if (version != kFormatVersion) {
-      throw FormatError("the file has format version " + std::to_string(version) + ", this gmoe_ext reads version " +
+    format_version = json.integer();
+    if (format_version < kOldestVersion || format_version > kFormatVersion) {
+      throw FormatError("the file has format version " + std::to_string(format_version) +
+                        ", this gmoe_ext reads versions " + std::to_string(kOldestVersion) + " to " +
                         std::to_string(kFormatVersion) + "; update gmoe_ext or pack the student again");
     }
   };
@@ -122,6 +136,11 @@ void StudentFile::read_document() {
                {"features", [&] { read_features(json); }},
                {"layers", read_layers}});
   json.end();
+  const std::size_t expected = format_version == 1 ? 0 : layers.size();
+  if (named_weights_ != expected) {
+    throw FormatError("layer: 'weights' must be there in format version 2 and not before, got version " +
+                      std::to_string(format_version));
+  }
 }
 
 void StudentFile::read_features(JsonCursor& json) {
@@ -160,13 +179,24 @@ void StudentFile::read_layer(JsonCursor& json) {
     if (name != "relu" && name != "none") json.fail("layer: expected 'activation' to be relu or none");
     layer.relu = name == "relu";
   };
+  const auto read_weights = [&] {
+    const std::string name = json.string();
+    for (const WeightKind& kind : kWeightKinds) {
+      if (name != kind.name) continue;
+      layer.type = kind.type;
+      ++named_weights_;
+      return;
+    }
+    json.fail("layer: expected 'weights' to be float32, bfloat16 or int8");
+  };
   read_fields(json, "layer",
               {{"in", [&] { layer.in = size_in(json, "in", 1, kMaxColumns); }},
                {"out", [&] { layer.out = size_in(json, "out", 1, kMaxColumns); }},
                {"experts", [&] { layer.experts = size_in(json, "experts", 1, kMaxColumns); }},
                {"k", [&] { layer.k = size_in(json, "k", 1, kMaxColumns); }},
                {"router", read_router},
-               {"activation", read_activation}});
+               {"activation", read_activation},
+               {"weights", read_weights, true}});
   if (layer.k > layer.experts) json.fail("layer: 'k' is larger than 'experts'");
   if (!routed && layer.experts != 1) json.fail("layer: without a router expected 'experts' to be 1");
   layers.push_back(layer);
@@ -194,22 +224,28 @@ void StudentFile::check_sizes() const {
 
 void StudentFile::bind_tensors() {
   std::size_t bound = 0;
-  const auto bind = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+  const auto bind = [&](const std::string& name, const char* dtype, const std::vector<std::int64_t>& shape) {
     ++bound;
-    return reader_.float32(name, shape);
+    return reader_.tensor(name, dtype, shape);
+  };
+  const auto bind_floats = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+    return static_cast<const float*>(bind(name, "F32", shape));
   };
   for (std::size_t l = 0; l < layers.size(); ++l) {
     core::RoutedLayer& layer = layers[l];
     const std::string name = layer_text(l);
-    layer.weight = bind(name + ".weight", {layer.experts, layer.in, layer.out});
-    layer.bias = bind(name + ".bias", {layer.experts, layer.out});
+    layer.weight = bind(name + ".weight", weight_kind(layer.type).dtype, {layer.experts, layer.in, layer.out});
+    layer.bias = bind_floats(name + ".bias", {layer.experts, layer.out});
+    if (layer.type == core::WeightType::int8) {
+      layer.weight_scale = bind_floats(name + ".weight_scale", {layer.experts, layer.in});
+    }
     if (routed_[l]) {
-      layer.memory = bind(name + ".memory", {layer.experts, layer.in});
+      layer.memory = bind_floats(name + ".memory", {layer.experts, layer.in});
       check_memory(layer, name + ".memory");
     }
   }
   if (features.position_columns > 0) {
-    features.positions = bind("positions", {features.position_nodes, features.position_columns});
+    features.positions = bind_floats("positions", {features.position_nodes, features.position_columns});
   }
   if (bound != reader_.num_tensors()) {
     throw FormatError("the file has " + std::to_string(reader_.num_tensors()) + " tensors, the student uses " +

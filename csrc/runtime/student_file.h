@@ -11,12 +11,15 @@
 
 namespace gmoe::runtime {
 
-inline constexpr std::int64_t kFormatVersion = 1;
+// Version 2 names the type of each layer's weights, which version 1 stores as float32.
+inline constexpr std::int64_t kOldestVersion = 1, kFormatVersion = 2;
 inline constexpr char kMetadataKey[] = "gmoe_ext.student";
 
 // How a row of features is prepared before the first layer.
 enum class Normalize { none, row_l1, row_l2 };
 const char* normalize_name(Normalize normalize);
+
+const char* weight_type_name(core::WeightType type);
 
 // Many short strings in one, each with a zero byte behind it.
 class StringList {
@@ -44,6 +47,7 @@ class StudentFile {
 
   std::int64_t num_bytes() const { return reader_.num_bytes(); }
 
+  std::int64_t format_version = 0;
   std::string producer, model;
   StringList classes;  // empty, or one name an output
   Features features;
@@ -57,7 +61,8 @@ class StudentFile {
   void bind_tensors();
 
   SafetensorsReader reader_;
-  std::vector<bool> routed_;  // one a layer
+  std::vector<bool> routed_;       // one a layer
+  std::size_t named_weights_ = 0;  // layers that name the type of their weights
 };
 
 }  // namespace gmoe::runtime

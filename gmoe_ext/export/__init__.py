@@ -8,6 +8,7 @@ On the command line: ``python -m gmoe_ext.export RUN_DIR``.
 
 from __future__ import annotations
 
+from .compare import Comparison, Rows, compare, random_rows
 from .pack import pack, preparation
 
-__all__ = ["pack", "preparation"]
+__all__ = ["Comparison", "Rows", "compare", "pack", "preparation", "random_rows"]

@@ -24,11 +24,13 @@ from ..models.rbm import RbM
 from ..models.registry import Model
 from ..nn.rbm_layer import RbMLayer
 
-FORMAT_VERSION = 1
 METADATA_KEY = "gmoe_ext.student"
+Weights = Literal["float32", "bfloat16", "int8"]
+WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
 Normalize = Literal["none", "row_l1", "row_l2"]
 STUDENTS = ("rbm", "mlp")  # kinds of models that can be packed
 _NORMALIZES = ("none", "row_l1", "row_l2")
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # safetensors' names
 _DATA_ALIGNMENT = 64  # a cache line: where tensor data starts in the file
 
 
@@ -53,9 +55,9 @@ class _Layer:
             "activation": "relu" if self.relu else "none",
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        named = {"weight": self.weight_EDF, "bias": self.bias_EF}
-        return named if self.memory_ED is None else {**named, "memory": self.memory_ED}
+    def tensors(self, weights: Weights) -> dict[str, Tensor]:
+        named = {**stored_weight(self.weight_EDF, weights), "bias": self.bias_EF.float()}
+        return named if self.memory_ED is None else {**named, "memory": self.memory_ED.float()}
 
 
 @dataclass
@@ -71,7 +73,7 @@ class _Document:
     """Header and tensors of a file."""
 
     header: dict[str, Any]
-    tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def preparation(row_normalize: bool) -> Normalize:
@@ -87,6 +89,7 @@ def pack(
     normalize: Normalize = "none",
     positions: Tensor | NDArray[np.floating[Any]] | None = None,
     position_dim: int = 0,
+    dtype: Weights = "float32",
 ) -> Path:
     """Write a student into one file that ``gmoe_ext.runtime.PackedStudent`` serves without torch.
 
@@ -103,6 +106,9 @@ def pack(
             went through after the point where callers of the file take their rows.
         positions: [N, P] table of node positions. The model's inputs are features and then positions; callers pass the
             features and the node's row in the table.
+        dtype: how weights are stored; sums are float32 for all. "bfloat16" halves the file and what one row reads of
+            it, "int8" quarters it, with one scale for each input of each expert. Both round the weights, so answers
+            change; ``export.compare`` says how much. Biases, memories and positions stay float32.
         position_dim: P where there is no table to ship but the last P inputs are positions.
 
     Returns:
@@ -122,6 +128,8 @@ def pack(
 
     if normalize not in _NORMALIZES:
         raise ConfigError(f"pack: expected 'normalize' to be one of {', '.join(_NORMALIZES)}, got {normalize!r}")
+    if dtype not in WEIGHTS:
+        raise ConfigError(f"pack: expected 'dtype' to be one of {', '.join(WEIGHTS)}, got {dtype!r}")
     with torch.no_grad():
         layers = _layers(model)
     table = None if positions is None else _table(positions)
@@ -129,20 +137,20 @@ def pack(
     if table is not None and position_dim not in (0, dim):
         raise ConfigError(f"pack: expected 'position_dim' to be the table's {dim} columns, got {position_dim}")
     header = {
-        "format_version": FORMAT_VERSION,
+        # The oldest version that can say it, so that older readers serve what they can.
+        "format_version": 1 if dtype == "float32" else 2,
         "producer": f"gmoe_ext {__version__}",
         "model": model.name,
         "classes": _class_names(class_names, layers[-1].weight_EDF.shape[2]),
         "features": _features(layers[0].weight_EDF.shape[1], normalize, table, dim),
-        "layers": [layer.describe() for layer in layers],
+        "layers": [layer.describe() | ({} if dtype == "float32" else {"weights": dtype}) for layer in layers],
     }
     document = _Document(header)
     for i, layer in enumerate(layers):
-        for name, tensor in layer.tensors().items():
-            document.tensors[f"layers.{i}.{name}"] = _checked(tensor.float().cpu().numpy(), f"layers.{i}.{name}")
+        for name, tensor in layer.tensors(dtype).items():
+            document.tensors[f"layers.{i}.{name}"] = _checked(tensor, f"layers.{i}.{name}")
     if dim > 0:
-        empty = np.empty((0, dim), np.float32)
-        document.tensors["positions"] = _checked(empty if table is None else table, "positions")
+        document.tensors["positions"] = _checked(torch.empty(0, dim) if table is None else table, "positions")
     return _write(Path(path), document)
 
 
@@ -202,11 +210,28 @@ def _fold(layer: _Layer, affine: _Affine | None) -> None:
         layer.bias_EF = layer.bias_EF * affine.scale_F + affine.shift_F
 
 
-def _table(positions: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    table = positions.detach().cpu().numpy() if isinstance(positions, Tensor) else np.asarray(positions)
+def stored_weight(weight_EDF: Tensor, weights: Weights) -> dict[str, Tensor]:
+    """The tensors that hold a layer's weights.
+
+    int8: W_edf ~ q_edf s_ed with s_ed = max_f |W_edf| / 127, q rounded to the nearest, ties to even.
+    """
+    if weights == "bfloat16":
+        return {"weight": weight_EDF.bfloat16()}
+    if weights == "int8":
+        scale_ED = (weight_EDF.abs().amax(2) / 127).float()
+        divisor_ED1 = scale_ED.masked_fill(scale_ED == 0, 1)[..., None]
+        return {
+            "weight": (weight_EDF / divisor_ED1).round().clamp(-127, 127).to(torch.int8),
+            "weight_scale": scale_ED,
+        }
+    return {"weight": weight_EDF.float()}
+
+
+def _table(positions: Tensor | NDArray[np.floating[Any]]) -> Tensor:
+    table = torch.as_tensor(positions).detach().cpu()
     if table.ndim != 2 or table.shape[1] == 0:
         raise ConfigError(f"pack: expected 'positions' of shape [N, P], got {list(table.shape)}")
-    return table.astype(np.float32)
+    return table.float()
 
 
 def _class_names(names: Sequence[str] | None, outputs: int) -> list[str] | None:
@@ -217,7 +242,7 @@ def _class_names(names: Sequence[str] | None, outputs: int) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _features(inputs: int, normalize: Normalize, table: NDArray[np.float32] | None, dim: int) -> dict[str, Any]:
+def _features(inputs: int, normalize: Normalize, table: Tensor | None, dim: int) -> dict[str, Any]:
     if not 0 <= dim <= inputs:
         raise ConfigError(f"pack: positions of {dim} columns do not fit a student of {inputs} inputs")
     nodes = 0 if table is None else table.shape[0]
@@ -228,22 +253,39 @@ def _features(inputs: int, normalize: Normalize, table: NDArray[np.float32] | No
     }
 
 
-def _checked(array: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    if not np.isfinite(array).all():
+def _checked(tensor: Tensor, name: str) -> Tensor:
+    if not torch.isfinite(tensor).all():
         raise ConfigError(f"pack: '{name}' holds NaN or infinite values; the student's training diverged")
-    return np.ascontiguousarray(array)
+    return tensor.cpu().contiguous()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.int16)
+    array = tensor.numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _write(path: Path, document: _Document) -> Path:
-    # Large tensors first: with sizes that are multiples of a cache line, the next one starts on a line too.
-    names = sorted(document.tensors, key=lambda name: (-document.tensors[name].nbytes, name))
+    # Tensors whose size is a multiple of a cache line come first, so that each of them starts on a line; then wider
+    # elements before narrower ones, so that all are aligned to their element.
+    def order(name: str) -> tuple[bool, int, int, str]:
+        tensor = document.tensors[name]
+        return tensor.nbytes % _DATA_ALIGNMENT != 0, -tensor.element_size(), -tensor.nbytes, name
+
+    names = sorted(document.tensors, key=order)
     student = json.dumps(document.header, ensure_ascii=False, separators=(",", ":"))
     entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: student}}
     begin = 0
     for name in names:
-        array = document.tensors[name]
-        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, begin + array.nbytes]}
-        begin += array.nbytes
+        tensor = document.tensors[name]
+        end = begin + tensor.nbytes
+        entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-(len(header) + 8) % _DATA_ALIGNMENT)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +294,7 @@ def _write(path: Path, document: _Document) -> Path:
         with draft.open("xb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for name in names:
-                file.write(document.tensors[name].astype("<f4", copy=False).data)
+                file.write(_bytes(document.tensors[name]))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

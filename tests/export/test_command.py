@@ -52,6 +52,30 @@ def test_the_best_student_is_packed(run_dir: Path, capsys: pytest.CaptureFixture
     np.testing.assert_allclose(packed.predict(x.numpy(), nodes.numpy()), student.model(rows).logits.detach(), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_what_narrow_weights_cost_is_printed(run_dir: Path, capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    rows = run_dir / "rows.npz"
+    np.savez(rows, x=np.random.default_rng(0).random((30, 8)), nodes=np.arange(30) - 1, y=np.arange(30) % 3 - 1)
+    assert main([str(run_dir), "--dtype", dtype, "--rows", str(rows)]) == 0
+    out = capsys.readouterr().out
+    assert f"{dtype} weights" in out and "of 256 rows" in out and "points against the model), of 30 rows" in out
+    info = PackedStudent.load(run_dir / "student.safetensors").info()
+    assert {layer["weights"] for layer in info["layers"]} == {dtype}
+
+
+def test_rows_to_measure_on_are_checked(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_dir / "rows.npz"
+    for arrays, text in (
+        (dict(z=np.ones(3)), "expected an .npz file with an array 'x'"),
+        (dict(x=np.ones((3, 8)), nodes=np.zeros(2, int)), r"expected 'nodes' of shape [3], got [2]"),
+        (dict(x=np.ones((3, 8)), y=np.zeros((3, 1), int)), r"expected 'y' of shape [3], got [3, 1]"),
+    ):
+        np.savez(path, **arrays)
+        assert main([str(run_dir), "--rows", str(path)]) == 3
+        assert text in capsys.readouterr().err
+    assert not (run_dir / "student.safetensors").exists()
+
+
 def test_weights_are_those_of_the_best_epoch(run_dir: Path) -> None:
     best = {n.removeprefix("best/"): v for n, v in load_file(run_dir / "checkpoints/rbm.safetensors").items()}
     weights = load_student(run_dir).model.state_dict()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from gmoe_ext import models
 from gmoe_ext.errors import ConfigError
-from gmoe_ext.export import pack
+from gmoe_ext.export import Rows, compare, pack, random_rows
 from gmoe_ext.models.registry import Model
 from gmoe_ext.runtime import PackedStudent
 
@@ -95,6 +95,71 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert PackedStudent.load(path).classes == ["\u00e9", '"quoted"', "back\\slash", ""]
 
 
+def with_exact_weights(name: str, dtype: str, out_dim: int = 6) -> Model:
+    """A model whose weights ``dtype`` holds without rounding."""
+    options = dict(in_dim=21, hidden_dim=34, out_dim=out_dim, num_layers=3)
+    experts = dict(num_experts=4, k=2, input_attention=False) if name == "rbm" else {}
+    model = models.build(name, **options, **experts).eval()
+    for layer in model.layers:
+        weight = layer.experts.weight if name == "rbm" else layer.weight
+        if dtype == "bfloat16":
+            weight.data = weight.bfloat16().float()
+        else:
+            weight.data = torch.randint(-127, 128, weight.shape) / 2.0**9
+            weight.data[..., 0, :] = 127 / 2.0**9  # every input's scale is 2^-9
+    return model
+
+
+@pytest.mark.parametrize("name", ["rbm", "mlp"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("out_dim", [1, 6, 15, 16, 17, 97, 257])
+def test_weights_that_fit_answer_as_in_float32(tmp_path: Path, name: str, dtype: str, out_dim: int) -> None:
+    model, x = with_exact_weights(name, dtype, out_dim), torch.randn(70, 21).numpy()
+    wide = PackedStudent.load(pack(model, tmp_path / "wide"))
+    narrow = PackedStudent.load(pack(model, tmp_path / "narrow", dtype=dtype))
+    assert np.array_equal(narrow.predict(x), wide.predict(x))
+    assert np.array_equal(narrow.predict(x[:2]), wide.predict(x[:2]))
+    assert narrow.num_bytes < wide.num_bytes
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("bfloat16", 2.0**-8), ("int8", 1 / 127)])
+def test_rounded_weights_are_near(tmp_path: Path, dtype: str, step: float) -> None:
+    model = trained("rbm", in_dim=64, hidden_dim=128, out_dim=10, num_layers=2, num_experts=3, k=3, norm="batch")
+    x = torch.randn(100, 64)
+    student = PackedStudent.load(pack(model, tmp_path / "s", dtype=dtype))
+    found = compare(model, student, Rows(x.numpy(), labels=model(x).logits.argmax(1).numpy()))
+    assert 0 < found.largest_difference < 2 * step  # a weight is off by half a step of its row's largest
+    assert found.same_class == found.accuracy > 0.95 and found.model_accuracy == 1
+
+
+def test_int8_rows_are_scaled_by_their_largest_weight(tmp_path: Path) -> None:
+    model = trained("mlp", in_dim=5, hidden_dim=8, out_dim=4, num_layers=1)
+    model.layers[0].weight.data[:, 2] = 0  # a feature without weight
+    tensors = load_file(pack(model, tmp_path / "s", dtype="int8"))
+    q, scale = tensors["layers.0.weight"], tensors["layers.0.weight_scale"]
+    weight = model.layers[0].weight.detach().numpy().T
+    assert q.dtype == np.int8 and np.abs(q).max(2).tolist() == [[127, 127, 0, 127, 127]]
+    np.testing.assert_allclose(scale[0], np.abs(weight).max(1) / 127, rtol=1e-6)
+    assert (np.abs(q[0] * scale[0][:, None] - weight) <= scale[0][:, None] * 0.5001).all()
+
+
+def test_only_narrow_weights_need_the_newer_format(tmp_path: Path) -> None:
+    model = trained("mlp", in_dim=7, hidden_dim=5, out_dim=3)
+    for dtype, version in (("float32", 1), ("bfloat16", 2), ("int8", 2)):
+        info = PackedStudent.load(pack(model, tmp_path / dtype, dtype=dtype)).info()
+        assert info["format_version"] == version
+        assert [layer["weights"] for layer in info["layers"]] == [dtype] * 2
+
+
+def test_comparison_prepares_rows_as_the_file_does(tmp_path: Path) -> None:
+    model, table, x = trained("mlp", in_dim=8, hidden_dim=16, out_dim=4), torch.randn(9, 3), torch.rand(20, 5).numpy()
+    x[3], nodes = 0, np.arange(20) % 10 - 1
+    for normalize in ("none", "row_l1", "row_l2"):
+        student = PackedStudent.load(pack(model, tmp_path / "s", positions=table, normalize=normalize))
+        assert compare(model, student, Rows(x, nodes), table).largest_difference < 1e-5
+        assert compare(model, student, random_rows(student)).largest_difference < 1e-5
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=3, k=2)
     assert pack(model, tmp_path / "a").read_bytes() == pack(model, tmp_path / "b").read_bytes()
@@ -135,6 +200,7 @@ def test_a_file_in_use_may_be_replaced(tmp_path: Path) -> None:
     ("options", "text"),
     [
         (dict(class_names=["a"]), "expected 4 'class_names'"),
+        (dict(dtype="float16"), "expected 'dtype' to be one of float32, bfloat16, int8"),
         (dict(normalize="l7"), "expected 'normalize' to be one of none, row_l1, row_l2"),
         (dict(positions=torch.zeros(3)), r"expected 'positions' of shape \[N, P\]"),
         (dict(positions=torch.zeros(3, 9)), "positions of 9 columns do not fit"),

@@ -18,6 +18,7 @@ import torch
 from gmoe_ext import models
 from gmoe_ext.errors import DataError
 from gmoe_ext.export import pack
+from gmoe_ext.models.registry import Model
 from gmoe_ext.runtime import PackedStudent
 
 KEY = "gmoe_ext.student"
@@ -69,7 +70,11 @@ def change_tensor(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, A
 
 
 REFUSALS = [
-    (change_student("format_version", 2), "format version 2, this gmoe_ext reads version 1"),
+    (change_student("format_version", 3), "format version 3, this gmoe_ext reads versions 1 to 2"),
+    (change_student("format_version", 0), "format version 0, this gmoe_ext reads versions 1 to 2"),
+    (change_student("format_version", 2), "'weights' must be there in format version 2 and not before, got version 2"),
+    (change_layer("weights", "float32"), "'weights' must be there in format version 2 and not before, got version 1"),
+    (change_layer("weights", "int4"), "expected 'weights' to be float32, bfloat16 or int8"),
     (change_student("surprise", 1), "unknown field 'surprise'"),
     (change_student("x" + "\u00e9" * 40, 1), r"unknown field 'x\u00e9+\\xc3'"),
     (change_student("classes", ["a"]), "1 class names and 7 outputs"),
@@ -115,6 +120,26 @@ def test_a_wrong_header_is_refused_by_name(student_file: Path, load, change, tex
     change(header, student)
     with pytest.raises(DataError, match=text):
         load(join(header, student, body))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_narrow_weights_are_checked_by_name(model: Model, tmp_path: Path, load, dtype: str) -> None:
+    header, student, body = split(pack(model, tmp_path / "s", dtype=dtype).read_bytes())
+    assert load(join(header, student, body)).info()["layers"][1]["weights"] == dtype
+    for other, text in (("float32", "expected dtype F32, got"), ("int8", "BF16|weight_scale"), ("bfloat16", "got I8")):
+        if other != dtype:
+            student["layers"][1]["weights"] = other
+            with pytest.raises(DataError, match=text):
+                load(join(header, student, body))
+
+
+def test_a_layer_may_keep_float32_beside_narrow_ones(student_file: Path, load, rows: torch.Tensor) -> None:
+    header, student, body = split(student_file.read_bytes())
+    student["format_version"] = 2
+    for layer in student["layers"]:
+        layer["weights"] = "float32"
+    again = load(join(header, student, body))
+    assert np.array_equal(again.predict(rows.numpy()), PackedStudent.load(student_file).predict(rows.numpy()))
 
 
 def test_a_sound_file_that_was_joined_again_answers_as_before(student_file: Path, load, rows: torch.Tensor) -> None:
@@ -223,12 +248,12 @@ def mutations(sound: bytes, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_thousands_of_damaged_files_do_no_harm(tmp_path: Path, load, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "dtype"), list(enumerate(["float32", "bfloat16", "int8", "float32"])))
+def test_thousands_of_damaged_files_do_no_harm(tmp_path: Path, load, seed: int, dtype: str) -> None:
     model = models.build(
         "rbm", in_dim=6, hidden_dim=18, out_dim=3, num_layers=2, num_experts=3, k=2, norm="batch"
     ).eval()
-    sound = pack(model, tmp_path / "s.safetensors", class_names=["a", "\u00e9", '"']).read_bytes()
+    sound = pack(model, tmp_path / "s.safetensors", class_names=["a", "\u00e9", '"'], dtype=dtype).read_bytes()
     x = np.random.default_rng(0).standard_normal((8, 6), np.float32)
     # A loader that believed a damaged size would ask for far more than this.
     limit = resource.getrlimit(resource.RLIMIT_AS)

@@ -265,10 +265,12 @@ def test_one_row_takes_no_memory(student_file: Path, rows: torch.Tensor) -> None
     assert int(resident.read_text().split()[1]) - before < 256  # pages
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("cpu", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_answer(
-    student_file: Path, rows: torch.Tensor, tmp_path: Path, cpu: str
+    model: Model, rows: torch.Tensor, tmp_path: Path, cpu: str, dtype: str
 ) -> None:
+    student_file = pack(model, tmp_path / "student.safetensors", dtype=dtype)
     np.save(tmp_path / "x.npy", rows.numpy())
     program = (
         "import sys, numpy as np; from gmoe_ext.runtime import PackedStudent\n"

@@ -7,13 +7,19 @@
 
 namespace gmoe::core {
 
+// How weights are stored. Sums are float32: narrow weights are widened on their way, and what is saved is their
+// traffic.
+enum class WeightType { float32, bfloat16, int8 };
+
 // All arrays are dense and row-major.
 struct RoutedLayer {
   const float* memory;  // [experts, in], rows of norm 1 or 0; null for a layer without a router (one expert, gate 1)
-  const float* weight;  // [experts, in, out]: a feature's row holds its weights to all outputs, zero features skip it
-  const float* bias;    // [experts, out]
-  const float* panels;  // weight and bias as pack_panels leaves them; only routed_block reads it
+  const void* weight;   // [experts, in, out]: a feature's row holds its weights to all outputs, zero features skip it
+  const float* weight_scale;  // [experts, in]: what an int8 row is multiplied by; null for other types
+  const float* bias;          // [experts, out]
+  const float* panels;        // weight and bias as pack_panels leaves them; only routed_block reads it
   std::int64_t in, out, experts, k;
+  WeightType type;
   bool relu;
 };
 

@@ -1,0 +1,143 @@
+"""How far a packed student is from its model: what storing weights in fewer bits costs, on given rows.
+
+N rows, D features, P position columns, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DataError
+from ..models.registry import Model
+from ..runtime import PackedStudent
+
+_EPS = 1e-12  # least divisor of a row, as in the runtime
+_ROWS_AT_ONCE = 4096
+RANDOM_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A packed student beside its model.
+
+    Attributes:
+        rows: how many were compared.
+        largest_difference: of a logit, as a share of the largest logit.
+        same_class: share of rows for which both name the same class.
+        accuracy: of the packed student, in [0, 1]; None without labels.
+        model_accuracy: of the model.
+    """
+
+    rows: int
+    largest_difference: float
+    same_class: float
+    accuracy: float | None = None
+    model_accuracy: float | None = None
+
+    def __str__(self) -> str:
+        text = f"logits off by {self.largest_difference:.1e} at most, same class in {self.same_class:.2%}"
+        if self.accuracy is not None and self.model_accuracy is not None:
+            change = 100 * (self.accuracy - self.model_accuracy)
+            text += f", accuracy {self.accuracy:.2%} ({change:+.2f} points against the model)"
+        return f"{text}, of {self.rows:,} rows"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to compare on.
+
+    Attributes:
+        x: [N, D] features as callers of the file hand them in, or [N, D + P] with positions.
+        nodes: [N] rows of the file's position table, -1 for none; None if x has the positions.
+        labels: [N] true classes, negative where there is none; None if unknown.
+    """
+
+    x: NDArray[Any]
+    nodes: NDArray[Any] | None = None
+    labels: NDArray[Any] | None = None
+
+
+def random_rows(packed: PackedStudent, seed: int = 0) -> Rows:
+    """Normal rows with their positions, where a task's own are not at hand."""
+    columns = packed.info()["layers"][0]["in"]
+    return Rows(np.random.default_rng(seed).standard_normal((RANDOM_ROWS, columns), np.float32))
+
+
+def read_rows(path: Path) -> Rows:
+    """Rows of an .npz file: x, and if it has them nodes and y (the classes).
+
+    Raises:
+        DataError: the file is missing or damaged, has no x, or its arrays do not fit each other.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows = Rows(file["x"], file.get("nodes"), file.get("y"))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: expected an .npz file with an array 'x': {error}") from error
+    for name, array in (("nodes", rows.nodes), ("y", rows.labels)):
+        if array is not None and array.shape != rows.x.shape[:1]:
+            raise DataError(f"{path}: expected {name!r} of shape [{len(rows.x)}], got {list(array.shape)}")
+    return rows
+
+
+def compare(model: Model, packed: PackedStudent, rows: Rows, positions: Tensor | None = None) -> Comparison:
+    """Answer rows with both.
+
+    Args:
+        model: what ``packed`` was made from, in evaluation.
+        packed: the file.
+        rows: where to compare.
+        positions: [N, P] the table that the file was packed with, if rows name nodes.
+
+    Raises:
+        ValueError: rows do not fit the student.
+        GraphIndexError: a node is outside the position table.
+
+    Deterministic: yes.
+
+    Example:
+        >>> packed = PackedStudent.load(pack(model, "student.safetensors", dtype="int8"))
+        >>> print(compare(model, packed, random_rows(packed)))
+    """
+    logits, expected = [], []
+    for begin in range(0, len(rows.x), _ROWS_AT_ONCE):
+        some = slice(begin, begin + _ROWS_AT_ONCE)
+        nodes = None if rows.nodes is None else rows.nodes[some]
+        logits.append(packed.predict(rows.x[some], nodes))
+        with torch.inference_mode():
+            expected.append(model(prepare(packed, rows.x[some], nodes, positions)).logits.float().cpu().numpy())
+    if not logits:
+        raise DataError("compare: there are no rows")
+    return _summary(np.concatenate(logits), np.concatenate(expected), rows.labels)
+
+
+def prepare(packed: PackedStudent, x: NDArray[Any], nodes: NDArray[Any] | None, positions: Tensor | None) -> Tensor:
+    """Rows as the model takes them: features normalised, positions behind them."""
+    features = packed.info()["features"]
+    inputs = torch.tensor(x, dtype=torch.float32)
+    columns = inputs[:, : features["columns"]]
+    if features["normalize"] != "none":
+        order = 1 if features["normalize"] == "row_l1" else 2
+        columns /= columns.norm(p=order, dim=1, keepdim=True).clamp_min(_EPS)
+    if nodes is None or positions is None:
+        return inputs
+    table = torch.cat([positions.float().cpu(), torch.zeros(1, positions.shape[1])])  # node -1 is the last row
+    return torch.cat([inputs, table[torch.from_numpy(nodes.astype(np.int64))]], 1)
+
+
+def _summary(logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[Any] | None) -> Comparison:
+    chosen, wanted = logits.argmax(1), expected.argmax(1)
+    largest = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+    common = (len(logits), float(np.abs(logits - expected).max() / largest), float((chosen == wanted).mean()))
+    known = None if labels is None else labels >= 0
+    if labels is None or known is None or not known.any():
+        return Comparison(*common)
+    accuracy, model_accuracy = (float((kind == labels)[known].mean()) for kind in (chosen, wanted))
+    return Comparison(*common, accuracy, model_accuracy)
