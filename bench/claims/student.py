@@ -13,6 +13,7 @@ import torch
 
 from gmoe_ext import models
 from gmoe_ext.export import pack
+from gmoe_ext.export.pack import Weights
 from gmoe_ext.models.mlp import MLP
 from gmoe_ext.models.rbm import RbM
 from gmoe_ext.runtime import PackedStudent
@@ -65,10 +66,10 @@ def students(settings: Settings) -> tuple[RbM, MLP]:
     return rbm.eval(), mlp.eval()
 
 
-def packed(model: RbM, threads: int) -> PackedStudent:
+def packed(model: RbM, threads: int, weights: Weights = "float32") -> PackedStudent:
     """The student as it is served; its file is mapped, and may lose its name."""
     with tempfile.TemporaryDirectory() as folder:
-        student = PackedStudent.load(pack(model, Path(folder) / "student.safetensors"))
+        student = PackedStudent.load(pack(model, Path(folder) / "student.safetensors", dtype=weights))
     student.num_threads = threads
     return student
 
@@ -85,12 +86,9 @@ def in_turn(answer: Answer, x: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: answer(next(turns))
 
 
-def _variant(answer: Answer, x: np.ndarray, expected: np.ndarray | None) -> Variant:
-    call = in_turn(answer, x)
-    if expected is None:
-        return Variant(call)
+def _variant(answer: Answer, x: np.ndarray, expected: np.ndarray, precision: torch.dtype = torch.float32) -> Variant:
     right = parity.same(torch.from_numpy(expected))
-    return Variant(call, lambda _: right(torch.from_numpy(np.ascontiguousarray(answer(x[0])))))
+    return Variant(in_turn(answer, x), lambda _: right(torch.from_numpy(np.array(answer(x[0]))).to(precision)))
 
 
 def alone(settings: Settings) -> Variants:
@@ -108,7 +106,7 @@ def serving(settings: Settings, rows: int) -> Variants:
     plain = mlp(torch.from_numpy(x[0])).logits.numpy()
     variants: dict[str, Variant | Missing] = {
         "ours": _variant(packed(rbm, settings.threads).predict, x, expected),
-        "ours bf16": Missing("the runtime serves float32 only"),
+        "ours bf16": _variant(packed(rbm, settings.threads, "bfloat16").predict, x, expected, torch.bfloat16),
         "model in PyTorch": _variant(lambda one: rbm(torch.from_numpy(one)).logits.numpy(), x, expected),
         "MLP in PyTorch": _variant(lambda one: mlp(torch.from_numpy(one)).logits.numpy(), x, plain),
     }
