@@ -237,6 +237,7 @@ PYBIND11_MODULE(_runtime, m) {
       .def("route", &rt::route, py::arg("x"), py::arg("layer") = 0, py::arg("nodes") = py::none())
       .def("info", &rt::info)
       .def_property_readonly("classes", &rt::classes)
+      .def_property_readonly("num_outputs", &rt::PackedStudent::num_outputs)
       .def_property_readonly("num_bytes", [](const rt::PackedStudent& s) { return s.file().num_bytes(); })
       .def_property("num_threads", &rt::PackedStudent::num_threads, &rt::set_num_threads);
 }

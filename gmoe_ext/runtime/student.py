@@ -111,6 +111,12 @@ class PackedStudent:
         return classes
 
     @property
+    def num_outputs(self) -> int:
+        """Logits of a row: the number of classes."""
+        outputs: int = self._native.num_outputs
+        return outputs
+
+    @property
     def num_bytes(self) -> int:
         """Size of the file in bytes."""
         size: int = self._native.num_bytes
