@@ -12,7 +12,17 @@ where it is.
 from __future__ import annotations
 
 from ._library import include_dir, library_dir
+from .classifier import StudentClassifier
 from .kernels import aggregate, cosine_topk, expert_linear, topk_softmax
 from .student import PackedStudent
 
-__all__ = ["PackedStudent", "aggregate", "cosine_topk", "expert_linear", "include_dir", "library_dir", "topk_softmax"]
+__all__ = [
+    "PackedStudent",
+    "StudentClassifier",
+    "aggregate",
+    "cosine_topk",
+    "expert_linear",
+    "include_dir",
+    "library_dir",
+    "topk_softmax",
+]
