@@ -86,6 +86,12 @@ def test_source_lists_name_every_file(room: str) -> None:
         assert _name(path) in cmake, f"{_name(path)} is in no source list of CMakeLists.txt"
 
 
+def test_every_kernel_is_tested_without_torch() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "csrc/tests").glob("*.cpp"))
+    untested = [op for op in OP_NAMES if f'#include "core/cpu/{op}.h"' not in tests]
+    assert not untested, f"no test under csrc/tests includes the kernels of {untested}"
+
+
 def test_files_keep_their_budget() -> None:
     too_long = {}
     for path in tracked():

@@ -8,6 +8,7 @@
 #include "core/cpu/edge_aggregate.h"
 #include "core/cpu/random_walk.h"
 #include "core/cpu/routed_edge_aggregate.h"
+#include "core/cpu/routed_edge_mixture.h"
 #include "core/cpu/two_hop_graph.h"
 #include "tests/check.h"
 #include "tests/inputs.h"
@@ -219,6 +220,31 @@ GMOE_PARALLEL_TEST(routed_edge_aggregate_grad_weight) {
     std::vector<core::Accumulator<T>> grad_weight = unwritten<core::Accumulator<T>>(m.call.num_edges);
     core::routed_edge_aggregate_grad_weight<T, Index>({m.call, m.grad_y.data(), grad_weight.data()});
     CHECK_CLOSE(grad_weight, want.grad_weight);
+  });
+}
+
+GMOE_PARALLEL_TEST(routed_edge_mixture) {
+  Random random(5);
+  for_each_routing(false, [&]<typename T, typename Index>(const Messages<T, Index>& m, const NaiveMessages& sums) {
+    const auto& c = m.call;
+    const auto gate = random.values<T>(c.num_destinations * c.k), onto = random.values<T>(c.num_destinations * c.dim);
+    const auto scale = random.values<T>(c.num_experts * c.dim), shift = random.values<T>(c.num_experts * c.dim);
+    for (const bool with : {false, true}) {
+      std::vector<T> y = unwritten<T>(c.num_destinations * c.dim);
+      core::routed_edge_mixture<T, Index>({c, gate.data(), with ? scale.data() : nullptr, with ? shift.data() : nullptr,
+                                           with ? onto.data() : nullptr, y.data()});
+      std::vector<double> want = with ? wide(onto) : zeros(c.num_destinations * c.dim);
+      for (std::int64_t slot = 0; slot < c.num_destinations * c.k; ++slot) {
+        const std::int64_t e = c.expert != nullptr ? c.expert[slot] - c.first_expert : 0;
+        if (e < 0 || e >= c.num_experts) continue;
+        for (std::int64_t d = 0; d < c.dim; ++d) {
+          const double sum = sums.y[slot * c.dim + d];
+          const double changed = with ? wide(scale[e * c.dim + d]) * sum + wide(shift[e * c.dim + d]) : sum;
+          want[slot / c.k * c.dim + d] += wide(gate[slot]) * changed;
+        }
+      }
+      CHECK_CLOSE(y, want);
+    }
   });
 }
 

@@ -18,68 +18,108 @@ void normalize_rows(std::vector<float>& rows, std::int64_t dim) {
   }
 }
 
-std::string layer_json(const LayerSizes& layer) {
+std::string shape_text(std::initializer_list<std::int64_t> shape) {
+  std::string text;
+  for (const std::int64_t size : shape) text += join(text.empty() ? "[" : ", ", size);
+  return text + "]";
+}
+
+template <typename T>
+Tensor tensor(const std::string& name, const char* dtype, std::initializer_list<std::int64_t> shape,
+              const std::vector<T>& values) {
+  return {name, dtype, shape_text(shape),
+          std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))};
+}
+
+// Appends the layer's weights as they are stored, and returns what they stand for.
+std::vector<double> random_weights(Random& random, const LayerSizes& layer, const std::string& name,
+                                   std::vector<Tensor>& tensors) {
+  const std::int64_t size = layer.experts * layer.in * layer.out;
+  std::vector<double> weight;
+  const auto store = [&](const auto& values, const char* dtype) {
+    for (const auto value : values) weight.push_back(core::widen(value));
+    tensors.push_back(tensor(name + ".weight", dtype, {layer.experts, layer.in, layer.out}, values));
+  };
+  if (layer.type == core::WeightType::float32) store(random.values<float>(size), "F32");
+  if (layer.type == core::WeightType::bfloat16) store(random.values<core::bfloat16>(size), "BF16");
+  if (layer.type == core::WeightType::int8) {
+    const auto scale = random.values<float>(layer.experts * layer.in);
+    std::vector<std::int8_t> values;
+    for (std::int64_t i = 0; i < size; ++i) {
+      values.push_back(static_cast<std::int8_t>(random.below(255) - 127));
+      weight.push_back(static_cast<double>(scale[i / layer.out]) * values.back());
+    }
+    tensors.push_back(tensor(name + ".weight", "I8", {layer.experts, layer.in, layer.out}, values));
+    tensors.push_back(tensor(name + ".weight_scale", "F32", {layer.experts, layer.in}, scale));
+  }
+  return weight;
+}
+
+std::string layer_json(const LayerSizes& layer, bool named_weights) {
+  const std::string weights =
+      named_weights ? join(R"(, \"weights\": \")", runtime::weight_type_name(layer.type), R"(\")") : "";
   return join(R"({\"router\": \")", layer.experts > 1 ? "cosine" : "none", R"(\", \"in\": )", layer.in,
-              R"(, \"out\": )", layer.out, R"(, \"experts\": )", layer.experts, R"(, \"k\": )", layer.k,
+              R"(, \"out\": )", layer.out, R"(, \"experts\": )", layer.experts, R"(, \"k\": )", layer.k, weights,
               R"(, \"activation\": \")", layer.relu ? "relu" : "none", R"(\"})");
 }
 
+// The text of a JSON string, as the metadata holds it.
 std::string document(const StudentSizes& s) {
+  const bool narrow = std::any_of(s.layers.begin(), s.layers.end(),
+                                  [](const LayerSizes& layer) { return layer.type != core::WeightType::float32; });
   const std::string positions = s.position_columns == 0 ? "null"
                                                         : join(R"({\"nodes\": )", s.position_nodes,
                                                                R"(, \"columns\": )", s.position_columns, "}");
   std::string layers;
-  for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer);
-  return join(R"({\"format_version\": 1, \"producer\": \"test\", \"model\": \"rbm\", \"classes\": null, )",
-              R"(\"features\": {\"columns\": )", s.features, R"(, \"normalize\": \")",
+  for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer, narrow);
+  return join(R"({\"format_version\": )", narrow ? 2 : 1, R"(, \"producer\": \"test\", \"model\": \"rbm\", )",
+              R"(\"classes\": null, \"features\": {\"columns\": )", s.features, R"(, \"normalize\": \")",
               runtime::normalize_name(s.normalize), R"(\", \"positions\": )", positions, R"(}, \"layers\": [)", layers,
               "]}");
 }
 
 }  // namespace
 
-std::string safetensors(const std::string& document, const std::vector<Tensor>& tensors) {
-  std::string header = R"({"__metadata__": {"gmoe_ext.student": ")" + document + "\"}", data;
-  for (const Tensor& tensor : tensors) {
-    const std::size_t begin = data.size();
-    data.append(reinterpret_cast<const char*>(tensor.values.data()), tensor.values.size() * sizeof(float));
-    header += join(R"(, ")", tensor.name, R"(": {"dtype": "F32", "shape": )", tensor.shape, R"(, "data_offsets": [)",
-                   begin, ", ", data.size(), "]}");
-  }
-  header += '}';
-  header.resize((header.size() + 8 + 63) / 64 * 64 - 8, ' ');
-  const std::uint64_t length = header.size();
-  std::string bytes(sizeof length, '\0');
-  std::memcpy(bytes.data(), &length, sizeof length);
-  return bytes + header + data;
-}
-
 Student random_student(Random& random, const StudentSizes& sizes) {
-  Student student{sizes, {}, {}, {}, random.values<float>(sizes.position_nodes * sizes.position_columns)};
-  for (const LayerSizes& layer : sizes.layers) {
-    student.weight.push_back(random.values<float>(layer.experts * layer.in * layer.out));
+  Student student{sizes, {}, {}, {}, random.values<float>(sizes.position_nodes * sizes.position_columns), {}};
+  for (std::size_t l = 0; l < sizes.layers.size(); ++l) {
+    const LayerSizes& layer = sizes.layers[l];
+    const std::string name = join("layers.", l);
+    student.weight.push_back(random_weights(random, layer, name, student.tensors));
     student.bias.push_back(random.values<float>(layer.experts * layer.out));
     student.memory.push_back(random.values<float>(layer.experts > 1 ? layer.experts * layer.in : 0));
     normalize_rows(student.memory.back(), layer.in);
+    student.tensors.push_back(tensor(name + ".bias", "F32", {layer.experts, layer.out}, student.bias.back()));
+    if (layer.experts == 1) continue;
+    student.tensors.push_back(tensor(name + ".memory", "F32", {layer.experts, layer.in}, student.memory.back()));
+  }
+  if (sizes.position_columns > 0) {
+    student.tensors.push_back(
+        tensor("positions", "F32", {sizes.position_nodes, sizes.position_columns}, student.positions));
   }
   return student;
 }
 
 std::string Student::bytes() const {
-  std::vector<Tensor> tensors;
-  for (std::size_t l = 0; l < sizes.layers.size(); ++l) {
-    const LayerSizes& layer = sizes.layers[l];
-    const std::string name = join("layers.", l);
-    tensors.push_back({name + ".weight", join("[", layer.experts, ", ", layer.in, ", ", layer.out, "]"), weight[l]});
-    tensors.push_back({name + ".bias", join("[", layer.experts, ", ", layer.out, "]"), bias[l]});
-    if (layer.experts > 1) {
-      tensors.push_back({name + ".memory", join("[", layer.experts, ", ", layer.in, "]"), memory[l]});
+  std::string header = R"({"__metadata__": {"gmoe_ext.student": ")" + document(sizes) + "\"}", data;
+  // Elements of 4 bytes, then of 2, then of 1: all start at a multiple of their size.
+  for (const char* dtype : {"F32", "BF16", "I8"}) {
+    for (const Tensor& tensor : tensors) {
+      if (tensor.dtype != dtype) continue;
+      header += join(R"(, ")", tensor.name, R"(": {"dtype": ")", dtype, R"(", "shape": )", tensor.shape,
+                     R"(, "data_offsets": [)", data.size(), ", ", data.size() + tensor.bytes.size(), "]}");
+      data += tensor.bytes;
     }
   }
-  if (sizes.position_columns > 0) {
-    tensors.push_back({"positions", join("[", sizes.position_nodes, ", ", sizes.position_columns, "]"), positions});
-  }
-  return safetensors(document(sizes), tensors);
+  return with_header(header + "}", data);
+}
+
+std::string with_header(std::string header, const std::string& data) {
+  header.resize((header.size() + 8 + 63) / 64 * 64 - 8, ' ');
+  const std::uint64_t length = header.size();
+  std::string bytes(sizeof length, '\0');
+  std::memcpy(bytes.data(), &length, sizeof length);
+  return bytes + header + data;
 }
 
 Answer answer(const Student& student, const float* x, const float* position) {

@@ -39,6 +39,7 @@ class TemporaryFile {
 struct LayerSizes {
   std::int64_t in, out, experts, k;  // one expert: no router
   bool relu;
+  core::WeightType type = core::WeightType::float32;
 };
 
 struct StudentSizes {
@@ -48,21 +49,22 @@ struct StudentSizes {
 };
 
 struct Tensor {
-  std::string name, shape;
-  std::vector<float> values;
+  std::string name, dtype, shape, bytes;
 };
 
 struct Student {
   StudentSizes sizes;
-  std::vector<std::vector<float>> weight, bias, memory;  // one a layer; memory of norm 1
+  std::vector<std::vector<double>> weight;       // one a layer, like the two below: what the stored weights stand for
+  std::vector<std::vector<float>> bias, memory;  // memory of norm 1
   std::vector<float> positions;
+  std::vector<Tensor> tensors;
 
   std::string bytes() const;
 };
 
 Student random_student(Random& random, const StudentSizes& sizes);
-// The file of this document (the text of a JSON string) and these tensors.
-std::string safetensors(const std::string& document, const std::vector<Tensor>& tensors);
+// A safetensors file: the length, the header padded to a cache line, the data.
+std::string with_header(std::string header, const std::string& data);
 
 struct Answer {
   std::vector<double> logits;
