@@ -11,6 +11,7 @@
 
 #include "core/cpu/expert_linear.h"
 #include "core/cpu/register_tile.h"
+#include "core/cpu/tile.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {
@@ -20,6 +21,7 @@ constexpr std::int64_t kBlock = 256;         // columns of dy and of x at a time
 constexpr std::int64_t kSlotsPerStep = 128;  // two gathered blocks of 128 x 256 floats are 0.25 MiB of L2
 template <typename A>
 constexpr int kStride = kBlock + 64 / sizeof(A);  // one cache line more: gathered rows start in different sets
+constexpr std::int64_t kRowsAhead = 4;  // rows lie anywhere; so many are under way while one is copied
 constexpr std::int64_t kSlotsPerPart = 8192;
 constexpr std::int64_t kMaxPartSize = 1 << 18;  // elements of dW_e up to which parts are worth their memory
 
@@ -101,6 +103,7 @@ template <bool Gated, typename T, typename A, typename RowOf>
 void gather(const ExpertLinear<T>& a, const T* rows, std::int64_t dim, const RowOf& row_of, const std::int64_t* slots,
             std::int64_t n, std::int64_t column, std::int64_t width, A* to) {
   for (std::int64_t i = 0; i < n; ++i, to += kStride<A>) {
+    if (i + kRowsAhead < n) prefetch_row(rows + row_of(a, slots[i + kRowsAhead]) * dim + column, width);
     const T* from = rows + row_of(a, slots[i]) * dim + column;
     const A gate = Gated ? gate_of(a, slots[i]) : A{1};
     for (std::int64_t j = 0; j < width; ++j) to[j] = Gated ? gate * widen(from[j]) : A{widen(from[j])};
