@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from gmoe_ext import models
+from gmoe_ext.export import pack
+from gmoe_ext.runtime import PackedStudent
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -49,6 +58,31 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def serving_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a virtual environment that has NumPy and the wheel, nothing else."""
+    root = tmp_path_factory.mktemp("serving")
+    venv.create(root, symlinks=True)
+    python = root / "bin" / "python"
+    asked = run(str(python), "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=root)
+    packages = Path(asked.strip())
+    numpy = importlib.metadata.distribution("numpy")
+    # The NumPy of this environment, so that the test needs no network.
+    for name in {file.parts[0] for file in numpy.files or () if not file.parts[0].startswith((".", "__"))}:
+        (packages / name).symlink_to(Path(str(numpy.locate_file(name))))
+    pip = (sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check")
+    # Its dependencies are those of training. A source tree on PYTHONPATH would pass for an installed package.
+    run(*pip, "--no-deps", "--no-index", str(wheel), cwd=root, PYTHONPATH="")
+    return python
+
+
+@pytest.fixture(scope="module")
+def student_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = models.build("rbm", in_dim=24, hidden_dim=40, out_dim=3, num_layers=2, num_experts=4, k=2).eval()
+    return pack(model, tmp_path_factory.mktemp("student") / "student.safetensors", class_names=["a", "b", "c"])
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
@@ -81,6 +115,51 @@ assert model(x, graph).logits.shape == (5, 3)
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     flags = run(sys.executable, "-m", "gmoe_ext.runtime", "--cflags", "--libs", cwd=tmp_path, PYTHONPATH=str(site))
     assert flags.startswith(f"-I{site}/gmoe_ext/include ")
+
+
+def test_a_student_answers_where_numpy_and_the_wheel_are_all_there_is(
+    serving_python: Path, student_file: Path, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((300, 24), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    code = """
+import importlib.util, sys
+for package in ("torch", "safetensors", "yaml", "rich", "jsonargparse", "scipy"):
+    assert importlib.util.find_spec(package) is None, package
+import numpy as np
+from gmoe_ext.runtime import PackedStudent, StudentClassifier
+student, x = PackedStudent.load(sys.argv[1]), np.load("x.npy")
+np.savez("y.npz", logits=student.predict(x), proba=student.predict_proba(x), top=student.top_classes(x, 2)[1],
+         expert=student.route(x)[1], name=StudentClassifier(sys.argv[1]).predict(x))
+"""
+    run(str(serving_python), "-I", "-c", code, str(student_file), cwd=tmp_path)
+    student, y = PackedStudent.load(student_file), np.load(tmp_path / "y.npz")
+    assert np.array_equal(y["logits"], student.predict(x)) and np.array_equal(y["proba"], student.predict_proba(x))
+    assert np.array_equal(y["top"], student.top_classes(x, 2)[1]) and np.array_equal(y["expert"], student.route(x)[1])
+    assert np.array_equal(y["name"], np.array(["a", "b", "c"])[y["logits"].argmax(1)])
+
+    files = ("--input", "x.npy", "--output", "answers.csv")
+    run(str(serving_python), "-I", "-m", "gmoe_ext.predict", "--student", str(student_file), *files, cwd=tmp_path)
+    answers = [line.split(",") for line in (tmp_path / "answers.csv").read_text().splitlines()[1:]]
+    assert [int(answer[1]) for answer in answers] == y["logits"].argmax(1).tolist()
+    described = run(
+        *(str(serving_python), "-I", "-m", "gmoe_ext.runtime", "--student", str(student_file)), cwd=tmp_path
+    )
+    assert '"model": "rbm"' in described
+
+
+def test_serving_starts_at_once_and_is_small(serving_python: Path, wheel: Path, tmp_path: Path) -> None:
+    code = (
+        "from time import perf_counter as now\nstart = now()\nimport gmoe_ext.runtime\n"
+        "print(now() - start, gmoe_ext.__file__)"
+    )
+    runs = [run(str(serving_python), "-I", "-c", code, cwd=tmp_path).split() for _ in range(5)]
+    assert all(Path(file).is_relative_to(serving_python.parents[1]) for _, file in runs)
+    seconds = [float(took) for took, _ in runs]
+    assert statistics.median(seconds) < 0.15, f"import gmoe_ext.runtime took {seconds} s"
+    sizes = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
+    (extension,) = (size for name, size in sizes.items() if name.startswith("gmoe_ext/_runtime."))
+    assert extension < 3_000_000 and sizes["gmoe_ext/libgmoe_runtime.so"] < 3_000_000
 
 
 def test_libraries_name_no_build_path(site: Path) -> None:
