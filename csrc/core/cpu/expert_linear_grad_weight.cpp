@@ -21,7 +21,7 @@ constexpr std::int64_t kBlock = 256;         // columns of dy and of x at a time
 constexpr std::int64_t kSlotsPerStep = 128;  // two gathered blocks of 128 x 256 floats are 0.25 MiB of L2
 template <typename A>
 constexpr int kStride = kBlock + 64 / sizeof(A);  // one cache line more: gathered rows start in different sets
-constexpr std::int64_t kRowsAhead = 4;  // rows lie anywhere; so many are under way while one is copied
+constexpr std::int64_t kRowsAhead = 4;            // rows lie anywhere; so many are under way while one is copied
 constexpr std::int64_t kSlotsPerPart = 8192;
 constexpr std::int64_t kMaxPartSize = 1 << 18;  // elements of dW_e up to which parts are worth their memory
 
