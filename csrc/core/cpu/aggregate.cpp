@@ -4,6 +4,7 @@
 #include "core/cpu/aggregate.h"
 
 #include "core/cpu/row_pieces.h"
+#include "core/cpu/row_types.h"
 #include "core/cpu/tile.h"
 
 namespace gmoe::core::GMOE_ISA {
@@ -87,12 +88,7 @@ void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a) {
 #define GMOE_INSTANTIATE(T, Index)                     \
   template void aggregate(const Aggregate<T, Index>&); \
   template void aggregate_grad_weight(const AggregateGradWeight<T, Index>&);
-GMOE_INSTANTIATE(float, std::int32_t)
-GMOE_INSTANTIATE(float, std::int64_t)
-GMOE_INSTANTIATE(double, std::int32_t)
-GMOE_INSTANTIATE(double, std::int64_t)
-GMOE_INSTANTIATE(bfloat16, std::int32_t)
-GMOE_INSTANTIATE(bfloat16, std::int64_t)
+GMOE_FOR_ROWS(GMOE_INSTANTIATE)
 #undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::GMOE_ISA

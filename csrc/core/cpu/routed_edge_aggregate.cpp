@@ -13,6 +13,7 @@
 
 #include "core/cpu/edge_messages.h"
 #include "core/cpu/row_pieces.h"
+#include "core/cpu/row_types.h"
 #include "core/cpu/tile.h"
 
 namespace gmoe::core::GMOE_ISA {
@@ -228,12 +229,7 @@ void routed_edge_aggregate_grad_weight(const RoutedEdgeAggregateGradWeight<T, In
   template void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>&);          \
   template void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>&); \
   template void routed_edge_aggregate_grad_weight(const RoutedEdgeAggregateGradWeight<T, Index>&);
-GMOE_INSTANTIATE(float, std::int32_t)
-GMOE_INSTANTIATE(float, std::int64_t)
-GMOE_INSTANTIATE(double, std::int32_t)
-GMOE_INSTANTIATE(double, std::int64_t)
-GMOE_INSTANTIATE(bfloat16, std::int32_t)
-GMOE_INSTANTIATE(bfloat16, std::int64_t)
+GMOE_FOR_ROWS(GMOE_INSTANTIATE)
 #undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::GMOE_ISA

@@ -6,6 +6,7 @@
 
 #include "core/cpu/edge_messages.h"
 #include "core/cpu/row_pieces.h"
+#include "core/cpu/row_types.h"
 #include "core/cpu/tile.h"
 
 namespace gmoe::core::GMOE_ISA {
@@ -103,12 +104,7 @@ void routed_edge_mixture(const RoutedEdgeMixture<T, Index>& a) {
 }
 
 #define GMOE_INSTANTIATE(T, Index) template void routed_edge_mixture(const RoutedEdgeMixture<T, Index>&);
-GMOE_INSTANTIATE(float, std::int32_t)
-GMOE_INSTANTIATE(float, std::int64_t)
-GMOE_INSTANTIATE(double, std::int32_t)
-GMOE_INSTANTIATE(double, std::int64_t)
-GMOE_INSTANTIATE(bfloat16, std::int32_t)
-GMOE_INSTANTIATE(bfloat16, std::int64_t)
+GMOE_FOR_ROWS(GMOE_INSTANTIATE)
 #undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::GMOE_ISA
