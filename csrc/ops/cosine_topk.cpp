@@ -2,8 +2,7 @@
 
 namespace gmoe::ops {
 
-void check_cosine_topk(const Tensor& x, const Tensor& memory, std::int64_t k) {
-  constexpr const char* op = "gmoe::cosine_topk";
+void check_cosine_topk(const char* op, const Tensor& x, const Tensor& memory, std::int64_t k) {
   check_dim(op, "x", x, 2);
   check_dim(op, "memory", memory, 2);
   check_floating(op, "x", x);
@@ -16,7 +15,7 @@ void check_cosine_topk_grad_x(const Tensor& grad_gate, const Tensor& x, const Te
   constexpr const char* op = "gmoe::cosine_topk_grad_x";
   check_dim(op, "index", index, 2);
   check_int64(op, "index", index);
-  check_cosine_topk(x, memory, index.size(1));
+  check_cosine_topk(op, x, memory, index.size(1));
   check_dim(op, "grad_gate", grad_gate, 2);
   check_same_dtype(op, "grad_gate", grad_gate, "x", x);
   check_size(op, "index", index, 0, x.size(0), "'x'");

@@ -37,19 +37,22 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
         >>> index.tolist(), gate.tolist()
         ([[0, 1]], [[0.5, 0.5]])
     """
-    op.expect_dim("cosine_topk", "x", x, 2, "[N, D]")
-    op.expect_dim("cosine_topk", "memory", memory, 2, "[E, D]")
-    op.expect_dtype("cosine_topk", "x", x, op.FLOATING)
-    op.expect_like("cosine_topk", "memory", memory, "x", x)
-    dim = x.shape[1]
-    op.expect(
-        memory.shape[1] == dim, "cosine_topk", "memory", lambda: f"of shape [E, {dim}] to match 'x'", list(memory.shape)
-    )
-    op.expect(1 <= k <= memory.shape[0], "cosine_topk", "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
+    expect_routing("cosine_topk", x, memory, k)
     if not op.native():
         return reference.cosine_topk(x, memory, k, eps)
     gate, index = op.call("cosine_topk", x, memory, k, eps)
     return gate, index
+
+
+def expect_routing(name: str, x: Tensor, memory: Tensor, k: int) -> None:
+    """What every operator asks of the rows and the embeddings that route them."""
+    op.expect_dim(name, "x", x, 2, "[N, D]")
+    op.expect_dim(name, "memory", memory, 2, "[E, D]")
+    op.expect_dtype(name, "x", x, op.FLOATING)
+    op.expect_like(name, "memory", memory, "x", x)
+    dim = x.shape[1]
+    op.expect(memory.shape[1] == dim, name, "memory", lambda: f"of shape [E, {dim}] to match 'x'", list(memory.shape))
+    op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
 
 
 def _fake(x: Tensor, memory: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from . import _dispatch as op
+from .cosine_topk import expect_routing
 
 
 def cosine_topk_update(
@@ -42,13 +43,7 @@ def cosine_topk_update(
         ([[0, 1]], [0.75, 0.25, 0.25, 0.25])
     """
     name = "cosine_topk_update"
-    op.expect_dim(name, "x", x, 2, "[N, D]")
-    op.expect_dim(name, "memory", memory, 2, "[E, D]")
-    op.expect_dtype(name, "x", x, op.FLOATING)
-    op.expect_like(name, "memory", memory, "x", x)
-    dim = x.shape[1]
-    op.expect(memory.shape[1] == dim, name, "memory", lambda: f"of shape [E, {dim}] to match 'x'", list(memory.shape))
-    op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
+    expect_routing(name, x, memory, k)
     op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
     if not op.native():
         return reference.cosine_topk_update(x, memory, k, rate, normalize, eps)

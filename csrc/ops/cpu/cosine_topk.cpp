@@ -6,11 +6,12 @@ namespace gmoe::ops {
 namespace {
 
 std::tuple<Tensor, Tensor> cosine_topk(const Tensor& x_in, const Tensor& memory_in, std::int64_t k, double eps) {
-  check_cosine_topk(x_in, memory_in, k);
+  constexpr const char* op = "gmoe::cosine_topk";
+  check_cosine_topk(op, x_in, memory_in, k);
   const Tensor x = dense(x_in), memory = dense(memory_in);
   Tensor gate = new_like(x, {x.size(0), k});
   Tensor index = new_like(x, {x.size(0), k}, ScalarType::Long);
-  dispatch_floating("gmoe::cosine_topk", x.scalar_type(), [&](auto type) {
+  dispatch_floating(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     core::cosine_topk<T>({data<T>(x), data<T>(memory), x.size(0), x.size(1), memory.size(0), k, eps,
                           mutable_data<T>(gate), mutable_data<std::int64_t>(index)});
