@@ -2,8 +2,7 @@
 
 namespace gmoe::ops {
 
-void check_aggregate(const Tensor& x, const Tensor& offsets, const Tensor& columns,
-                     const std::optional<Tensor>& weight) {
+void check_aggregate(const Tensor& x, const Tensor& offsets, const Tensor& columns, const OptionalTensor& weight) {
   constexpr const char* op = "gmoe::aggregate";
   check_dim(op, "x", x, 2);
   check_floating(op, "x", x);

@@ -5,8 +5,7 @@
 
 namespace gmoe::ops {
 
-void check_aggregate(const Tensor& x, const Tensor& offsets, const Tensor& columns,
-                     const std::optional<Tensor>& weight);
+void check_aggregate(const Tensor& x, const Tensor& offsets, const Tensor& columns, const OptionalTensor& weight);
 void check_aggregate_grad_weight(const Tensor& grad_y, const Tensor& x, const Tensor& offsets, const Tensor& columns);
 
 }  // namespace gmoe::ops

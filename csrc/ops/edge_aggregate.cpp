@@ -3,7 +3,7 @@
 namespace gmoe::ops {
 
 void check_edge_aggregate(const char* op, const Tensor& x, const Tensor& edge_table, const Tensor& offsets,
-                          const Tensor& columns, const Tensor& edge_type, const std::optional<Tensor>& weight) {
+                          const Tensor& columns, const Tensor& edge_type, const OptionalTensor& weight) {
   check_dim(op, "x", x, 2);
   check_floating(op, "x", x);
   check_dim(op, "edge_table", edge_table, 2);

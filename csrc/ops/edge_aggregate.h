@@ -6,7 +6,7 @@
 namespace gmoe::ops {
 
 void check_edge_aggregate(const char* op, const Tensor& x, const Tensor& edge_table, const Tensor& offsets,
-                          const Tensor& columns, const Tensor& edge_type, const std::optional<Tensor>& weight);
+                          const Tensor& columns, const Tensor& edge_type, const OptionalTensor& weight);
 void check_edge_aggregate_grad_y(const char* op, const Tensor& grad_y, const Tensor& x);
 
 }  // namespace gmoe::ops

@@ -28,7 +28,7 @@ inline void check_edge_type(const char* op, const Tensor& edge_type, const Tenso
   check_same_dtype(op, "edge_type", edge_type, "columns", columns);
 }
 
-inline void check_weight(const char* op, const std::optional<Tensor>& weight, const Tensor& x, const Tensor& columns) {
+inline void check_weight(const char* op, const OptionalTensor& weight, const Tensor& x, const Tensor& columns) {
   if (!weight.has_value()) return;
   check_edges(op, "weight", *weight, columns);
   check(weight->scalar_type() == accumulator_dtype(x.scalar_type()), op,
@@ -43,14 +43,6 @@ inline void check_row_values(const char* op, const Tensor& offsets, const Tensor
   check(bad < 0, op, ": expected 'offsets' to rise from 0 to ", columns.size(0), ", got ", bad < 0 ? 0 : values[bad],
         " at position ", bad);
   check_indices(op, "columns", columns, num_columns);
-}
-
-template <typename T>
-const T* optional_data(const std::optional<Tensor>& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
-inline std::optional<Tensor> optional_dense(const std::optional<Tensor>& t) {
-  return t.has_value() ? std::optional<Tensor>(dense(*t)) : std::nullopt;
 }
 
 // f(Type<T>{}, Type<Index>{}) for the dtype of the rows and the width of the columns.

@@ -4,7 +4,7 @@ namespace gmoe::ops {
 
 void check_routed_edge_aggregate(const char* op, const Tensor& x, const Tensor& edge_table, const Tensor& index,
                                  const Tensor& offsets, const Tensor& columns, const Tensor& edge_type,
-                                 const std::optional<Tensor>& weight) {
+                                 const OptionalTensor& weight) {
   check(x.dim() == 2 || x.dim() == 3, op, ": expected 'x' of shape [F, N, D] or [N, D], got ", shape(x));
   check_floating(op, "x", x);
   check_dim(op, "edge_table", edge_table, 3);

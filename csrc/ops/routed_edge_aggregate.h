@@ -7,7 +7,7 @@ namespace gmoe::ops {
 
 void check_routed_edge_aggregate(const char* op, const Tensor& x, const Tensor& edge_table, const Tensor& index,
                                  const Tensor& offsets, const Tensor& columns, const Tensor& edge_type,
-                                 const std::optional<Tensor>& weight);
+                                 const OptionalTensor& weight);
 void check_routed_edge_aggregate_grad_y(const char* op, const Tensor& grad_y, const Tensor& x, const Tensor& index);
 
 }  // namespace gmoe::ops

@@ -3,8 +3,7 @@
 namespace gmoe::ops {
 namespace {
 
-void check_matrix(const char* name, const std::optional<Tensor>& t, const Tensor& x, std::int64_t rows,
-                  const char* because) {
+void check_matrix(const char* name, const OptionalTensor& t, const Tensor& x, std::int64_t rows, const char* because) {
   constexpr const char* op = "gmoe::routed_edge_mixture";
   if (!t.has_value()) return;
   check_dim(op, name, *t, 2);
@@ -16,8 +15,7 @@ void check_matrix(const char* name, const std::optional<Tensor>& t, const Tensor
 }  // namespace
 
 void check_routed_edge_mixture(const Tensor& x, const Tensor& edge_table, const Tensor& index, const Tensor& gate,
-                               const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                               const std::optional<Tensor>& onto) {
+                               const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& onto) {
   constexpr const char* op = "gmoe::routed_edge_mixture";
   check_dim(op, "gate", gate, 2);
   check_same_dtype(op, "gate", gate, "x", x);

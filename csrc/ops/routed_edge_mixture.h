@@ -6,7 +6,6 @@
 namespace gmoe::ops {
 
 void check_routed_edge_mixture(const Tensor& x, const Tensor& edge_table, const Tensor& index, const Tensor& gate,
-                               const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                               const std::optional<Tensor>& onto);
+                               const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& onto);
 
 }  // namespace gmoe::ops

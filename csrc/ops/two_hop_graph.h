@@ -5,7 +5,7 @@
 
 namespace gmoe::ops {
 
-void check_two_hop_graph(const Tensor& offsets, const Tensor& columns, const std::optional<Tensor>& edge_type,
+void check_two_hop_graph(const Tensor& offsets, const Tensor& columns, const OptionalTensor& edge_type,
                          std::int64_t num_edge_types);
 
 }  // namespace gmoe::ops

@@ -5,14 +5,13 @@
 namespace gmoe::ops {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
-Tensor aggregate(const Tensor& x_in, const Tensor& offsets_in, const Tensor& columns_in, const MaybeTensor& weight_in,
-                 const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&) {
+Tensor aggregate(const Tensor& x_in, const Tensor& offsets_in, const Tensor& columns_in,
+                 const OptionalTensor& weight_in, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                 const OptionalTensor&) {
   constexpr const char* op = "gmoe::aggregate";
   check_aggregate(x_in, offsets_in, columns_in, weight_in);
   const Tensor x = dense(x_in), offsets = dense(offsets_in), columns = dense(columns_in);
-  const MaybeTensor weight = optional_dense(weight_in);
+  const OptionalTensor weight = dense(weight_in);
   check_row_values(op, offsets, columns, x.size(0));
   const std::int64_t num_rows = offsets.size(0) - 1;
   Tensor y = new_like(x, {num_rows, x.size(1)});
@@ -20,14 +19,15 @@ Tensor aggregate(const Tensor& x_in, const Tensor& offsets_in, const Tensor& col
     using T = typename decltype(type)::type;
     using Index = typename decltype(index_type)::type;
     core::aggregate<T, Index>({data<T>(x), data<std::int64_t>(offsets), data<Index>(columns),
-                               optional_data<core::Accumulator<T>>(weight), num_rows, columns.size(0), x.size(1),
+                               data<core::Accumulator<T>>(weight), num_rows, columns.size(0), x.size(1),
                                mutable_data<T>(y)});
   });
   return y;
 }
 
 Tensor aggregate_grad_weight(const Tensor& grad_y_in, const Tensor& x_in, const Tensor& offsets_in,
-                             const Tensor& columns_in, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&) {
+                             const Tensor& columns_in, const OptionalTensor&, const OptionalTensor&,
+                             const OptionalTensor&) {
   constexpr const char* op = "gmoe::aggregate_grad_weight";
   check_aggregate_grad_weight(grad_y_in, x_in, offsets_in, columns_in);
   const Tensor grad_y = dense(grad_y_in), x = dense(x_in), offsets = dense(offsets_in), columns = dense(columns_in);

@@ -5,12 +5,10 @@
 namespace gmoe::ops {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
 // Dense tensors whose indices are known to be in range.
 struct Inputs {
   Tensor x, table, offsets, columns, edge_type;
-  MaybeTensor weight;
+  OptionalTensor weight;
   std::int64_t num_sources, num_destinations;
 
   template <typename T, typename Index>
@@ -20,7 +18,7 @@ struct Inputs {
             data<std::int64_t>(offsets),
             data<Index>(columns),
             data<Index>(edge_type),
-            optional_data<core::Accumulator<T>>(weight),
+            data<core::Accumulator<T>>(weight),
             num_sources,
             num_destinations,
             columns.size(0),
@@ -31,19 +29,19 @@ struct Inputs {
 
 // num_columns bounds the columns: sources in the forward pass, destinations in the gradient of x and table.
 Inputs checked(const char* op, const Tensor& x, const Tensor& table, const Tensor& offsets, const Tensor& columns,
-               const Tensor& edge_type, const MaybeTensor& weight, std::int64_t num_columns,
+               const Tensor& edge_type, const OptionalTensor& weight, std::int64_t num_columns,
                std::int64_t num_destinations) {
   check_edge_aggregate(op, x, table, offsets, columns, edge_type, weight);
-  Inputs in{dense(x),         dense(table),           dense(offsets), dense(columns),
-            dense(edge_type), optional_dense(weight), x.size(0),      num_destinations};
+  Inputs in{dense(x),         dense(table),  dense(offsets), dense(columns),
+            dense(edge_type), dense(weight), x.size(0),      num_destinations};
   check_row_values(op, in.offsets, in.columns, num_columns);
   check_indices(op, "edge_type", in.edge_type, table.size(0));
   return in;
 }
 
 Tensor edge_aggregate(const Tensor& x, const Tensor& table, const Tensor& offsets, const Tensor& columns,
-                      const Tensor& edge_type, const MaybeTensor& weight, const MaybeTensor&, const MaybeTensor&,
-                      const MaybeTensor&, const MaybeTensor&) {
+                      const Tensor& edge_type, const OptionalTensor& weight, const OptionalTensor&,
+                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
   constexpr const char* op = "gmoe::edge_aggregate";
   check_dim(op, "x", x, 2);
   check_dim(op, "offsets", offsets, 1);
@@ -59,7 +57,7 @@ Tensor edge_aggregate(const Tensor& x, const Tensor& table, const Tensor& offset
 
 std::tuple<Tensor, Tensor> edge_aggregate_grad(const Tensor& grad_y_in, const Tensor& x, const Tensor& table,
                                                const Tensor& offsets, const Tensor& columns, const Tensor& edge_type,
-                                               const MaybeTensor& weight, bool want_x, bool want_table) {
+                                               const OptionalTensor& weight, bool want_x, bool want_table) {
   constexpr const char* op = "gmoe::edge_aggregate_grad";
   check_edge_aggregate_grad_y(op, grad_y_in, x);
   const Tensor grad_y = dense(grad_y_in);

@@ -7,8 +7,8 @@ namespace {
 
 Tensor routed_edge_aggregate(const Tensor& x, const Tensor& table, const Tensor& index, std::int64_t first_expert,
                              const Tensor& offsets, const Tensor& columns, const Tensor& edge_type,
-                             const MaybeTensor& weight, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
-                             const MaybeTensor&) {
+                             const OptionalTensor& weight, const OptionalTensor&, const OptionalTensor&,
+                             const OptionalTensor&, const OptionalTensor&) {
   constexpr const char* op = "gmoe::routed_edge_aggregate";
   const RoutedEdges in = checked_edges(op, x, table, index, first_expert, offsets, columns, edge_type, weight, false);
   Tensor y = new_like(in.x, {in.index.size(0), in.index.size(1), in.dim()});
@@ -23,8 +23,8 @@ Tensor routed_edge_aggregate(const Tensor& x, const Tensor& table, const Tensor&
 std::tuple<Tensor, Tensor> routed_edge_aggregate_grad(const Tensor& grad_y_in, const Tensor& x, const Tensor& table,
                                                       const Tensor& index, std::int64_t first_expert,
                                                       const Tensor& offsets, const Tensor& columns,
-                                                      const Tensor& edge_type, const MaybeTensor& weight, bool want_x,
-                                                      bool want_table) {
+                                                      const Tensor& edge_type, const OptionalTensor& weight,
+                                                      bool want_x, bool want_table) {
   constexpr const char* op = "gmoe::routed_edge_aggregate_grad";
   const RoutedEdges in = checked_edges(op, x, table, index, first_expert, offsets, columns, edge_type, weight, true);
   check_routed_edge_aggregate_grad_y(op, grad_y_in, in.x, in.index);

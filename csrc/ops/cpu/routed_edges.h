@@ -6,12 +6,10 @@
 
 namespace gmoe::ops {
 
-using MaybeTensor = std::optional<Tensor>;
-
 // Dense tensors whose indices are known to be in range. Rows are destinations, in the gradient of x and table sources.
 struct RoutedEdges {
   Tensor x, table, index, offsets, columns, edge_type;
-  MaybeTensor weight;
+  OptionalTensor weight;
   std::int64_t first_expert;
 
   bool shared() const { return x.dim() == 2; }
@@ -30,7 +28,7 @@ struct RoutedEdges {
             data<std::int64_t>(offsets),
             data<Index>(columns),
             data<Index>(edge_type),
-            optional_data<core::Accumulator<T>>(weight),
+            data<core::Accumulator<T>>(weight),
             num_sources(),
             index.size(0),
             columns.size(0),
@@ -41,10 +39,10 @@ struct RoutedEdges {
 
 inline RoutedEdges checked_edges(const char* op, const Tensor& x, const Tensor& table, const Tensor& index,
                                  std::int64_t first_expert, const Tensor& offsets, const Tensor& columns,
-                                 const Tensor& edge_type, const MaybeTensor& weight, bool rows_are_sources) {
+                                 const Tensor& edge_type, const OptionalTensor& weight, bool rows_are_sources) {
   check_routed_edge_aggregate(op, x, table, index, offsets, columns, edge_type, weight);
-  RoutedEdges in{dense(x),       dense(table),     dense(index),           dense(offsets),
-                 dense(columns), dense(edge_type), optional_dense(weight), first_expert};
+  RoutedEdges in{dense(x),       dense(table),     dense(index),  dense(offsets),
+                 dense(columns), dense(edge_type), dense(weight), first_expert};
   const std::int64_t num_rows = rows_are_sources ? in.num_sources() : in.index.size(0);
   check_size(op, "offsets", in.offsets, 0, num_rows + 1, rows_are_sources ? "'x'" : "'index'");
   check_row_values(op, in.offsets, in.columns, rows_are_sources ? in.index.size(0) : in.num_sources());

@@ -7,8 +7,6 @@
 namespace gmoe::ops {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
 // Lengths of rows, shifted by one, become offsets.
 std::int64_t sum_degrees(std::int64_t* offsets, std::int64_t num_nodes) {
   offsets[0] = 0;
@@ -18,12 +16,12 @@ std::int64_t sum_degrees(std::int64_t* offsets, std::int64_t num_nodes) {
 
 // Without edge types the third result is empty.
 std::tuple<Tensor, Tensor, Tensor> two_hop_graph(const Tensor& offsets_in, const Tensor& columns_in,
-                                                 const MaybeTensor& edge_type_in, std::int64_t num_edge_types,
+                                                 const OptionalTensor& edge_type_in, std::int64_t num_edge_types,
                                                  bool exclude_self, bool exclude_one_hop) {
   constexpr const char* op = "gmoe::two_hop_graph";
   check_two_hop_graph(offsets_in, columns_in, edge_type_in, num_edge_types);
   const Tensor offsets = dense(offsets_in), columns = dense(columns_in);
-  const MaybeTensor edge_type = optional_dense(edge_type_in);
+  const OptionalTensor edge_type = dense(edge_type_in);
   const std::int64_t num_nodes = offsets.size(0) - 1;
   check_row_values(op, offsets, columns, num_nodes);
   if (edge_type.has_value()) check_indices(op, "edge_type", *edge_type, num_edge_types);
@@ -33,8 +31,8 @@ std::tuple<Tensor, Tensor, Tensor> two_hop_graph(const Tensor& offsets_in, const
     std::vector<core::TwoHopRows<Index>> blocks;
     Tensor new_offsets = new_like(offsets, {num_nodes + 1});
     std::int64_t* ends = mutable_data<std::int64_t>(new_offsets);
-    core::two_hop_graph<Index>({data<std::int64_t>(offsets), data<Index>(columns), optional_data<Index>(edge_type),
-                                num_nodes, num_edge_types, exclude_self, exclude_one_hop},
+    core::two_hop_graph<Index>({data<std::int64_t>(offsets), data<Index>(columns), data<Index>(edge_type), num_nodes,
+                                num_edge_types, exclude_self, exclude_one_hop},
                                ends + 1, blocks);
     const std::int64_t num_edges = sum_degrees(ends, num_nodes);
     Tensor new_columns = new_like(columns, {num_edges});
