@@ -120,6 +120,16 @@ def _types(sample: Sample) -> int:
 
 
 _COLUMNS = {"graph.columns": _nodes}
+# What operators that route by cosines refuse; their samples have 8 experts.
+_BAD_ROUTING = (
+    _shape("x", _flat, "flat"),
+    _shape("memory", _flat, "flat"),
+    _shape("memory", _wider, "wider"),
+    _dtype("x", torch.int64),
+    _dtype("memory", torch.bfloat16),
+    _value("k", 0),
+    _value("k", 9),
+)
 # What operators over typed edges refuse.
 _BAD_MESSAGES = (
     _shape("x", _flat, "flat"),
@@ -145,15 +155,7 @@ OPS = (
         differentiable=("x",),
         detached=("memory",),
         scores=inputs.cosine_scores,
-        bad=(
-            _shape("x", _flat, "flat"),
-            _shape("memory", _flat, "flat"),
-            _shape("memory", _wider, "wider"),
-            _dtype("x", torch.int64),
-            _dtype("memory", torch.bfloat16),
-            _value("k", 0),
-            _value("k", 9),
-        ),
+        bad=_BAD_ROUTING,
         row_of="x",
         autocast=torch.float32,
     ),
@@ -164,17 +166,7 @@ OPS = (
         differentiable=("x",),
         detached=("memory",),
         scores=inputs.cosine_scores,
-        bad=(
-            _shape("x", _flat, "flat"),
-            _shape("memory", _flat, "flat"),
-            _shape("memory", _wider, "wider"),
-            _dtype("x", torch.int64),
-            _dtype("memory", torch.bfloat16),
-            _value("k", 0),
-            _value("k", 9),
-            _value("rate", 1.5),
-            _value("rate", -0.1),
-        ),
+        bad=(*_BAD_ROUTING, _value("rate", 1.5), _value("rate", -0.1)),
         autocast=torch.float32,
     ),
     OpSpec(

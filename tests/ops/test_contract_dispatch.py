@@ -80,7 +80,7 @@ def test_fake_tensors_have_the_real_shapes(spec: OpSpec, rows: int, device: torc
             assert got.stride() == value.stride(), f"'{name}' strides"
 
 
-def _compiled_equals_eager(spec: OpSpec, samples: list[Sample], backend: str) -> None:
+def _assert_compiled_equals_eager(spec: OpSpec, samples: list[Sample], backend: str) -> None:
     """Forward and backward of the public function, compiled whole, for several sizes with one compilation."""
     torch._dynamo.reset()
     counter, compilations = CompileCounterWithBackend(backend), []
@@ -107,14 +107,14 @@ def _compiled_equals_eager(spec: OpSpec, samples: list[Sample], backend: str) ->
 def test_compiles_whole_for_any_size(spec: OpSpec, device: torch.device) -> None:
     spec.need_compiled()
     samples = [spec.rows(rows).to(torch.float32).on(device) for rows in (63, 40, 257)]
-    _compiled_equals_eager(spec, samples, "aot_eager")
+    _assert_compiled_equals_eager(spec, samples, "aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [spec for spec in OPS if spec.differentiable], ids=str)
 def test_compiles_with_inductor(spec: OpSpec, device: torch.device) -> None:
     spec.need_compiled()
-    _compiled_equals_eager(spec, [spec.rows(63).to(torch.float32).on(device)], "inductor")
+    _assert_compiled_equals_eager(spec, [spec.rows(63).to(torch.float32).on(device)], "inductor")
 
 
 @pytest.mark.parametrize("spec", FLOATING_OPS, ids=str)
