@@ -40,11 +40,14 @@ def multiply_sum(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.sparse.mm(matrix, x, "sum")
 
 
+def _edge_list(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    assert graph.weight is not None
+    return *graph.edge_index(), graph.weight.unsqueeze(1)
+
+
 def index_add(graph: Graph) -> Callable[[Tensor], Tensor]:
     """Gather, weigh, index_add_; the edge list is made beforehand."""
-    assert graph.weight is not None
-    source_M, target_M = graph.edge_index()
-    weight_M1 = graph.weight.unsqueeze(1)
+    source_M, target_M, weight_M1 = _edge_list(graph)
 
     def run(x: Tensor) -> Tensor:
         message_MD = x.index_select(0, source_M) * weight_M1
@@ -57,9 +60,7 @@ def scatter(graph: Graph) -> Callable[[Tensor], Tensor]:
     """torch_scatter.scatter over the messages; ModuleNotFoundError where it is not installed."""
     from torch_scatter import scatter as scatter_sum
 
-    assert graph.weight is not None
-    source_M, target_M = graph.edge_index()
-    weight_M1 = graph.weight.unsqueeze(1)
+    source_M, target_M, weight_M1 = _edge_list(graph)
 
     def run(x: Tensor) -> Tensor:
         message_MD = x.index_select(0, source_M) * weight_M1
