@@ -8,7 +8,7 @@ from .mlp import MLP
 from .molecule import MoleculeGNN
 from .output import Output
 from .rbm import RbM
-from .registry import Model, build, names, option_names, register
+from .registry import Model, build, graph_free, names, option_names, register
 
 __all__ = [
     "MLP",
@@ -19,6 +19,7 @@ __all__ = [
     "RbM",
     "build",
     "gmoe",
+    "graph_free",
     "names",
     "option_names",
     "register",

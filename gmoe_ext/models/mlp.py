@@ -26,7 +26,7 @@ def build_norm(norm: str, dim: int) -> nn.Module:
     raise ValueError(f"expected 'norm' to be 'none', 'batch' or 'layer', got {norm!r}")
 
 
-@register("mlp")
+@register("mlp", graph_free=True)
 class MLP(Model):
     """Linear layers with norm, ReLU and dropout between them.
 

@@ -16,7 +16,7 @@ from .output import Output
 from .registry import Model, register
 
 
-@register("rbm", passes_to=RbMLayer)
+@register("rbm", passes_to=RbMLayer, graph_free=True)
 class RbM(Model):
     """RbM layers with norm and ReLU between them; no dropout but inside the layers.
 

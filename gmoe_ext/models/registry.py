@@ -37,9 +37,12 @@ Factory = Callable[..., Model]
 F = TypeVar("F", bound=Factory)
 
 _FACTORIES: dict[str, tuple[Factory, inspect.Signature]] = {}
+_GRAPH_FREE: set[str] = set()
 
 
-def register(name: str, passes_to: Callable[..., nn.Module] | None = None) -> Callable[[F], F]:
+def register(
+    name: str, passes_to: Callable[..., nn.Module] | None = None, graph_free: bool = False
+) -> Callable[[F], F]:
     """Register a factory (a class or a function) of keyword options under ``name``.
 
     A factory that takes an option called ``name`` is told the name it is registered under.
@@ -48,12 +51,15 @@ def register(name: str, passes_to: Callable[..., nn.Module] | None = None) -> Ca
         name: what :func:`build` calls the model.
         passes_to: where a factory that takes ``**options`` hands them on. Those that have a default there are the
             model's options, too, unless the factory names them itself.
+        graph_free: the model answers rows alone, ``model(x)``: a student.
     """
 
     def add(factory: F) -> F:
         if name in _FACTORIES:
             raise ValueError(f"model {name!r} is registered twice")
         _FACTORIES[name] = factory, _signature(factory, passes_to)
+        if graph_free:
+            _GRAPH_FREE.add(name)
         return factory
 
     return add
@@ -75,6 +81,16 @@ def _signature(factory: Factory, passes_to: Callable[..., nn.Module] | None) -> 
 def names() -> list[str]:
     """Names of all registered models, sorted."""
     return sorted(_FACTORIES)
+
+
+def graph_free(name: str) -> bool:
+    """Whether a model answers rows alone, without a graph.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    _registered(name)
+    return name in _GRAPH_FREE
 
 
 def option_names(name: str) -> tuple[str, ...]:

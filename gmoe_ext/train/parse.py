@@ -14,7 +14,7 @@ import jsonargparse
 import yaml
 
 from ..errors import ConfigError
-from ..models import option_names
+from ..models import graph_free, names, option_names
 from .config import Config, flatten, from_dict
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs"
@@ -96,6 +96,11 @@ def check(config: Config) -> None:
         ConfigError: names the key, the value and its range.
     """
     for section, network in config.networks().items():
+        student = section == "student"
+        if graph_free(network.name) != student:
+            kind = "a graph-free model" if student else "a network on the graph"
+            fitting = ", ".join(name for name in names() if graph_free(name) == student)
+            raise ConfigError(f"{network.key}: expected {kind} ({fitting}), got '{network.name}'")
         known = option_names(network.name)
         for option in network.options:
             if option not in known:

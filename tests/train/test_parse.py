@@ -64,6 +64,12 @@ def test_flags_are_frozen():
         (["--model.name", "gcn", "--model.dropout", "1"], r"model.dropout: expected a rate in \[0, 1\)"),
         (["--model.name", "gcn", "--data.setting", "ind"], "expected one of 'transductive', 'inductive', got 'ind'"),
         (["--config", "molesl_gcn"], "did you mean molesol_gcn.yaml"),
+        (["--model.name", "mlp"], r"model\.name: expected a network on the graph \(gcn, .*\), got 'mlp'"),
+        (["--teacher.model", "rbm", "--student.model", "mlp"], "teacher.model: expected a network on the graph"),
+        (
+            ["--teacher.model", "gcn", "--student.model", "gcn"],
+            r"student\.model: expected a graph-free model \(mlp, rbm\), got 'gcn'",
+        ),
         (["--config", "nowhere/none.yaml"], "no file 'nowhere/none.yaml'"),
     ],
 )
