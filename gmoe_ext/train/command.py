@@ -21,6 +21,9 @@ from .parse import dump, parse
 from .progress import Progress
 from .run import Run
 
+# What a run leaves beside its settings. A student stays where it is served from until the next one replaces it.
+_RESULTS = ("checkpoints", "metrics.jsonl", "result.json", "curves.png")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; returns the exit code."""
@@ -75,7 +78,7 @@ def default_directory(config: Config) -> str:
 def prepare(config: Config, directory: Path) -> None:
     """Make the run directory ready: empty, or with what is to be continued.
 
-    An earlier run in the same place gives way; its checkpoints stay one generation long in checkpoints.old.
+    An earlier run in the same place gives way: it stays in `previous` until the next one does.
 
     Raises:
         ConfigError: --resume names a path without checkpoints.
@@ -94,13 +97,23 @@ def prepare(config: Config, directory: Path) -> None:
             if (source.parent / "metrics.jsonl").exists():
                 shutil.copy(source.parent / "metrics.jsonl", directory / "metrics.jsonl")
     elif config.resume == "never":
-        if checkpoints.exists():
-            shutil.rmtree(directory / "checkpoints.old", ignore_errors=True)
-            checkpoints.rename(directory / "checkpoints.old")
-        for name in ("metrics.jsonl", "result.json", "curves.png"):
-            (directory / name).unlink(missing_ok=True)
+        _set_aside(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(dump(config))
+
+
+def _set_aside(directory: Path) -> None:
+    """Move what an earlier run left to `previous`; one that left nothing but its settings replaces nothing there."""
+    found = [path for name in _RESULTS if (path := directory / name).exists()]
+    if not found:
+        return
+    previous = directory / "previous"
+    if previous.exists():
+        shutil.rmtree(previous)
+    previous.mkdir()
+    for path in [*found, directory / "config.yaml"]:
+        if path.exists():
+            path.rename(previous / path.name)
 
 
 def leave(config: Config, run: Run, outcome: report.Outcome, device: torch.device) -> None:

@@ -160,11 +160,14 @@ def test_a_run_is_continued_from_another_place(root):
     assert train(root, *flags, "--resume", str(root / "nothing")) == 2
 
 
-def test_starting_afresh_keeps_the_old_checkpoints_once(root):
+def test_starting_afresh_keeps_the_former_run(root):
     flags = ["--data.name", "tiny", "--model.name", "gcn", *SMALL]
     assert train(root, *flags) == 0
+    former = {path: (root / "run" / path).read_bytes() for path in ("metrics.jsonl", "result.json", "config.yaml")}
     assert train(root, *flags, "--seed", "1") == 0
-    assert (root / "run" / "checkpoints.old" / "gcn.safetensors").exists()
+    previous = root / "run" / "previous"
+    assert {path: (previous / path).read_bytes() for path in former} == former
+    assert (previous / "checkpoints" / "gcn.safetensors").exists()
     assert len((root / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
