@@ -25,14 +25,32 @@ void append_utf8(std::string& out, unsigned code) {
   }
 }
 
-std::string quoted(char c) {
-  if (c >= 0x20 && c < 0x7F) return std::string("'") + c + "'";
+std::string hex(char c) {
   constexpr char kHex[] = "0123456789abcdef";
   const auto byte = static_cast<unsigned char>(c);
-  return std::string("byte 0x") + kHex[byte >> 4] + kHex[byte & 15];
+  return {kHex[byte >> 4], kHex[byte & 15]};
+}
+
+std::string quoted(char c) {
+  if (c >= 0x20 && c < 0x7F) return std::string("'") + c + "'";
+  return "byte 0x" + hex(c);
+}
+
+std::string without_control(const std::string& message) {
+  std::string text;
+  for (const char c : message) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      text += "\\x" + hex(c);
+    } else {
+      text += c;
+    }
+  }
+  return text;
 }
 
 }  // namespace
+
+FormatError::FormatError(const std::string& message) : std::runtime_error(without_control(message)) {}
 
 void JsonCursor::fail(const std::string& what) const {
   throw FormatError(where_ + ": " + what + " at byte " + std::to_string(at_));

@@ -10,9 +10,10 @@
 
 namespace gmoe::runtime {
 
-// A file that cannot be served; the message says what is wrong and where.
+// A file that cannot be served; the message says what is wrong and where. It may quote the file, so control characters
+// in it are spelled: a zero would end the text early, an escape would speak to the reader's terminal.
 struct FormatError : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit FormatError(const std::string& message);
 };
 
 class JsonCursor {

@@ -38,6 +38,17 @@ inline State& state() {
   return all;
 }
 
+// What the command line chooses.
+struct Options {
+  std::string filter;         // of tests, by name
+  std::int64_t files = 5000;  // damaged at random
+  std::uint64_t seed = 1;     // of their damage
+};
+inline Options& options() {
+  static Options all;
+  return all;
+}
+
 template <typename... Parts>
 std::string join(const Parts&... parts) {
   std::ostringstream text;

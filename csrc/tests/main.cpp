@@ -1,9 +1,11 @@
-// Runs the tests of core and runtime: all of them, or those whose name contains the first argument.
+// Runs the tests of core and runtime: core_tests [FILTER] [--files N] [--seed S], all of them or those whose name
+// contains FILTER; mutated_files damages N files, others for another seed.
 //
 // The kernels run on threads that share nothing but their start and their end. Ranges are as short as parallel_for
 // allows and alternate between the threads, so neighbours are never on one thread and no lock, queue or counter orders
 // them: whatever two ranges do to the same memory is a race that ThreadSanitizer sees.
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -69,6 +71,27 @@ void run_test(const Test& test) {
   }
 }
 
+// False where the arguments are none of ours.
+bool parse(const std::vector<std::string>& arguments) {
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
+    const bool is_files = argument == "--files", is_seed = argument == "--seed";
+    if (!is_files && !is_seed) {
+      if (argument.starts_with("-") || !options().filter.empty()) return false;
+      options().filter = argument;
+      continue;
+    }
+    if (++i == arguments.size()) return false;
+    std::uint64_t value = 0;
+    const char* end = arguments[i].data() + arguments[i].size();
+    const std::from_chars_result read = std::from_chars(arguments[i].data(), end, value);
+    if (read.ec != std::errc() || read.ptr != end) return false;
+    if (is_files) options().files = static_cast<std::int64_t>(std::min<std::uint64_t>(value, 1'000'000'000));
+    if (is_seed) options().seed = value;
+  }
+  return true;
+}
+
 int run_all(const std::string& wanted) {
   std::printf("instruction set %s\n", core::isa_name(core::active_isa()));
   core::set_parallel_backend({run_ranges, count_threads});
@@ -91,11 +114,15 @@ int run_all(const std::string& wanted) {
 }  // namespace gmoe::test
 
 int main(int argc, char** argv) {
+  if (!gmoe::test::parse({argv + 1, argv + argc})) {
+    std::fprintf(stderr, "usage: core_tests [FILTER] [--files N] [--seed S]\n");
+    return 2;
+  }
   try {
     gmoe::core::active_isa();
   } catch (const std::runtime_error& error) {
     std::printf("skipped: %s\n", error.what());
     return gmoe::test::kSkipped;
   }
-  return gmoe::test::run_all(argc > 1 ? argv[1] : "");
+  return gmoe::test::run_all(gmoe::test::options().filter);
 }

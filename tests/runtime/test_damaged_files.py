@@ -178,6 +178,7 @@ def test_a_wrong_length_is_refused(load, data: bytes, text: str) -> None:
         (b'{"__metadata__":{},"__metadata__":{}}', "'__metadata__' appears twice"),
         (b'{"a":{"dtype":"F32","dtype":"F32"}}', "a field of tensor 'a' appears twice"),
         (b'{"":{}}', "a tensor's name is empty"),
+        (b'{"a\\u0000\\u001b[1m":{"dtype":"F8"}}', r"tensor 'a\\x00\\x1b\[1m': unknown dtype 'F8'"),
     ],
 )
 def test_a_broken_header_is_refused(load, header: bytes, text: str) -> None:
