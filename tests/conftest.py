@@ -76,6 +76,27 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def distilled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of a short distillation: GraphSAGE into RbM, 60 nodes of 8 features. Copy it to change it."""
+    pytest.importorskip("gensim")
+    from gmoe_ext.train.__main__ import main as train
+
+    from .train.files import write_nodes
+
+    root = tmp_path_factory.mktemp("distilled")
+    write_nodes(root / "data")
+    flags = (
+        *("--device", "cpu", "--data.name", "tiny", "--data.row_normalize", "true", "--train.epochs", "4"),
+        *("--teacher.model", "sage", "--teacher.hidden_dim", "8"),
+        *("--student.model", "rbm", "--student.hidden_dim", "8", "--student.num_experts", "3", "--student.k", "2"),
+        *("--student.norm", "batch", "--distill.pretrain_epochs", "2", "--distill.walk_epochs", "1"),
+        *("--distill.walk_length", "5", "--distill.position_dim", "4", "--distill.noise_draws", "1"),
+    )
+    assert train(["--data.root", str(root / "data"), "--run_dir", str(root / "run"), *flags]) == 0
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the source tree under test."""
     return REPOSITORY

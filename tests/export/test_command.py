@@ -14,31 +14,11 @@ from safetensors.torch import load_file, save_file
 from gmoe_ext.export.__main__ import main
 from gmoe_ext.export.run import load_student
 from gmoe_ext.runtime import PackedStudent
-from gmoe_ext.train.__main__ import main as train
-
-from ..train.files import write_nodes
-
-FLAGS = (
-    *("--device", "cpu", "--data.name", "tiny", "--data.row_normalize", "true", "--train.epochs", "4"),
-    *("--teacher.model", "sage", "--teacher.hidden_dim", "8"),
-    *("--student.model", "rbm", "--student.hidden_dim", "8", "--student.num_experts", "3", "--student.k", "2"),
-    *("--student.norm", "batch", "--distill.pretrain_epochs", "2", "--distill.walk_epochs", "1"),
-    *("--distill.walk_length", "5", "--distill.position_dim", "4", "--distill.noise_draws", "1"),
-)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("gensim")
-    root = tmp_path_factory.mktemp("export")
-    write_nodes(root / "data")
-    assert train(["--data.root", str(root / "data"), "--run_dir", str(root / "run"), *FLAGS]) == 0
-    return root / "run"
 
 
 @pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(trained, tmp_path / "run")
+def run_dir(distilled_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(distilled_run, tmp_path / "run")
 
 
 def test_the_best_student_is_packed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
