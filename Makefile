@@ -16,7 +16,7 @@ endif
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
-.PHONY: train test sanitize bench lint docs clean
+.PHONY: train test sanitize cuda bench lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -32,6 +32,10 @@ sanitize: $(VENV)/cmake
 	cmake --workflow --preset address
 	cmake --workflow --preset thread
 
+# The CUDA kernels by nvcc, for every target: no warning, no spilled register; bench/results/cuda_resources.json.
+cuda: $(VENV)/cmake
+	$(BIN)/python -m bench.cuda_resources
+
 # The latency report, bench/results/latency.{md,png}. Rivals get the huge pages that our own results ask for.
 bench: export THP_MEM_ALLOC_ENABLE = 1
 bench: $(VENV)/installed
@@ -44,7 +48,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'examples/*.c')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'examples/*.c')
 
 docs: $(VENV)/docs
 	$(BIN)/mkdocs build --strict --site-dir build/site

@@ -86,6 +86,32 @@ def test_source_lists_name_every_file(room: str) -> None:
         assert _name(path) in cmake, f"{_name(path)} is in no source list of CMakeLists.txt"
 
 
+CUDA_KERNELS = sorted(path.stem for path in (ROOT / "csrc/core/cuda").glob("*.cu"))
+
+
+@pytest.mark.parametrize("room", ["csrc/core/cuda", "csrc/core/cuda/host", "csrc/tests/cuda"])
+def test_source_lists_name_every_file_of_cuda(room: str) -> None:
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    for path in sorted((ROOT / room).glob("*.c[pu]*")):
+        assert path.suffix == ".cuh" or _name(path) in cmake, f"{_name(path)} is in no source list of CMakeLists.txt"
+
+
+@pytest.mark.parametrize("kernel", CUDA_KERNELS)
+def test_every_cuda_kernel_is_an_operator_and_runs_in_the_host_executor(kernel: str) -> None:
+    header = f"core/cuda/{kernel}.h"
+    assert (ROOT / "csrc" / header).is_file() and kernel in OP_NAMES
+    tests = "".join(path.read_text() for path in (ROOT / "csrc/tests/cuda").glob("*.cpp"))
+    assert f'#include "{header}"' in tests, f"no test under csrc/tests/cuda includes {header}"
+
+
+def test_cuda_kernels_use_only_what_the_host_executor_knows() -> None:
+    unknown = re.compile(r"__shared__|<<<|\basm\b|cooperative_groups|#\s*include\s*<cuda")
+    for path in sorted((ROOT / "csrc/core/cuda").glob("*.cu*")):
+        if path.name != "primitives.cuh":
+            found = unknown.search(path.read_text())
+            assert found is None, f"{_name(path)}: '{found and found[0]}'; primitives.cuh wraps it"
+
+
 def test_every_kernel_is_tested_without_torch() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "csrc/tests").glob("*.cpp"))
     untested = [op for op in OP_NAMES if f'#include "core/cpu/{op}.h"' not in tests]

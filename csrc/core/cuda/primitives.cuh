@@ -1,0 +1,253 @@
+// The vocabulary of the CUDA kernels. The same sources are compiled by nvcc for the device and as C++ for the host
+// executor (host/executor.h), on which the tests run them; what differs between the two stands in this file.
+//
+// Rules that the executor holds kernels to: blocks have whole warps; no thread leaves before a barrier; lanes are not
+// in lockstep, so every exchange through shared memory has its __syncwarp; shared memory through GMOE_SHARED_ARRAY and
+// DynamicShared only; no assembly, no static locals, no waiting between blocks.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "core/cuda/launch.h"
+#include "core/types.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#define GMOE_SHARED_ARRAY(T, name, n) __shared__ T name[n]
+#else
+#include "core/cuda/host/cuda_names.h"
+
+#define GMOE_SHARED_ARRAY(T, name, n)                                                                       \
+  static const char gmoe_key_##name = 0;                                                                    \
+  T* const name = static_cast<T*>(::gmoe::core::cuda::host::shared_array(&gmoe_key_##name, sizeof(T) * (n), \
+                                                                         alignof(T), std::source_location::current()))
+#endif
+
+namespace gmoe::core::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+__host__ __device__ constexpr std::int64_t divide_up(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+
+// ---- launch
+
+#ifdef __CUDACC__
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
+  }
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes,
+            Stream stream, const Arguments&... arguments) {
+  constexpr std::int64_t kMaxBlocks = 0x7fffffff;
+  if (blocks > kMaxBlocks) throw std::length_error(std::string("CUDA: ") + name + ": too many blocks for one launch");
+  constexpr std::size_t kWithoutAsking = 48 << 10;
+  if (shared_bytes > kWithoutAsking) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          name);
+  }
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes,
+           static_cast<cudaStream_t>(stream)>>>(arguments...);
+  check(cudaGetLastError(), name);
+}
+
+inline void fill_zero(void* at, std::size_t bytes, Stream stream) {
+  check(cudaMemsetAsync(at, 0, bytes, static_cast<cudaStream_t>(stream)), "memset");
+}
+#else
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes,
+            Stream, const Arguments&... arguments) {
+  host::launch({name, blocks, threads, shared_bytes}, kernel, arguments...);
+}
+
+inline void fill_zero(void* at, std::size_t bytes, Stream) { std::memset(at, 0, bytes); }
+#endif
+
+// ---- threads
+
+inline __device__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+inline __device__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+inline __device__ int warps_per_block() { return static_cast<int>(blockDim.x) / kWarp; }
+
+// Every lane gets the same bits: each step adds the same two numbers in either order.
+template <typename A>
+__device__ A warp_sum(A value) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAllLanes, value, lanes);
+  return value;
+}
+
+// A step of warp_sum_32: lanes with this bit keep the upper half of the values, the others the lower one. A template,
+// so that every position is known to the compiler and the values stay in registers.
+template <int Half, typename A>
+__device__ __forceinline__ void fold_halves(A (&value)[kWarp]) {
+  if constexpr (Half > 0) {
+    const bool upper = (lane_id() & Half) != 0;
+#pragma unroll
+    for (int i = 0; i < Half; ++i) {
+      const A away = upper ? value[i] : value[i + Half];
+      const A kept = upper ? value[i + Half] : value[i];
+      value[i] = kept + __shfl_xor_sync(kAllLanes, away, Half);
+    }
+    fold_halves<Half / 2>(value);
+  }
+}
+
+// Sums 32 values over the warp with 31 shuffles instead of 160: lane l gets the sum of value[l]. Every sum is made by
+// the same tree, so equal values have equal sums.
+template <typename A>
+__device__ __forceinline__ A warp_sum_32(A (&value)[kWarp]) {
+  fold_halves<kWarp / 2>(value);
+  return value[0];
+}
+
+// ---- values
+
+// widen and narrow of core/types.h, which are host functions.
+#ifdef __CUDACC__
+inline __device__ float widened(bfloat16 v) { return __uint_as_float(static_cast<unsigned>(v.bits) << 16); }
+inline __device__ float widened(float v) { return v; }
+inline __device__ double widened(double v) { return v; }
+
+template <typename T>
+__device__ __forceinline__ T narrowed(Accumulator<T> v) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    bfloat16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(v));
+    return rounded;
+  } else {
+    return v;
+  }
+}
+#else
+template <typename T>
+Accumulator<T> widened(T v) {
+  return widen(v);
+}
+template <typename T>
+T narrowed(Accumulator<T> v) {
+  return narrow<T>(v);
+}
+#endif
+
+// ---- memory
+
+// V neighbours that are loaded and stored at once; at must be a multiple of their size.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T value[V];
+};
+
+template <int V, typename T>
+__device__ __forceinline__ Pack<T, V> load(const T* at) {
+#ifdef __CUDACC__
+  return *reinterpret_cast<const Pack<T, V>*>(at);
+#else
+  host::check_alignment(at, sizeof(Pack<T, V>), std::source_location::current());
+  Pack<T, V> pack;
+  std::memcpy(&pack, at, sizeof pack);
+  return pack;
+#endif
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void store(T* at, const Pack<T, V>& pack) {
+#ifdef __CUDACC__
+  *reinterpret_cast<Pack<T, V>*>(at) = pack;
+#else
+  host::check_alignment(at, sizeof(Pack<T, V>), std::source_location::current());
+  std::memcpy(at, &pack, sizeof pack);
+#endif
+}
+
+// Whether rows of `dim` values that begin at all of `rows` can be read V at a time.
+template <int V, typename... T>
+bool fits_packs(std::int64_t dim, const T*... rows) {
+  return dim % V == 0 && ((reinterpret_cast<std::uintptr_t>(rows) % (sizeof(T) * V) == 0) && ...);
+}
+
+// Copies 16 bytes to shared memory in the background, zeros where not valid (global is not read then, but must be
+// aligned). Copies until commit are a group; wait<N> waits for all groups of this thread but its newest N.
+#ifdef __CUDACC__
+inline __device__ void copy_async16(void* shared, const void* global, bool valid = true) {
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+inline __device__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+__device__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+#else
+inline void copy_async16(void* shared, const void* global, bool valid = true, GmoePlace place = GmoePlace::current()) {
+  host::copy_async16(shared, global, valid, place);
+}
+inline void copy_async_commit() { host::commit_copies(); }
+template <int N>
+void copy_async_wait(GmoePlace place = GmoePlace::current()) {
+  host::wait_for_copies(N, place);
+}
+#endif
+
+// Carves arrays out of the dynamic shared memory, each 16-byte aligned; shared_bytes counts them for the launch.
+class DynamicShared {
+ public:
+  template <typename T>
+  __device__ T* take(std::int64_t n) {
+    unsigned char* at = base() + used_;
+    const std::int64_t end = used_ + n * static_cast<std::int64_t>(sizeof(T));
+    used_ = divide_up(end, 16) * 16;
+#ifndef __CUDACC__
+    host::end_of_array(base() + end, base() + used_);
+#endif
+    return reinterpret_cast<T*>(at);
+  }
+
+ private:
+  static __device__ unsigned char* base() {
+#ifdef __CUDACC__
+    extern __shared__ __align__(16) unsigned char gmoe_dynamic_shared[];
+    return gmoe_dynamic_shared;
+#else
+    return host::dynamic_shared(std::source_location::current());
+#endif
+  }
+  std::int64_t used_ = 0;
+};
+
+template <typename>
+using CountOf = std::int64_t;
+
+// Bytes of dynamic shared memory for arrays of n values of type T each, in the order in which they are taken.
+template <typename... T>
+std::size_t shared_bytes(CountOf<T>... n) {
+  return static_cast<std::size_t>((divide_up(n * static_cast<std::int64_t>(sizeof(T)), 16) + ... + 0) * 16);
+}
+
+// ---- indices
+
+// Whether value lies in [0, bound); notes its position if not.
+inline __device__ bool check_index(std::int64_t value, std::int64_t bound, std::int64_t position, BadIndex* bad) {
+  if (value >= 0 && value < bound) return true;
+  atomicMin(bad, static_cast<BadIndex>(position));
+  return false;
+}
+
+inline void check_experts(const char* op, std::int64_t num_experts) {
+  if (num_experts <= kMaxExperts) return;
+  throw std::invalid_argument(std::string("gmoe::") + op + ": expected at most " + std::to_string(kMaxExperts) +
+                              " experts on CUDA, got " + std::to_string(num_experts));
+}
+
+}  // namespace gmoe::core::cuda

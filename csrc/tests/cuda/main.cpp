@@ -1,0 +1,99 @@
+// Runs the tests of the CUDA kernels in the host executor: all of them, or those whose name contains the first
+// argument.
+//
+// A kernel's test runs in every order of threads and blocks, with copies as early and as late as they may happen, and
+// must give the same bits each time. With --mutate first, every barrier and wait that the kernels meet is left out in
+// turn, which must show in one of the tests that meet it. A __syncwarp may only show under ThreadSanitizer: shuffles
+// hold the lanes together in every order but make nothing visible.
+#include <cstdio>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/cuda/host/executor.h"
+#include "core/cuda/host/fiber.h"
+#include "tests/check.h"
+#include "tests/cuda/mutation.h"
+#include "tests/cuda/orders.h"
+
+extern "C" const char* __asan_default_options();
+extern "C" const char* __asan_default_options() { return "max_malloc_fill_size=1073741824:malloc_fill_byte=255"; }
+// A write of the value that is there already is a race too. The first one ends the process: a mutant is noticed by
+// that.
+extern "C" const char* __tsan_default_options();
+extern "C" const char* __tsan_default_options() { return "suppress_equal_addresses=0:halt_on_error=1"; }
+
+namespace gmoe::test {
+namespace {
+
+namespace host = core::cuda::host;
+
+void run_test(const Test& test) {
+  std::uint64_t bits = 0;
+  bool first = true;
+  for (const host::Settings& order : orders()) {
+    if (!first && !test.parallel) break;
+    host::settings() = order;
+    state().bits = 0;
+    state().test = join(test.name, ", ", describe(order));
+    set_case("start");
+    try {
+      test.run();
+    } catch (const std::exception& error) {
+      fail(__FILE__, __LINE__, join("unexpected: ", error.what()));
+    }
+    set_case("end");
+    if (first) bits = state().bits;
+    CHECK(state().bits == bits);
+    first = false;
+  }
+}
+
+int run_all(const std::string& wanted) {
+  int run = 0;
+  for (const Test& test : tests()) {
+    if (std::string(test.name).find(wanted) == std::string::npos) continue;
+    const int before = state().failures;
+    run_test(test);
+    std::printf("%s %s\n", state().failures == before ? "ok    " : "FAILED", test.name);
+    std::fflush(stdout);
+    ++run;
+  }
+  std::printf("%d tests, %d failed checks\n", run, state().failures);
+  return run > 0 && state().failures == 0 ? 0 : 1;
+}
+
+// A place may be needed in one test and idle in another. ThreadSanitizer, which is slow, tries those that the orders
+// may not show.
+int mutate_all(const std::string& wanted) {
+  std::map<std::string, Mutant> tried;
+  const auto is_open = [&](const std::string& place, host::Kind kind) {
+    const bool noticed = tried.contains(place) && tried.at(place).noticed;
+    return !noticed && (!host::kKnowsRaces || kind == host::Kind::warp_barrier);
+  };
+  for (const Test& test : tests()) {
+    const std::string name = test.name;
+    // Those of the executor break rules on purpose.
+    if (!test.parallel || name.starts_with("executor") || name.find(wanted) == std::string::npos) continue;
+    host::settings() = {};
+    for (const Mutant& mutant : leave_out_each_place(test.run, is_open)) tried.insert_or_assign(mutant.place, mutant);
+  }
+  int failures = 0;
+  for (const auto& [place, mutant] : tried) {
+    const bool hidden = !mutant.noticed && !host::kKnowsRaces && mutant.kind == host::Kind::warp_barrier;
+    failures += mutant.noticed || hidden ? 0 : 1;
+    std::printf("%s %s\n", mutant.noticed ? "needed" : hidden ? "hidden" : "FAILED", place.c_str());
+  }
+  std::printf("%zu barriers and waits, %d without effect\n", tried.size(), failures);
+  return failures == 0 && !tried.empty() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace gmoe::test
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const bool mutate = !arguments.empty() && arguments[0] == "--mutate";
+  const std::string wanted = arguments.size() > (mutate ? 1 : 0) ? arguments.back() : "";
+  return mutate ? gmoe::test::mutate_all(wanted) : gmoe::test::run_all(wanted);
+}
