@@ -26,7 +26,7 @@ from ..plan import ExpertPlan
 from .encoders import BondEncoder
 from .experts import LinearExperts
 from .gates import Slots
-from .norms import ExpertBatchNorm, scale_slots
+from .norms import ExpertBatchNorm, combine, scale_slots
 
 # Experts per slot of a node from which on only needed sources are transformed. With fewer, neighbours need so many of
 # the n products that one dense one is faster (n = 4, k = 1, d = 300: 17% faster; n = 8, k = 4, d = 150: 15% slower).
@@ -72,11 +72,6 @@ def normalised(base: str, graph: Graph) -> Graph:
     if base == "sage":
         return graph.mean_norm(add_self_loops=True)
     return graph
-
-
-def combine(y_NKF: Tensor, gate_NK: Tensor) -> Tensor:
-    """Gate-weighted sum of each node's results, [N, F]."""
-    return torch.bmm(gate_NK.unsqueeze(1), y_NKF).squeeze(1)
 
 
 def finish(y_NKF: Tensor, slots: Slots, epilogue: Epilogue) -> Tensor:

@@ -45,11 +45,10 @@ class Slots:
         every: True when slot r of each node is expert r, that is K = E and nothing is left out.
     """
 
-    __slots__ = ("_membership", "every", "index", "num_experts", "plan")
+    __slots__ = ("every", "index", "num_experts", "plan")
 
     def __init__(self, index: Tensor, plan: ExpertPlan, num_experts: int, every: bool) -> None:
         self.index, self.plan, self.num_experts, self.every = index, plan, num_experts, every
-        self._membership: Tensor | None = None
 
     @classmethod
     def chosen(cls, index_NK: Tensor, num_experts: int) -> Slots:
@@ -64,14 +63,6 @@ class Slots:
         order = torch.arange(num_nodes * num_experts, device=device).view(num_nodes, num_experts).T.reshape(-1)
         plan = ExpertPlan(offsets, order, num_nodes, num_experts)
         return cls(experts.expand(num_nodes, num_experts), plan, num_experts, every=True)
-
-    def membership(self, dtype: torch.dtype) -> Tensor:
-        """[E, N * K] of 0 and 1: the slots of each expert, for sums per expert as one matrix product."""
-        if self._membership is None or self._membership.dtype != dtype:
-            flat_1S = self.index.reshape(1, -1)
-            shape = self.num_experts, flat_1S.shape[1]
-            self._membership = torch.zeros(shape, dtype=dtype, device=flat_1S.device).scatter_(0, flat_1S, 1.0)
-        return self._membership
 
 
 class NoisyTopKGate(nn.Module):

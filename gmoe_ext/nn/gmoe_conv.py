@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
-from .convs import BondConvs, Epilogue, Hops, IsomorphismConvs, LinearConvs, combine
+from .convs import BondConvs, Epilogue, Hops, IsomorphismConvs, LinearConvs
 from .gates import NoisyTopKGate, Routing, Slots
 from .norms import ExpertBatchNorm
 
@@ -127,8 +127,8 @@ class GMoEConv(nn.Module):
             return self._experts(x, hops, slots, Epilogue(gate=gate))
         if not self.training:
             return self._experts(x, hops, slots, Epilogue(*self.norm.affine(), gate))
-        y_NKF: Tensor = self.norm(self._experts(x, hops, slots, Epilogue()), slots)
-        return y_NKF if gate is None else combine(y_NKF, gate)
+        y: Tensor = self.norm(self._experts(x, hops, slots, Epilogue()), slots, gate)
+        return y
 
     def _experts(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
         y: Tensor = self.experts(x, hops, slots, epilogue)

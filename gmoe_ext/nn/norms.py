@@ -5,13 +5,11 @@ Shapes: N nodes, K slots of a node, E experts, F features, S = N * K slots.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from .. import ops
 from .gates import Slots
 
 
@@ -52,12 +50,16 @@ class ExpertBatchNorm(nn.Module):
         scale_EF = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale_EF, self.bias - self.running_mean * scale_EF
 
-    def forward(self, y: Tensor, slots: Slots) -> Tensor:
-        """Normalise ``y`` [N, K, F], the result of each slot."""
+    def forward(self, y: Tensor, slots: Slots, gate: Tensor | None = None) -> Tensor:
+        """Normalise ``y`` [N, K, F], the result of each slot; with ``gate`` [N, K] sum a node's slots to [N, F]."""
         if y.dtype in (torch.bfloat16, torch.float16):
-            return self.forward(y.float(), slots).to(y.dtype)
+            return self.forward(y.float(), slots, None if gate is None else gate.float()).to(y.dtype)
         if self.training and not slots.every:
-            return self._routed(y, slots)
+            return self._routed(y, slots, gate)
+        y = self._apart(y, slots)
+        return y if gate is None else combine(y, gate)
+
+    def _apart(self, y: Tensor, slots: Slots) -> Tensor:
         if self.training and y.shape[0] > 1:
             channels = (
                 self.running_mean.view(-1),
@@ -69,19 +71,18 @@ class ExpertBatchNorm(nn.Module):
         scale_EF, shift_EF = self.affine()
         return scale_slots(y, slots, scale_EF, shift_EF)
 
-    def _routed(self, y_NKF: Tensor, slots: Slots) -> Tensor:
-        member_ES = slots.membership(y_NKF.dtype)
+    def _routed(self, y: Tensor, slots: Slots, gate: Tensor | None) -> Tensor:
         running = self.running_mean, self.running_var
-        out_SF, mean_EF, var_EF, count_E1 = _RoutedNorm.apply(  # type: ignore[no-untyped-call]
-            y_NKF.reshape(-1, self.dim), slots.index.reshape(-1), member_ES, self.weight, self.bias, *running, self.eps
+        out, mean_EF, var_EF, count_E = ops.expert_norm(
+            y, slots.index, self.weight, self.bias, *running, gate=gate, eps=self.eps
         )
         with torch.no_grad():
+            count_E1 = count_E.unsqueeze(1).to(mean_EF.dtype)
             rate_E1 = self.momentum * (count_E1 > 1).to(mean_EF.dtype)
             unbiased_EF = var_EF * (count_E1 / (count_E1 - 1).clamp_min(1))
             self.running_mean.lerp_(mean_EF, rate_E1)
             self.running_var.lerp_(unbiased_EF, rate_E1)
-        normalised: Tensor = out_SF.view(y_NKF.shape)
-        return normalised
+        return out
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, dim={self.dim}, eps={self.eps}, momentum={self.momentum}"
@@ -94,51 +95,6 @@ def scale_slots(y_NKF: Tensor, slots: Slots, scale_EF: Tensor, shift_EF: Tensor)
     return torch.addcmul(shift_EF[slots.index], y_NKF, scale_EF[slots.index])
 
 
-class _RoutedNorm(torch.autograd.Function):
-    """Batch normalisation of rows grouped by expert; sums per expert and spreads over rows are matrix products."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y_SF: Tensor,
-        index_S: Tensor,
-        member_ES: Tensor,
-        weight_EF: Tensor,
-        bias_EF: Tensor,
-        running_mean_EF: Tensor,
-        running_var_EF: Tensor,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        count_E1 = member_ES.sum(1, keepdim=True)
-        enough_E1, divisor_E1 = count_E1 > 1, count_E1.clamp_min(1)
-        mean_EF = torch.where(enough_E1, (member_ES @ y_SF) / divisor_E1, running_mean_EF)
-        # Two passes: the squares are of centered values, so nothing cancels.
-        centered_SF = mean_EF.index_select(0, index_S)
-        torch.sub(y_SF, centered_SF, out=centered_SF)
-        out_SF = centered_SF.square()
-        var_EF = torch.where(enough_E1, (member_ES @ out_SF) / divisor_E1, running_var_EF)
-        inverse_EF = torch.rsqrt(var_EF + eps)
-        # The rows are large and memory is the cost: every step from here works in place.
-        torch.index_select(weight_EF * inverse_EF, 0, index_S, out=out_SF)
-        out_SF.mul_(centered_SF).addmm_(member_ES.T, bias_EF)
-        ctx.save_for_backward(centered_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1)
-        ctx.mark_non_differentiable(mean_EF, var_EF, count_E1)
-        return out_SF, mean_EF, var_EF, count_E1
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_SF: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        centered_SF, index_S, member_ES, weight_EF, inverse_EF, count_E1 = ctx.saved_tensors
-        grad_bias_EF = member_ES @ grad_SF
-        rows_SF = grad_SF * centered_SF
-        grad_weight_EF = (member_ES @ rows_SF) * inverse_EF
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, grad_weight_EF, grad_bias_EF, None, None, None
-        # Running statistics, used where rows are too few, are constants: no mean to take out.
-        share_E1 = torch.where(count_E1 > 1, 1.0 / count_E1.clamp_min(1), 0.0)
-        slope_EF = weight_EF * inverse_EF
-        along_EF = -slope_EF * inverse_EF * grad_weight_EF * share_E1
-        torch.index_select(along_EF, 0, index_S, out=rows_SF)
-        grad_y_SF = slope_EF.index_select(0, index_S).mul_(grad_SF).addcmul_(rows_SF, centered_SF)
-        grad_y_SF.addmm_(member_ES.T, slope_EF * grad_bias_EF * share_E1, alpha=-1.0)
-        return grad_y_SF, None, None, grad_weight_EF, grad_bias_EF, None, None, None
+def combine(y_NKF: Tensor, gate_NK: Tensor) -> Tensor:
+    """Gate-weighted sum of each node's results, [N, F]."""
+    return torch.bmm(gate_NK.unsqueeze(1), y_NKF).squeeze(1)

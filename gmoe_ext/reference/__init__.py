@@ -5,6 +5,7 @@ from .cosine_topk import cosine_topk
 from .cosine_topk_update import cosine_topk_update
 from .edge_aggregate import edge_aggregate
 from .expert_linear import expert_linear
+from .expert_norm import expert_norm
 from .expert_plan import expert_plan
 from .memory_update import memory_update
 from .random_walk import random_walk
@@ -19,6 +20,7 @@ __all__ = [
     "cosine_topk_update",
     "edge_aggregate",
     "expert_linear",
+    "expert_norm",
     "expert_plan",
     "memory_update",
     "random_walk",

@@ -72,9 +72,3 @@ def test_every_slot_is_the_plan_of_all_experts(num_nodes):
     plan = ops.expert_plan(slots.index.contiguous(), 3)
     assert torch.equal(slots.plan.offsets, plan.offsets) and torch.equal(slots.plan.order, plan.order)
     assert (slots.plan.num_rows, slots.plan.k) == (num_nodes, 3)
-
-
-def test_membership_sums_per_expert():
-    slots = Slots.chosen(torch.tensor([[0, 2], [2, 1]]), num_experts=4)
-    values = torch.tensor([[1.0], [2.0], [4.0], [8.0]])
-    assert (slots.membership(torch.float32) @ values).flatten().tolist() == [1.0, 8.0, 6.0, 0.0]

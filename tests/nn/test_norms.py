@@ -48,7 +48,7 @@ def test_second_derivatives_are_refused():
     slots, norm = random_slots(8, 3, 2), ExpertBatchNorm(3, 2)
     y = torch.randn(8, 2, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(norm(y, slots).square().sum(), y, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
         grad.sum().backward()
 
 
@@ -65,6 +65,14 @@ def test_too_few_rows_leave_an_experts_statistics_alone(num_rows):
     assert not torch.equal(norm.running_mean[0], before[0][0])
     expected = (y[:num_rows, 0] - before[0][1]) / (before[1][1] + norm.eps).sqrt()
     torch.testing.assert_close(out[:num_rows, 0], expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gates_sum_the_slots_of_a_node(training):
+    slots, norm, gate = random_slots(), ExpertBatchNorm(5, DIM).train(training), torch.rand(30, 2)
+    y = torch.randn(30, 2, DIM)
+    expected = (gate.unsqueeze(2) * norm(y, slots)).sum(1)
+    torch.testing.assert_close(norm(y, slots, gate), expected)
 
 
 def test_all_slots_normalise_over_all_nodes():

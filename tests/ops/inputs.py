@@ -116,6 +116,37 @@ def linear_samples() -> Iterator[Sample]:
     yield Sample("an-expert-twice", {**twice.args, "plan": reference.expert_plan(torch.full((4, 2), 1), 3)})
 
 
+def norm(
+    rows: int, dim: int, experts: int, k: int, gate: bool = True, used: int | None = None, eps: float = 1e-5
+) -> Sample:
+    """`used`: how many of the experts have slots."""
+    label = f"N{rows}-D{dim}-E{experts}-k{k}" + "-gate" * gate + (f"-used{used}" if used else "")
+    random = Random("expert_norm " + label)
+    args = {
+        "y": random.normal(rows, k, dim),
+        "index": random.distinct(rows, used or experts, k),
+        "weight": random.normal(experts, dim),
+        "bias": random.normal(experts, dim),
+        "running_mean": random.normal(experts, dim),
+        "running_var": random.normal(experts, dim).square() + 0.5,
+        "gate": random.gate(rows, k) if gate else None,
+        "eps": eps,
+    }
+    return Sample(label, args)
+
+
+def norm_samples() -> Iterator[Sample]:
+    # Not 1e-5: where an expert has two nearly equal slots, their gradient is as large as 1 / sqrt(eps).
+    for rows, dim, k in zip(SIZES, (1, 7, 31, 150, 13, 64), (1, 2, 8, 4, 2, 3), strict=True):
+        yield norm(rows, dim, 8, k, eps=0.1)
+        yield norm(rows, dim, 8, k, gate=False, eps=0.1)
+    yield norm(63, 5, 17, 1, used=3, eps=0.1)  # most experts have no slots
+    yield norm(3, 5, 17, 1, eps=0.1)  # most slots are alone with their expert
+    yield norm(700, 1, 1, 1, eps=0.1)
+    far = norm(63, 5, 3, 2, eps=0.1)
+    yield Sample("mean-far-from-zero", {**far.args, "y": far["y"] + 100})
+
+
 def memory(rows: int, dim: int, experts: int, k: int, **options: Any) -> Sample:
     label = f"N{rows}-D{dim}-E{experts}-k{k}" + "".join(f"-{name}{value}" for name, value in options.items())
     random = Random("memory_update " + label)

@@ -46,6 +46,7 @@ class OpSpec:
         indices: paths of index tensors with the bound each is checked against.
         row_of: argument whose rows are poisoned with NaN and Inf in turn.
         autocast: dtype the operator runs in under autocast, None when it keeps its inputs' dtype.
+        wide: results, by name, that are float32 for bfloat16 arguments: sums that a rounding would spoil.
         static_shape: whether the shape of the result follows from the shapes of the arguments.
     """
 
@@ -60,6 +61,7 @@ class OpSpec:
     indices: dict[str, Callable[[Sample], int]] | None = None
     row_of: str | None = None
     autocast: torch.dtype | None = None
+    wide: tuple[str, ...] = ()
     static_shape: bool = True
 
     def __repr__(self) -> str:
@@ -216,6 +218,30 @@ OPS = (
         },
         row_of="x",
         autocast=torch.bfloat16,
+    ),
+    OpSpec(
+        "expert_norm",
+        inputs.norm_samples,
+        lambda rows: inputs.norm(rows, 31, 8, 3, eps=0.1),
+        differentiable=("y", "weight", "bias", "gate"),
+        detached=("running_mean", "running_var"),
+        bad=(
+            _shape("y", _flat, "flat"),
+            _shape("index", _taller, "taller"),
+            _shape("gate", _wider, "wider"),
+            _shape("weight", _flat, "flat"),
+            _shape("weight", _wider, "wider"),
+            _shape("bias", _taller, "taller"),
+            _shape("running_mean", _wider, "wider"),
+            _shape("running_var", _flat, "flat"),
+            _dtype("y", torch.int64),
+            _dtype("index", torch.float32),
+            _dtype("gate", torch.bfloat16),
+            _dtype("bias", torch.bfloat16),
+        ),
+        indices={"index": lambda sample: sample["weight"].shape[0]},
+        wide=("out1", "out2"),
+        autocast=torch.float32,
     ),
     OpSpec(
         "memory_update",

@@ -91,8 +91,10 @@ def test_bfloat16_loses_at_most_twice_what_torch_loses(spec: OpSpec, device: tor
     sample = spec.rows(257).to(torch.bfloat16).on(device)
     truth = outputs(spec.truth(sample.to(torch.float64)))
     plain, got = outputs(spec.truth(sample)), outputs(spec.public(sample))
+    for name in spec.wide:  # judged by the float32 tests
+        assert got[name].dtype == torch.float32
     for name, want in truth.items():
-        if want.is_floating_point():
+        if want.is_floating_point() and name not in spec.wide:
             assert got[name].dtype == torch.bfloat16
             error, rival = ((value[name].double() - want).norm() / want.norm() for value in (got, plain))
             assert error <= 2 * rival, f"'{name}': relative error {error:.2e}, plain PyTorch {rival:.2e}"

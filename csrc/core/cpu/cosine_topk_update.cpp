@@ -18,14 +18,14 @@ void cosine_topk_update(const CosineTopkUpdate<T>& update) {
   const A eps = static_cast<A>(a.eps);
   const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
   MemorySums<A> sums(a.num_rows, a.num_experts, a.dim);
-  parallel_for(sums.num_chunks(), 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(sums.chunks().count(), 1, [&](std::int64_t begin, std::int64_t end) {
     CosineBlock<T> block(unit.data(), a.num_experts, a.dim, a.k, eps);
     std::vector<A> share(static_cast<std::size_t>(kBlockRows * a.k));
     A scale[kBlockRows];
-    SlotOrder order(a.num_experts, a.k);
+    SlotOrder order(a.num_experts, kBlockRows * a.k);
     for (std::int64_t chunk = begin; chunk < end; ++chunk) {
-      for (std::int64_t i = sums.chunk_begin(chunk); i < sums.chunk_end(chunk); i += block.kRows) {
-        const std::int64_t count = block.route(a, i, sums.chunk_end(chunk));
+      for (std::int64_t i = sums.chunks().begin(chunk); i < sums.chunks().end(chunk); i += block.kRows) {
+        const std::int64_t count = block.route(a, i, sums.chunks().end(chunk));
         // The gates as the caller sees them, rounded, so that the average is memory_update's.
         exp_bounded(a.gate + i * a.k, count * a.k, share.data());
         for (std::int64_t row = 0; row < count; ++row) scale[row] = update.normalize ? block.inverse_norm(row) : A{1};

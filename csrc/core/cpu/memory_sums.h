@@ -1,6 +1,5 @@
-// Sums behind the moving average of the expert embeddings: for each expert, sum of share * row and sum of share. Chunks
-// of rows have sums of their own, which are added in order at the end, so the result does not depend on the number of
-// threads. Include only from files under core/cpu.
+// Sums behind the moving average of the expert embeddings: for each expert, sum of share * row and sum of share, in
+// chunks of rows. Include only from files under core/cpu.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +8,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/cpu/row_chunks.h"
+#include "core/cpu/slot_order.h"
 #include "core/cpu/squared_norm.h"
 #include "core/cpu/tile.h"
 #include "core/parallel.h"
@@ -18,41 +19,17 @@ namespace gmoe::core::GMOE_ISA {
 
 inline constexpr std::int64_t kBlockRows = 16;  // 16 rows of 256 floats are a third of the first-level cache
 
-// The slots of a block of rows, by expert, ascending within each.
-class SlotOrder {
- public:
-  SlotOrder(std::int64_t num_experts, std::int64_t k)
-      : start_(static_cast<std::size_t>(num_experts + 1)), order_(static_cast<std::size_t>(kBlockRows * k)) {}
-
-  void sort(const std::int64_t* expert, std::int64_t num_slots) {
-    std::fill(start_.begin(), start_.end(), 0);
-    for (std::int64_t s = 0; s < num_slots; ++s) ++start_[expert[s]];
-    for (std::size_t e = 1; e < start_.size(); ++e) start_[e] += start_[e - 1];
-    for (std::int64_t s = num_slots - 1; s >= 0; --s) order_[--start_[expert[s]]] = s;
-  }
-  std::int64_t begin(std::int64_t e) const { return start_[e]; }
-  std::int64_t end(std::int64_t e) const { return start_[e + 1]; }
-  std::int64_t slot(std::int64_t place) const { return order_[place]; }
-
- private:
-  std::vector<std::int64_t> start_, order_;
-};
-
 template <typename A>
 class MemorySums {
  public:
   MemorySums(std::int64_t num_rows, std::int64_t num_experts, std::int64_t dim)
-      : num_rows_(num_rows),
-        num_experts_(num_experts),
+      : num_experts_(num_experts),
         dim_(dim),
-        rows_per_chunk_(fixed_rows(num_rows, num_experts * dim)),
-        num_chunks_(std::max<std::int64_t>(1, (num_rows + rows_per_chunk_ - 1) / rows_per_chunk_)),
-        numerator_(static_cast<std::size_t>(num_chunks_ * num_experts * dim), A{0}),
-        denominator_(static_cast<std::size_t>(num_chunks_ * num_experts), A{0}) {}
+        chunks_(num_rows, kRowsPerChunk, num_experts * dim),
+        numerator_(static_cast<std::size_t>(chunks_.count() * num_experts * dim), A{0}),
+        denominator_(static_cast<std::size_t>(chunks_.count() * num_experts), A{0}) {}
 
-  std::int64_t num_chunks() const { return num_chunks_; }
-  std::int64_t chunk_begin(std::int64_t chunk) const { return chunk * rows_per_chunk_; }
-  std::int64_t chunk_end(std::int64_t chunk) const { return std::min(num_rows_, (chunk + 1) * rows_per_chunk_); }
+  const RowChunks& chunks() const { return chunks_; }
 
   // Adds share[i, r] * scale[i] * x[i] to the chunk's sums of expert[i, r], for rows i < count <= kBlockRows of x and
   // r < k. The slots are sorted by expert first: a sum is then loaded and stored once per block, and stays in registers
@@ -87,26 +64,19 @@ class MemorySums {
   // has no rows.
   template <typename T>
   void average(const T* memory, double rate, A eps, T* out) {
-    parallel_for(num_experts_, grain_rows(dim_ * (num_chunks_ + 2)), [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(num_experts_, grain_rows(dim_ * (chunks_.count() + 2)), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t e = begin; e < end; ++e) average_one(memory + e * dim_, e, rate, eps, out + e * dim_);
     });
   }
 
  private:
   static constexpr std::int64_t kRowsPerChunk = 1024;
-  static constexpr std::int64_t kMaxSums = 1 << 22;  // 16 MiB of partial numerators
-
-  // Fixed by the sizes alone.
-  static std::int64_t fixed_rows(std::int64_t num_rows, std::int64_t sums_per_chunk) {
-    const std::int64_t most_chunks = std::max<std::int64_t>(1, kMaxSums / std::max<std::int64_t>(1, sums_per_chunk));
-    return std::max(kRowsPerChunk, (num_rows + most_chunks - 1) / most_chunks);
-  }
 
   template <typename T>
   void average_one(const T* memory, std::int64_t e, double rate, A eps, T* out) {
     A* sum = numerator_.data() + e * dim_;
     A total = denominator_[e];
-    for (std::int64_t c = 1; c < num_chunks_; ++c) {
+    for (std::int64_t c = 1; c < chunks_.count(); ++c) {
       const A* part = numerator_.data() + (c * num_experts_ + e) * dim_;
       for (std::int64_t d = 0; d < dim_; ++d) sum[d] += part[d];
       total += denominator_[c * num_experts_ + e];
@@ -118,8 +88,9 @@ class MemorySums {
     for (std::int64_t d = 0; d < dim_; ++d) out[d] = narrow<T>(keep * widen(memory[d]) + move * sum[d]);
   }
 
-  std::int64_t num_rows_, num_experts_, dim_, rows_per_chunk_, num_chunks_;
-  std::vector<A> numerator_, denominator_;  // [num_chunks, num_experts, dim] and [num_chunks, num_experts]
+  std::int64_t num_experts_, dim_;
+  RowChunks chunks_;
+  std::vector<A> numerator_, denominator_;  // [chunks, num_experts, dim] and [chunks, num_experts]
 };
 
 }  // namespace gmoe::core::GMOE_ISA

@@ -31,13 +31,13 @@ void memory_update(const MemoryUpdate<T>& a) {
   const A eps = static_cast<A>(a.eps);
   const std::vector<A> largest = largest_gate(a);
   MemorySums<A> sums(a.num_rows, a.num_experts, a.dim);
-  parallel_for(sums.num_chunks(), 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(sums.chunks().count(), 1, [&](std::int64_t begin, std::int64_t end) {
     std::vector<A> share(static_cast<std::size_t>(kBlockRows * a.k));
     A scale[kBlockRows];
-    SlotOrder order(a.num_experts, a.k);
+    SlotOrder order(a.num_experts, kBlockRows * a.k);
     for (std::int64_t chunk = begin; chunk < end; ++chunk) {
-      for (std::int64_t i = sums.chunk_begin(chunk); i < sums.chunk_end(chunk); i += kBlockRows) {
-        const std::int64_t count = std::min(kBlockRows, sums.chunk_end(chunk) - i);
+      for (std::int64_t i = sums.chunks().begin(chunk); i < sums.chunks().end(chunk); i += kBlockRows) {
+        const std::int64_t count = std::min(kBlockRows, sums.chunks().end(chunk) - i);
         const T* x = a.x + i * a.dim;
         const std::int64_t* index = a.index + i * a.k;
         for (std::int64_t s = 0; s < count * a.k; ++s) {

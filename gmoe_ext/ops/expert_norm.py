@@ -1,0 +1,125 @@
+"""expert_norm: batch normalisation with statistics for each expert's slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _dispatch as op
+
+
+def expert_norm(
+    y: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gate: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalise each slot over the slots of its expert, and sum a row's slots by its gates.
+
+    z_ir = weight_e (y_ir - mean_e) / sqrt(var_e + eps) + bias_e,  e = index_ir;  out_i = sum_r gate_ir z_ir
+
+    The norm that stands in a GMoE layer between an expert and its gate (GMoE, eq. 2), in training.
+
+    Args:
+        y: [N, k, D] the result of each slot, float32 or bfloat16 (float64 in tests).
+        index: [N, k] int32 or int64, the expert of each slot.
+        weight: [E, D] of y's dtype, like the three that follow.
+        bias: [E, D].
+        running_mean: [E, D] what an expert with fewer than two slots, which has no variance, is normalised by. Not
+            changed, and gets no gradient.
+        running_var: [E, D].
+        gate: [N, k] weights of the sum; None keeps the k results apart.
+        eps: added to the variance.
+
+    Returns:
+        out [N, D] in y's dtype, [N, k, D] without gate; the statistics that were used, mean and var [E, D], float32
+        (float64 for float64), the variance biased; and count [E] int64, the slots of each expert. Only out carries a
+        gradient.
+
+    Gradients: y, weight, bias and gate.
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+        TypeError: dtypes are not floating or differ, or index is no integer tensor.
+        GraphIndexError: an entry of index is out of range.
+
+    Deterministic: yes, forward and backward, bit for bit, for any number of threads.
+
+    Example:
+        >>> y, index = torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[0], [0]])
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+        >>> out, mean, var, count = expert_norm(y, index, one, zero, zero, one, eps=0.0)
+        >>> out.flatten().tolist(), mean.item(), var.item(), count.item()
+        ([-1.0, 1.0], 2.0, 1.0, 2)
+    """
+    name = "expert_norm"
+    op.expect_dim(name, "y", y, 3, "[N, k, D]")
+    op.expect_dtype(name, "y", y, op.FLOATING)
+    rows, k, dim = y.shape
+    slots = [("index", index)] if gate is None else [("index", index), ("gate", gate)]
+    for argument, value in slots:
+        fits = value.shape == (rows, k)
+        op.expect(fits, name, argument, lambda: f"of shape [{rows}, {k}] to match 'y'", list(value.shape))
+    op.expect_dtype(name, "index", index, op.INTEGER)
+    op.expect_device(name, "index", index, "y", y)
+    if gate is not None:
+        op.expect_like(name, "gate", gate, "y", y)
+    op.expect_dim(name, "weight", weight, 2, "[E, D]")
+    experts = weight.shape[0]
+    per_expert = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for argument, value in per_expert.items():
+        fits = value.shape == (experts, dim)
+        op.expect(fits, name, argument, lambda: f"of shape [{experts}, {dim}] (E, D)", list(value.shape))
+        op.expect_like(name, argument, value, "y", y)
+    if not op.native():
+        op.expect_index(name, "index", index, experts)
+        return reference.expert_norm(y, index, weight, bias, running_mean, running_var, gate, eps)
+    out, mean, var, count = op.call(name, y, index, weight, bias, running_mean, running_var, gate, eps)
+    return out, mean, var, count
+
+
+def _fake(
+    y: Tensor, index: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor,
+    gate: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    out = y.new_empty(y.shape if gate is None else (y.shape[0], y.shape[2]))
+    mean, var = (weight.new_empty(weight.shape, dtype=_wide(y.dtype)) for _ in range(2))
+    return out, mean, var, weight.new_empty(weight.shape[0], dtype=torch.int64)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, index, weight, bias, _, _, gate, ctx.eps = inputs
+    _, mean, var, count = output
+    ctx.save_for_backward(y, index, weight, bias, mean, var, count, gate)
+    ctx.mark_non_differentiable(mean, var, count)
+
+
+def _backward(ctx: Any, grad_out: Tensor, *_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    *saved, gate = ctx.saved_tensors
+    grads = torch.ops.gmoe.expert_norm_grad(grad_out, *saved, gate, ctx.eps)
+    grad_y, grad_weight, grad_bias, grad_gate = grads
+    return grad_y, None, grad_weight, grad_bias, None, None, None if gate is None else grad_gate, None
+
+
+def _fake_grad(
+    grad_out: Tensor, y: Tensor, index: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: Tensor,
+    gate: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_gate = y.new_empty(0 if gate is None else y.shape[0], y.shape[1])
+    return y.new_empty(y.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape), grad_gate
+
+
+# Statistics over a batch are sums of squares: they stay in float32.
+op.register("expert_norm", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("expert_norm_grad", _fake_grad)
