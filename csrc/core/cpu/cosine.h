@@ -3,22 +3,24 @@
 
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
+#include "core/cpu/register_tile.h"
 #include "core/cpu/squared_norm.h"
 #include "core/simd.h"
 
 namespace gmoe::core::GMOE_ISA {
 
-// Rows divided by their norms, or by eps where that is larger.
+// Rows divided by their norms, or by eps where that is larger. They start at a cache line: read for every row routed, a
+// register that lies across two lines would cost two loads.
 template <typename T, typename A = Accumulator<T>>
-std::vector<A> unit_rows(const T* rows, std::int64_t n, std::int64_t dim, A eps) {
-  std::vector<A> unit(static_cast<std::size_t>(n * dim));
+Workspace<A> unit_rows(const T* rows, std::int64_t n, std::int64_t dim, A eps) {
+  Workspace<A> memory(n * dim);
+  A* unit = memory.data();
   for (std::int64_t i = 0; i < n; ++i) {
     const A scale = A{1} / std::fmax(std::sqrt(squared_norm(rows + i * dim, dim)), eps);
     for (std::int64_t d = 0; d < dim; ++d) unit[i * dim + d] = widen(rows[i * dim + d]) * scale;
   }
-  return unit;
+  return memory;
 }
 
 constexpr int kExpertsPerPass = 4;  // independent sums that hide the latency of the multiply-add

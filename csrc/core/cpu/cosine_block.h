@@ -48,6 +48,7 @@ class CosineBlock {
   using Lanes = decltype(Vector<A>{} < Vector<A>{});  // integers as wide as A
   using Lane = std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t>;
   static constexpr std::int64_t kRows = kLanes<A>;
+  static constexpr std::int64_t kInRegisters = 4;  // choices of a row
 
   // unit [num_experts, dim]: embeddings of norm 1, as accumulators.
   CosineBlock(const A* unit, std::int64_t num_experts, std::int64_t dim, std::int64_t k, A eps)
@@ -57,8 +58,8 @@ class CosineBlock {
         k_(k),
         eps_(eps),
         cosine_(static_cast<std::size_t>(num_experts)),
-        gate_(static_cast<std::size_t>(k)),
-        index_(static_cast<std::size_t>(k)) {}
+        gate_(static_cast<std::size_t>(k > kInRegisters ? k : 0)),
+        index_(static_cast<std::size_t>(k > kInRegisters ? k : 0)) {}
 
   // Routes up to kRows rows from `first` on, none at or behind `end`, and returns how many.
   std::int64_t route(const CosineTopk<T>& a, std::int64_t first, std::int64_t end) {
@@ -66,14 +67,13 @@ class CosineBlock {
     // Short blocks repeat their last row.
     const T* rows[kRows];
     for (std::int64_t i = 0; i < kRows; ++i) rows[i] = a.x + (first + std::min(i, count - 1)) * dim_;
-    multiply(rows, count, end - first - count);
-    select_top();
-    softmax();
-    for (std::int64_t i = 0; i < count; ++i) {
-      for (std::int64_t r = 0; r < k_; ++r) {
-        a.gate[(first + i) * k_ + r] = narrow<T>(gate_[r][i]);
-        a.index[(first + i) * k_ + r] = index_[r][i];
-      }
+    multiply(rows, count, end - first >= 2 * kRows ? a.x + (first + kRows) * dim_ : nullptr);
+    switch (k_) {  // up to kInRegisters
+      case 1: choose<1>(a, first, count); break;
+      case 2: choose<2>(a, first, count); break;
+      case 3: choose<3>(a, first, count); break;
+      case 4: choose<4>(a, first, count); break;
+      default: choose<0>(a, first, count);
     }
     return count;
   }
@@ -87,13 +87,22 @@ class CosineBlock {
     return v;
   }
 
-  // Cosines of the first `count` rows with all experts; of as many rows `ahead` the memory is asked for early.
-  void multiply(const T* const* rows, std::int64_t count, std::int64_t ahead) {
+  // Cosines of the first `count` rows with all experts. The block `ahead`, if there is one, is fetched meanwhile, by
+  // the first two tiles of each row: evenly and in the order of its addresses, which the processor's own fetching
+  // follows.
+  void multiply(const T* const* rows, std::int64_t count, const T* ahead) {
+    constexpr int kR = kTiledRows<A>, kE = kTiledExperts<A>;
     Register<A> squares[kRows] = {};
-    for (std::int64_t i = 0; i < count; i += kTiledRows<A>) {
-      multiply_tile<true>(rows + i, i, 0, squares, i < ahead ? kRows * dim_ : 0);
-      for (std::int64_t e = kTiledExperts<A>; e < num_experts_; e += kTiledExperts<A>) {
-        multiply_tile<false>(rows + i, i, e, squares, 0);
+    for (std::int64_t i = 0; i < count; i += kR) {
+      const T* next = ahead != nullptr ? ahead + i * dim_ : nullptr;
+      if (num_experts_ <= kE) {
+        multiply_tile<true, kR>(rows + i, i, 0, squares, next);
+        continue;
+      }
+      multiply_tile<true, kR / 2>(rows + i, i, 0, squares, next);
+      multiply_tile<false, kR / 2>(rows + i, i, kE, squares, next != nullptr ? next + kR / 2 * dim_ : nullptr);
+      for (std::int64_t e = 2 * kE; e < num_experts_; e += kE) {
+        multiply_tile<false, 0>(rows + i, i, e, squares, nullptr);
       }
     }
     const Vector<A> norm = square_root(sum_lanes<kRows / 2, A>(squares));
@@ -102,15 +111,19 @@ class CosineBlock {
     for (auto& c : cosine_) c *= scale_;
   }
 
-  template <bool Squares>
+  // Fetches RowsAhead rows from `ahead` on.
+  template <bool Squares, int RowsAhead>
   void multiply_tile(const T* const* rows, std::int64_t first_row, std::int64_t first_expert, Register<A>* squares,
-                     std::int64_t ahead) {
+                     const T* ahead) {
     constexpr int kR = kTiledRows<A>, kE = kTiledExperts<A>;
+    constexpr std::int64_t kStep = RowsAhead * kLanes<A>, kLine = 64 / sizeof(T);
+    const std::int64_t step = ahead != nullptr ? kStep : 0;  // without a block ahead the same lines again
+    if (ahead == nullptr) ahead = rows[0];
     const A* unit[kE];
     for (int e = 0; e < kE; ++e) unit[e] = unit_ + std::min(first_expert + e, num_experts_ - 1) * dim_;
     Register<A> sum[kE * kR] = {};
     Register<A> square[kR] = {};
-    const auto step = [&](const Vector<A>(&x)[kR], const Vector<A>(&q)[kE]) {
+    const auto add = [&](const Vector<A>(&x)[kR], const Vector<A>(&q)[kE]) {
 #pragma GCC unroll 16
       for (int e = 0; e < kE; ++e) {
 #pragma GCC unroll 16
@@ -125,19 +138,19 @@ class CosineBlock {
     for (; d + kLanes<A> <= dim_; d += kLanes<A>) {
       Vector<A> x[kR], q[kE];
 #pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r) {
-        x[r] = load(rows[r] + d);
-        if constexpr (Squares) __builtin_prefetch(rows[r] + d + ahead);
-      }
+      for (int r = 0; r < kR; ++r) x[r] = load(rows[r] + d);
+      // Into the second level: the first has few requests under way at a time.
+      for (std::int64_t i = 0; i < kStep; i += kLine) __builtin_prefetch(ahead + i, 0, 2);
+      ahead += step;
 #pragma GCC unroll 16
       for (int e = 0; e < kE; ++e) q[e] = load(unit[e] + d);
-      step(x, q);
+      add(x, q);
     }
     if (d < dim_) {
       Vector<A> x[kR], q[kE];
       for (int r = 0; r < kR; ++r) x[r] = load_first(rows[r] + d, dim_ - d);
       for (int e = 0; e < kE; ++e) q[e] = load_first(unit[e] + d, dim_ - d);
-      step(x, q);
+      add(x, q);
     }
     alignas(64) A total[kRows];
     at(total) = sum_lanes<kRows / 2, A>(sum);
@@ -151,31 +164,61 @@ class CosineBlock {
 
   static A* lanes(Vector<A>& v) { return reinterpret_cast<A*>(&v); }
 
-  // The k best of each lane by insertion: a later equal value never passes an earlier one, so ties go to the lower
-  // expert; NaN ranks above every number, as in torch.sort.
-  void select_top() {
-    for (std::int64_t e = 0; e < num_experts_; ++e) {
-      Vector<A> value = cosine_[e];
-      Lanes expert = Lanes{} + static_cast<Lane>(e);
-      const std::int64_t held = std::min(e, k_);
-      for (std::int64_t r = 0; r < held; ++r) {
-        const Vector<A> top = gate_[r];
-        const Lanes holder = index_[r];
-        const Lanes above = ~(value <= top) & (top == top);
-        gate_[r] = above ? value : top;
-        index_[r] = above ? expert : holder;
-        value = above ? top : value;
-        expert = above ? holder : expert;
-      }
-      if (held < k_) gate_[held] = value, index_[held] = expert;
+  // Top-k, softmax and the results of a block; K choices in registers, or with K = 0 any number in memory.
+  template <int K>
+  void choose(const CosineTopk<T>& a, std::int64_t first, std::int64_t count) {
+    if constexpr (K > 0) {
+      Vector<A> gate[K];
+      Lanes index[K];
+      choose_into<K>(gate, index);
+      write(gate, index, K, a, first, count);
+    } else {
+      choose_into<0>(gate_.data(), index_.data());
+      write(gate_.data(), index_.data(), k_, a, first, count);
     }
   }
 
-  // Cosines lie in [-1, 1]: no maximum is needed.
-  void softmax() {
+  template <int K>
+  void choose_into(Vector<A>* gate, Lanes* index) const {
+    const std::int64_t k = K > 0 ? K : k_;
+#pragma GCC unroll 4
+    for (std::int64_t e = 0; e < k; ++e) insert(e, e, k, gate, index);
+    for (std::int64_t e = k; e < num_experts_; ++e) insert(e, k, k, gate, index);
+    // Cosines lie in [-1, 1]: no maximum is needed.
     Vector<A> sum = {};
-    for (auto& g : gate_) sum += g = exp_bounded<A>(g);
-    for (auto& g : gate_) g /= sum;
+#pragma GCC unroll 4
+    for (std::int64_t r = 0; r < k; ++r) sum += gate[r] = exp_bounded<A>(gate[r]);
+#pragma GCC unroll 4
+    for (std::int64_t r = 0; r < k; ++r) gate[r] /= sum;
+  }
+
+  // Each lane's choices stand in descending order. A later equal value never passes an earlier one, so ties go to the
+  // lower expert; NaN ranks above every number, as in torch.sort. Of k choices held the last drops out.
+  [[gnu::always_inline]] void insert(std::int64_t e, std::int64_t held, std::int64_t k, Vector<A>* gate,
+                                     Lanes* index) const {
+    Vector<A> value = cosine_[e];
+    Lanes expert = Lanes{} + static_cast<Lane>(e);
+#pragma GCC unroll 4
+    for (std::int64_t r = 0; r < held; ++r) {
+      const Vector<A> top = gate[r];
+      const Lanes holder = index[r];
+      const Lanes above = ~(value <= top) & (top == top);
+      gate[r] = above ? value : top;
+      index[r] = above ? expert : holder;
+      value = above ? top : value;
+      expert = above ? holder : expert;
+    }
+    if (held < k) gate[held] = value, index[held] = expert;
+  }
+
+  static void write(const Vector<A>* gate, const Lanes* index, std::int64_t k, const CosineTopk<T>& a,
+                    std::int64_t first, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      for (std::int64_t r = 0; r < k; ++r) {
+        a.gate[(first + i) * k + r] = narrow<T>(gate[r][i]);
+        a.index[(first + i) * k + r] = index[r][i];
+      }
+    }
   }
 
   const A* unit_;

@@ -15,7 +15,7 @@ template <typename T>
 void cosine_topk(const CosineTopk<T>& a) {
   using A = Accumulator<T>;
   const A eps = static_cast<A>(a.eps);
-  const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
+  const Workspace<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
   parallel_for(a.num_rows, grain_rows(a.dim * (a.num_experts + 1)), [&](std::int64_t begin, std::int64_t end) {
     CosineBlock<T> block(unit.data(), a.num_experts, a.dim, a.k, eps);
     for (std::int64_t i = begin; i < end; i += block.kRows) block.route(a, i, end);
@@ -28,7 +28,7 @@ template <typename T>
 void cosine_topk_grad_x(const CosineTopkGradX<T>& a) {
   using A = Accumulator<T>;
   const A eps = static_cast<A>(a.eps);
-  const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
+  const Workspace<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
   parallel_for(a.num_rows, grain_rows(2 * a.dim * (a.k + 1)), [&](std::int64_t begin, std::int64_t end) {
     std::vector<A> work(static_cast<std::size_t>(2 * a.k + a.dim));
     A* cosine = work.data();

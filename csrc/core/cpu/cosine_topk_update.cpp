@@ -16,7 +16,7 @@ void cosine_topk_update(const CosineTopkUpdate<T>& update) {
   using A = Accumulator<T>;
   const CosineTopk<T>& a = update.route;
   const A eps = static_cast<A>(a.eps);
-  const std::vector<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
+  const Workspace<A> unit = unit_rows(a.memory, a.num_experts, a.dim, eps);
   MemorySums<A> sums(a.num_rows, a.num_experts, a.dim);
   parallel_for(sums.chunks().count(), 1, [&](std::int64_t begin, std::int64_t end) {
     CosineBlock<T> block(unit.data(), a.num_experts, a.dim, a.k, eps);
