@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -38,10 +40,15 @@ void check(bool ok, const Parts&... message) {
   if (!ok) throw std::runtime_error(join(message...));
 }
 
-inline std::string shape(const Tensor& t) {
-  std::ostringstream text;
-  for (std::int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "[") << t.size(d);
-  return t.dim() == 0 ? "[]" : text.str() + "]";
+// A tensor's shape in a message: made into text only where a check has failed.
+struct Shape {
+  const Tensor& tensor;
+};
+inline Shape shape(const Tensor& t) { return {t}; }
+inline std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  out << '[';
+  for (std::int64_t d = 0; d < s.tensor.dim(); ++d) out << (d ? ", " : "") << s.tensor.size(d);
+  return out << ']';
 }
 
 inline bool is_floating(ScalarType t) {
@@ -89,13 +96,26 @@ inline Tensor dense_int64(const Tensor& index) {
   return dense(index.scalar_type() == ScalarType::Long ? index : torch::stable::to(index, ScalarType::Long));
 }
 
-inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes, ScalarType dtype) {
-  Tensor t = torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+// By the function that empty tensors come from in the end: torch::stable::new_empty looks its operator up by name,
+// which takes longer than a small product.
+inline Tensor new_like(const Tensor& like, std::initializer_list<std::int64_t> sizes, ScalarType dtype) {
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  for (std::size_t d = sizes.size(); d-- > 0; stride *= std::max<std::int64_t>(1, sizes.begin()[d]))
+    strides[d] = stride;
+  std::int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                               torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype)), device_type,
+                               like.get_device(), &handle));
+  Tensor t(handle);
   core::ask_for_huge_pages(t.mutable_data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
   return t;
 }
-inline Tensor new_like(const Tensor& like, std::vector<std::int64_t> sizes) {
-  return new_like(like, std::move(sizes), like.scalar_type());
+inline Tensor new_like(const Tensor& like, std::initializer_list<std::int64_t> sizes) {
+  return new_like(like, sizes, like.scalar_type());
 }
 
 template <typename T>

@@ -14,6 +14,7 @@ from ..errors import GraphIndexError, NativeError
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float64)
 INTEGER = (torch.int32, torch.int64)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 # The text of csrc/ops/compat.h: change both together.
 _BAD_INDEX = re.compile(
@@ -39,6 +40,20 @@ def call(name: str, *args: Any) -> Any:
             raise
         where, argument, position, value, bound = found.groups()
         raise GraphIndexError(where, argument, int(position), int(value), int(bound)) from None
+
+
+def checks_inside(*operands: Tensor | None) -> bool:
+    """Whether the native operator is the first to look at its operands.
+
+    On CPU it checks all of them, and ours, which take longer than a small product, are made only to word its error.
+    Fake tensors and traces never get that far.
+    """
+    if not _native.available or torch.compiler.is_compiling():
+        return False
+    for operand in operands:
+        if operand is not None and (not operand.is_cpu or type(operand) not in _PLAIN):
+            return False
+    return True
 
 
 def expect(ok: bool, op: str, argument: str, expected: str | Callable[[], str], got: object) -> None:

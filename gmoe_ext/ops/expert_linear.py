@@ -51,38 +51,23 @@ def expert_linear(
         >>> expert_linear(torch.ones(1, 2), weight, None, plan, gate=torch.tensor([[0.5, 0.5]])).tolist()
         [[1.5, 1.5]]
     """
-    if not _fits(x, weight, bias, plan, gate, source):
-        _complain(x, weight, bias, plan, gate, source)
+    inputs = (x, weight, bias, plan, gate, source)
+    if not op.checks_inside(x, weight, bias, plan.order, gate, source):
+        _check(*inputs)
     if not op.native():
         op.expect_index("expert_linear", "order", plan.order, plan.num_rows * plan.k)
         if source is not None:
             op.expect_index("expert_linear", "source", source, x.shape[0])
-        return reference.expert_linear(x, weight, bias, plan, gate, source)
-    y: Tensor = op.call("expert_linear", x, weight, bias, plan.offsets, plan.order, plan.k, gate, source)
+        return reference.expert_linear(*inputs)
+    try:
+        y: Tensor = op.call("expert_linear", x, weight, bias, plan.offsets, plan.order, plan.k, gate, source)
+    except RuntimeError:
+        _check(*inputs)
+        raise
     return y
 
 
-def _fits(
-    x: Tensor, weight: Tensor, bias: Tensor | None, plan: ExpertPlan, gate: Tensor | None, source: Tensor | None
-) -> bool:
-    """Whether all is well at a glance: what :func:`_complain` checks one by one costs more than a small product."""
-    if x.dim() != 2 or weight.dim() != 3 or x.dtype not in op.FLOATING:
-        return False
-    dtype, device = x.dtype, x.device
-    num_experts, out_dim, in_dim = weight.shape
-    slots = (plan.num_rows, plan.k)
-    return (
-        plan.offsets.shape[0] == num_experts + 1
-        and x.shape[1] == in_dim
-        and (weight.dtype, weight.device, plan.order.device) == (dtype, device, device)
-        and (bias is None or (bias.shape, bias.dtype, bias.device) == ((num_experts, out_dim), dtype, device))
-        and (gate is None or (gate.shape, gate.dtype, gate.device) == (slots, dtype, device))
-        and (x.shape[0] == plan.num_rows if source is None else source.shape == slots and source.device == device)
-        and (source is None or source.dtype in op.INTEGER)
-    )
-
-
-def _complain(
+def _check(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: ExpertPlan, gate: Tensor | None, source: Tensor | None
 ) -> None:
     """Raise the error that names what does not fit; under autocast dtypes may differ."""

@@ -34,15 +34,24 @@ def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
         >>> plan.offsets.tolist(), plan.order.tolist()
         ([0, 2, 3, 4], [1, 2, 3, 0])
     """
+    if not op.checks_inside(index):
+        _check(index, num_experts)
+    if not op.native():
+        op.expect_index("expert_plan", "index", index, num_experts)
+        return reference.expert_plan(index, num_experts)
+    try:
+        offsets, order = op.call("expert_plan", index, num_experts)
+    except RuntimeError:
+        _check(index, num_experts)
+        raise
+    return ExpertPlan(offsets, order, *index.shape)
+
+
+def _check(index: Tensor, num_experts: int) -> None:
     op.expect_dim("expert_plan", "index", index, 2, "[N, k]")
     op.expect_dtype("expert_plan", "index", index, op.INTEGER)
     op.expect(index.shape[1] >= 1, "expert_plan", "index", "of shape [N, k] with k >= 1", list(index.shape))
     op.expect(num_experts >= 1, "expert_plan", "num_experts", ">= 1", num_experts)
-    if not op.native():
-        op.expect_index("expert_plan", "index", index, num_experts)
-        return reference.expert_plan(index, num_experts)
-    offsets, order = op.call("expert_plan", index, num_experts)
-    return ExpertPlan(offsets, order, index.shape[0], index.shape[1])
 
 
 def _fake(index: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

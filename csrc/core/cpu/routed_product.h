@@ -452,8 +452,11 @@ void run_routed_product(const RoutedProduct<T>& p) {
     if (p.is_packed(e)) packed_experts.push_back(e);
   }
   const auto num_packed = static_cast<std::int64_t>(packed_experts.size());
-  const std::int64_t bias_stride = round_up(p.columns, kTileColumns<A>);
-  const std::vector<A> bias = padded_bias(p, bias_stride);
+  // A tile reads whole registers of bias; without tiles the array as it is will do.
+  const bool as_is = num_packed == 0 && std::is_same_v<T, A>;
+  const std::int64_t bias_stride = as_is ? p.columns : round_up(p.columns, kTileColumns<A>);
+  const std::vector<A> padded = as_is ? std::vector<A>{} : padded_bias(p, bias_stride);
+  const A* bias = p.bias == nullptr ? nullptr : as_is ? reinterpret_cast<const A*>(p.bias) : padded.data();
   const std::int64_t panels_at_once = kMaxPacked / kTileColumns<A> / std::max<std::int64_t>(1, num_packed * p.depth);
   const std::int64_t pass_columns = std::clamp<std::int64_t>(panels_at_once * kTileColumns<A>, kTileColumns<A>,
                                                              std::max<std::int64_t>(bias_stride, kTileColumns<A>));
@@ -465,8 +468,7 @@ void run_routed_product(const RoutedProduct<T>& p) {
       packed_at[packed_experts[i]] = i * panels * p.depth * kTileColumns<A>;
     }
     pack_pass(p, packed_experts, first, last, packed.data());
-    const Pass<A> pass{first,           last, packed.data(), p.bias != nullptr ? bias.data() : nullptr, bias_stride,
-                       packed_at.data()};
+    const Pass<A> pass{first, last, packed.data(), bias, bias_stride, packed_at.data()};
     run_pass(p, pass, num_packed > 0);
   }
 }
