@@ -1,4 +1,4 @@
-"""``python -m gmoe_ext.export RUN_DIR``: pack the best student of a training run into one file.
+"""``python -m gmoe_ext.export RUN_DIR``: write the best student of a training run into one file.
 
 Exit codes: 0 done, 1 failed, 2 settings, 3 data.
 """
@@ -9,67 +9,102 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from ..errors import ConfigError, DataError, GmoeError
+from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
 from ..runtime import PackedStudent
-from .compare import Comparison, compare, random_rows, read_rows
+from .compare import Comparison, Served, compare, random_rows, read_rows
+from .graphs import extra, load_onnx, load_pt2, save_onnx, save_pt2
 from .pack import WEIGHTS, Weights, pack
 from .run import TrainedStudent, load_student
 
 TOLERANCE = 1e-4  # of the largest logit: the file's float32 sums round in another order than the model's
+Format = Literal["packed", "onnx", "pt2"]
+FILES: dict[Format, str] = {"packed": "student.safetensors", "onnx": "student.onnx", "pt2": "student.pt2"}
+_NEXT = {
+    "packed": "from gmoe_ext.runtime import PackedStudent; PackedStudent.load({path!r}).predict(x)",
+    "onnx": "import onnxruntime; onnxruntime.InferenceSession({path!r}).run(['logits'], {inputs})",
+    "pt2": "import torch; torch.export.load({path!r}).module()({names})",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pack; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.export", description="Pack the student of a run.")
+    """Export; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.export", description="Write the student of a run.")
     parser.add_argument("run_dir", type=Path, help="run directory of gmoe_ext.train")
-    parser.add_argument("--output", type=Path, help="file to write (default: RUN_DIR/student.safetensors)")
-    parser.add_argument("--format", choices=["packed"], default="packed", help="packed: for gmoe_ext.runtime")
-    parser.add_argument("--dtype", choices=WEIGHTS, default="float32", help="how weights are stored")
+    parser.add_argument("--output", type=Path, help="file to write (default: RUN_DIR/student.*)")
+    parser.add_argument(
+        "--format",
+        choices=FILES,
+        default="packed",
+        help="packed: for gmoe_ext.runtime (default); onnx: a graph for ONNX Runtime; pt2: an archive of torch.export",
+    )
+    parser.add_argument("--dtype", choices=WEIGHTS, default="float32", help="how weights are stored; packed alone")
     parser.add_argument(
         "--rows", type=Path, help="measure the file on these rows, too: .npz with x, nodes, y (classes)"
     )
     options = parser.parse_args(argv)
-    output = options.output or options.run_dir / "student.safetensors"
+    output = options.output or options.run_dir / FILES[options.format]
     try:
-        export(options.run_dir, output, options.dtype, options.rows)
+        export(options.run_dir, output, options.format, options.dtype, options.rows)
     except (GmoeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, DataError) else 1
+        return 2 if isinstance(error, ConfigError | MissingExtraError) else 3 if isinstance(error, DataError) else 1
     return 0
 
 
-def export(run_dir: Path, output: Path, dtype: Weights = "float32", rows: Path | None = None) -> None:
-    """Pack the best student of ``run_dir`` into ``output``, and hold the file against the model."""
+def export(
+    run_dir: Path, output: Path, format: Format = "packed", dtype: Weights = "float32", rows: Path | None = None
+) -> None:
+    """Write the best student of ``run_dir`` into ``output``, and hold the file against the model."""
+    if format != "packed" and dtype != "float32":
+        raise ConfigError(f"--dtype {dtype} is for --format packed; {format} files hold float32")
+    if format == "onnx":
+        extra("onnxruntime", "the comparison of the ONNX graph with its model")  # before anything is written
     given = None if rows is None else read_rows(rows)
     student = load_student(run_dir)
-    path = pack(
-        student.model,
-        output,
-        class_names=student.class_names,
-        normalize=student.normalize,
-        positions=student.positions,
-        dtype=dtype,
-    )
-    packed = PackedStudent.load(path)
-    found = compare(student.model, packed, random_rows(packed))
+    served = _write(student, output, format, dtype)
+    # A graph with a position table takes nodes; a packed student takes rows with their positions, too.
+    table = None if format == "packed" else student.positions
+    found = compare(student.model, served, random_rows(served, table), table)
     # Narrow weights may send a row to another expert, so only float32 has a bound.
     if dtype == "float32" and not found.largest_difference <= TOLERANCE:
-        raise GmoeError(f"{path}: the packed student is not its model: {found}")
-    on_given = None if given is None else compare(student.model, packed, given, student.positions)
-    _report(student, packed, dtype, found, on_given)
+        raise GmoeError(f"{output}: the exported student is not its model: {found}")
+    on_given = None if given is None else compare(student.model, served, given, student.positions)
+    _report(student, output, format, dtype, found, on_given)
+
+
+def _write(student: TrainedStudent, output: Path, format: Format, dtype: Weights) -> Served:
+    content: dict[str, Any] = {
+        "class_names": student.class_names,
+        "normalize": student.normalize,
+        "positions": student.positions,
+    }
+    if format == "onnx":
+        return load_onnx(save_onnx(student.model, output, **content))
+    if format == "pt2":
+        return load_pt2(save_pt2(student.model, output, **content))
+    return PackedStudent.load(pack(student.model, output, dtype=dtype, **content))
 
 
 def _report(
-    student: TrainedStudent, packed: PackedStudent, dtype: Weights, found: Comparison, on_given: Comparison | None
+    student: TrainedStudent,
+    output: Path,
+    format: Format,
+    dtype: Weights,
+    found: Comparison,
+    on_given: Comparison | None,
 ) -> None:
     table = "none" if student.positions is None else f"{len(student.positions):,} nodes"
+    size = output.stat().st_size / 1e6
+    names = ["x"] if student.positions is None else ["x", "nodes"]
+    inputs = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
     print(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {student.normalize}")
-    print(f"packed     {packed.path} ({packed.num_bytes / 1e6:.1f} MB, {dtype} weights, positions: {table})")
+    print(f"{format:10} {output} ({size:.1f} MB, {dtype} weights, positions: {table})")
     print(f"random     {found}")
     if on_given is not None:
         print(f"given      {on_given}")
-    print(f"next       from gmoe_ext.runtime import PackedStudent; PackedStudent.load({packed.path!r}).predict(x)")
+    print("next       " + _NEXT[format].format(path=str(output), names=", ".join(names), inputs=inputs))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far a packed student is from its model: what storing weights in fewer bits costs, on given rows.
+"""How far an exported student is from its model: what rounding its sums or its weights costs, on given rows.
 
 N rows, D features, P position columns, C classes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,22 +16,31 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..models.registry import Model
-from ..runtime import PackedStudent
 
 _EPS = 1e-12  # least divisor of a row, as in the runtime
 _ROWS_AT_ONCE = 4096
 RANDOM_ROWS = 256
 
 
+class Served(Protocol):
+    """A student in a form that answers: packed, or exported to another runtime."""
+
+    def predict(self, x: NDArray[Any], nodes: NDArray[Any] | None = None) -> NDArray[np.float32]:
+        """Logits [N, C]."""
+
+    def info(self) -> dict[str, Any]:
+        """Its document; read are features and layers."""
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """A packed student beside its model.
+    """A served student beside its model.
 
     Attributes:
         rows: how many were compared.
         largest_difference: of a logit, as a share of the largest logit.
         same_class: share of rows for which both name the same class.
-        accuracy: of the packed student, in [0, 1]; None without labels.
+        accuracy: of the served student, in [0, 1]; None without labels.
         model_accuracy: of the model.
     """
 
@@ -64,10 +73,13 @@ class Rows:
     labels: NDArray[Any] | None = None
 
 
-def random_rows(packed: PackedStudent, seed: int = 0) -> Rows:
-    """Normal rows with their positions, where a task's own are not at hand."""
-    columns = packed.info()["layers"][0]["in"]
-    return Rows(np.random.default_rng(seed).standard_normal((RANDOM_ROWS, columns), np.float32))
+def random_rows(served: Served, positions: Tensor | None = None, seed: int = 0) -> Rows:
+    """Normal rows, where a task's own are not at hand: with positions in them, or with nodes of the table given."""
+    random, info = np.random.default_rng(seed), served.info()
+    if positions is None:
+        return Rows(random.standard_normal((RANDOM_ROWS, info["layers"][0]["in"]), np.float32))
+    x = random.standard_normal((RANDOM_ROWS, info["features"]["columns"]), np.float32)
+    return Rows(x, random.integers(-1, len(positions), RANDOM_ROWS))
 
 
 def read_rows(path: Path) -> Rows:
@@ -87,14 +99,14 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
-def compare(model: Model, packed: PackedStudent, rows: Rows, positions: Tensor | None = None) -> Comparison:
+def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None = None) -> Comparison:
     """Answer rows with both.
 
     Args:
-        model: what ``packed`` was made from, in evaluation.
-        packed: the file.
+        model: what ``served`` was made from, in evaluation.
+        served: a packed student, or an exported one.
         rows: where to compare.
-        positions: [N, P] the table that the file was packed with, if rows name nodes.
+        positions: [N, P] the table that the file was made with, if rows name nodes.
 
     Raises:
         ValueError: rows do not fit the student.
@@ -110,17 +122,17 @@ def compare(model: Model, packed: PackedStudent, rows: Rows, positions: Tensor |
     for begin in range(0, len(rows.x), _ROWS_AT_ONCE):
         some = slice(begin, begin + _ROWS_AT_ONCE)
         nodes = None if rows.nodes is None else rows.nodes[some]
-        logits.append(packed.predict(rows.x[some], nodes))
+        logits.append(served.predict(rows.x[some], nodes))
         with torch.inference_mode():
-            expected.append(model(prepare(packed, rows.x[some], nodes, positions)).logits.float().cpu().numpy())
+            expected.append(model(prepare(served, rows.x[some], nodes, positions)).logits.float().cpu().numpy())
     if not logits:
         raise DataError("compare: there are no rows")
     return _summary(np.concatenate(logits), np.concatenate(expected), rows.labels)
 
 
-def prepare(packed: PackedStudent, x: NDArray[Any], nodes: NDArray[Any] | None, positions: Tensor | None) -> Tensor:
+def prepare(served: Served, x: NDArray[Any], nodes: NDArray[Any] | None, positions: Tensor | None) -> Tensor:
     """Rows as the model takes them: features normalised, positions behind them."""
-    features = packed.info()["features"]
+    features = served.info()["features"]
     inputs = torch.tensor(x, dtype=torch.float32)
     columns = inputs[:, : features["columns"]]
     if features["normalize"] != "none":

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import models
 from ..errors import ConfigError, DataError
 from ..models.registry import Model
-from .pack import STUDENTS, Normalize, preparation
+from .fold import STUDENTS, Normalize, preparation
 
 CHECKPOINT_FORMAT = "gmoe_ext.checkpoint/1"
 _BEST = "best/"  # weights of the best validation epoch
