@@ -9,10 +9,6 @@ namespace gmoe::core::cuda {
 
 inline constexpr int kExpertsPerPass = kWarp / kRowsPerWarp;
 
-// 16 bytes.
-template <typename T>
-inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
-
 template <typename A>
 __device__ A inverse_norm(A squared_norm, A eps) {
   const A norm = std::sqrt(squared_norm);

@@ -143,18 +143,22 @@ T narrowed(Accumulator<T> v) {
 
 // ---- memory
 
-// V neighbours that are loaded and stored at once; at must be a multiple of their size.
+// V neighbours that are loaded and stored at once, or 16 bytes at a time, to which their place must be aligned.
 template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   T value[V];
 };
+
+// 16 bytes, the most that a lane loads at once.
+template <typename T>
+inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
 template <int V, typename T>
 __device__ __forceinline__ Pack<T, V> load(const T* at) {
 #ifdef __CUDACC__
   return *reinterpret_cast<const Pack<T, V>*>(at);
 #else
-  host::check_alignment(at, sizeof(Pack<T, V>), std::source_location::current());
+  host::check_alignment(at, alignof(Pack<T, V>), std::source_location::current());
   Pack<T, V> pack;
   std::memcpy(&pack, at, sizeof pack);
   return pack;
@@ -166,7 +170,7 @@ __device__ __forceinline__ void store(T* at, const Pack<T, V>& pack) {
 #ifdef __CUDACC__
   *reinterpret_cast<Pack<T, V>*>(at) = pack;
 #else
-  host::check_alignment(at, sizeof(Pack<T, V>), std::source_location::current());
+  host::check_alignment(at, alignof(Pack<T, V>), std::source_location::current());
   std::memcpy(at, &pack, sizeof pack);
 #endif
 }
