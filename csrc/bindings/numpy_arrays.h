@@ -30,6 +30,12 @@ inline std::string shape_text(const py::array& a) {
 template <typename T>
 py::array_t<T, py::array::c_style> take(const py::handle& value, const char* call, const char* name, const char* kinds,
                                         const char* expected) {
+  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  using Dense = py::array_t<T, py::array::c_style>;
+  if (Dense::check_(value)) {  // most often: the general way would take longer than a small student's answer
+    const auto as_is = py::reinterpret_borrow<Dense>(value);
+    if ((as_is.flags() & kAligned) != 0) return as_is;
+  }
   const py::array a = py::array::ensure(value);
   if (!a) {
     PyErr_Clear();
@@ -40,7 +46,6 @@ py::array_t<T, py::array::c_style> take(const py::handle& value, const char* cal
     throw py::type_error(std::string(call) + ": expected '" + name + "' of " + expected + ", got dtype " +
                          py::str(a.dtype()).cast<std::string>());
   }
-  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((a.flags() & kAligned) == 0) {
     return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a.attr("copy")());
   }

@@ -245,8 +245,20 @@ void group_by_expert(const RoutedLayer& a, std::int64_t rows, const std::int64_t
 }  // namespace
 
 std::int64_t compress(const float* x, std::int64_t n, float* value, std::int32_t* column) {
-  std::int64_t count = 0;
-  for (std::int64_t j = 0; j < n; ++j) {
+  std::int64_t count = 0, j = 0;
+#if defined(__AVX512F__)
+  // Packed in registers and stored whole: what lies behind the packed lanes is written over by the next.
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (; j + kLane <= n; j += kLane) {
+    const __m512 v = _mm512_loadu_ps(x + j);
+    const __mmask16 keep = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(j)));
+    _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(keep, v));
+    _mm512_storeu_si512(column + count, _mm512_maskz_compress_epi32(keep, at));
+    count += __builtin_popcount(keep);
+  }
+#endif
+  for (; j < n; ++j) {
     value[count] = x[j];
     column[count] = static_cast<std::int32_t>(j);
     count += x[j] != 0.0f;
