@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gmoe_ext.train.speed import duration
+
 from .claims import machine
-from .claims.report import duration
 from .claims.timing import Samples
 
 RESULTS = Path(__file__).resolve().parent / "results"

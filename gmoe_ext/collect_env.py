@@ -30,7 +30,7 @@ def collect() -> list[tuple[str, str]]:
         ("gmoe_ext", f"{gmoe_ext.__version__}  {Path(gmoe_ext.__file__).parent}"),
         *_native(),
         ("python", f"{platform.python_version()}  {sys.executable}"),
-        ("platform", f"{platform.platform()}, {_processor()}, {os.cpu_count()} cores"),
+        ("platform", f"{platform.platform()}, {processor()}, {os.cpu_count()} cores"),
         *_torch(),
     ]
     facts += [(name, _version(name)) for name in _REQUIRED if name != "torch"]
@@ -60,7 +60,8 @@ def _torch() -> list[tuple[str, str]]:
     return facts
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

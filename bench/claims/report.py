@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gmoe_ext.train.speed import duration
+
 from .claim import Claim
 from .run import Outcome, Verdict
 from .timing import Samples
@@ -45,14 +47,6 @@ def times(samples: Samples) -> str:
     median = samples.at(0)
     below, above = (samples.at(-1) / median - 1, samples.at(1) / median - 1)
     return f"{duration(median):>9}  quartiles {below:+.0%} {above:+.0%}  n={len(samples.seconds)}"
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
 
 
 def summary(outcomes: Sequence[Outcome], judged: bool) -> str:

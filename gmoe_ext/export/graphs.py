@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import DataError, MissingExtraError
 from ..models.registry import Model
 from .draft import draft
-from .fold import Normalize, Positions, fold
+from .fold import FoldedStudent, Normalize, Positions, fold
 from .pack import METADATA_KEY, describe
 from .plain import PlainStudent
 
@@ -81,9 +81,14 @@ def save_onnx(
         >>> save_onnx(student, "student.onnx", class_names=["a", "b"])
         >>> onnxruntime.InferenceSession("student.onnx").run(["logits"], {"x": x})
     """
+    student = fold(model, class_names=class_names, normalize=normalize, positions=positions, position_dim=position_dim)
+    return write_onnx(student, path)
+
+
+def write_onnx(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
+    """:func:`save_onnx` of a student that is folded."""
     for package in ("onnx", "onnxscript"):
         extra(package, "export as ONNX")
-    student = fold(model, class_names=class_names, normalize=normalize, positions=positions, position_dim=position_dim)
     plain = PlainStudent(student).eval()
     inputs = _example(plain)
     with _quiet():

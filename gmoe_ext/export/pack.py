@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.registry import Model
+from ..runtime import PackedStudent
 from .draft import draft
 from .fold import FoldedLayer, FoldedStudent, Normalize, Positions, finite, fold
 
@@ -89,6 +90,34 @@ def pack(
         table = torch.empty(0, student.position_dim) if student.positions is None else student.positions
         document.tensors["positions"] = finite(table, "positions")
     return _write(Path(path), document)
+
+
+def unpack(path: str | os.PathLike[str]) -> FoldedStudent:
+    """The student in a packed file, with the weights it answers with: what was rounded at packing stays so.
+
+    Raises:
+        DataError: the file is damaged or no packed student.
+        OSError: the file cannot be opened.
+    """
+    from safetensors import safe_open
+
+    PackedStudent.load(path)  # which checks everything
+    with safe_open(os.fspath(path), framework="pt") as file:
+        document = json.loads(file.metadata()[METADATA_KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    layers = []
+    for i, layer in enumerate(document["layers"]):
+        weight_EDF = tensors[f"layers.{i}.weight"].double()
+        if f"layers.{i}.weight_scale" in tensors:
+            weight_EDF = weight_EDF * tensors[f"layers.{i}.weight_scale"].double()[..., None]
+        bias_EF, memory_ED = tensors[f"layers.{i}.bias"].double(), tensors.get(f"layers.{i}.memory")
+        memory_ED = None if memory_ED is None else memory_ED.double()
+        layers.append(FoldedLayer(weight_EDF, bias_EF, memory_ED, layer["k"], layer["activation"] == "relu"))
+    table = tensors.get("positions")
+    dim = 0 if table is None else table.shape[1]
+    features = document["features"]
+    shipped = table if table is not None and len(table) > 0 else None
+    return FoldedStudent(document["model"], layers, document["classes"], features["normalize"], shipped, dim)
 
 
 def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The student a training run left in its directory.
+"""The student a training run left in its directory, and the network that taught it.
 
 Read are ``checkpoints/PHASE.safetensors`` (weights of the best validation epoch, and what built the model) and
 ``checkpoints/inputs.safetensors`` (positions and class names).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,23 @@ class TrainedStudent:
     normalize: Normalize
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of a run.
+
+    Attributes:
+        model: in evaluation, with the weights of its best validation epoch.
+        phase: the fit it comes from.
+        val_best: its best validation score.
+        row_normalized: whether it was trained on features divided by their row's sum.
+    """
+
+    model: Model
+    phase: str
+    val_best: float
+    row_normalized: bool
+
+
 def load_student(run_dir: Path) -> TrainedStudent:
     """The best student of a run directory, by validation score.
 
@@ -52,13 +70,32 @@ def load_student(run_dir: Path) -> TrainedStudent:
         ConfigError: there is no run, or it has trained no student yet.
         DataError: a checkpoint is damaged.
     """
-    found = [student for path in _checkpoints(run_dir) if (student := _read_student(path)) is not None]
-    if not found:
+    best = _best(run_dir, lambda name: name in STUDENTS)
+    if best is None:
         raise ConfigError(
             f"{run_dir}: no trained student ({' or '.join(STUDENTS)}) in its checkpoints\n"
             "  mend: train one: python -m gmoe_ext.train --teacher.model sage --student.model rbm"
         )
-    return max(found, key=lambda one: one.val_best)  # students are scored by accuracy
+    names, positions = _inputs(run_dir / "checkpoints" / "inputs.safetensors")
+    return TrainedStudent(best.model, best.phase, best.val_best, names, positions, preparation(best.row_normalized))
+
+
+def load_teacher(run_dir: Path) -> TrainedModel:
+    """The network that taught the student of a run: the best of those that read the graph, by validation score.
+
+    Raises:
+        ConfigError: there is no run, or no such network in it.
+        DataError: a checkpoint is damaged.
+    """
+    best = _best(run_dir, lambda name: not models.graph_free(name))
+    if best is None:
+        raise ConfigError(f"{run_dir}: no trained teacher in its checkpoints")
+    return best
+
+
+def _best(run_dir: Path, wanted: Callable[[str], bool]) -> TrainedModel | None:
+    found = [model for path in _checkpoints(run_dir) if (model := _read_model(path, wanted)) is not None]
+    return max(found, key=lambda one: one.val_best, default=None)  # node data are scored by accuracy
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
@@ -68,10 +105,10 @@ def _checkpoints(run_dir: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors"))
 
 
-def _read_student(path: Path) -> TrainedStudent | None:
+def _read_model(path: Path, wanted: Callable[[str], bool]) -> TrainedModel | None:
     scalars = _scalars(path)
     built = scalars.get("model")
-    if built is None or built["name"] not in STUDENTS:
+    if built is None or not wanted(built["name"]):
         return None
     best = _tensors(path, _BEST)
     if not best or math.isnan(scalars["fit"]["val_best"]):
@@ -81,10 +118,8 @@ def _read_student(path: Path) -> TrainedStudent | None:
         model.load_state_dict(best)
     except RuntimeError as error:
         raise DataError(f"checkpoint {path} does not fit the model it names: {error}") from error
-    settings = scalars["settings"]
-    names, positions = _inputs(path.with_name("inputs.safetensors"))
-    normalize = preparation(settings["data.row_normalize"])
-    return TrainedStudent(model.eval(), scalars["phase"], scalars["fit"]["val_best"], names, positions, normalize)
+    row_normalized = scalars["settings"]["data.row_normalize"]
+    return TrainedModel(model.eval(), scalars["phase"], scalars["fit"]["val_best"], row_normalized)
 
 
 def _inputs(path: Path) -> tuple[list[str] | None, Tensor | None]:

@@ -39,7 +39,7 @@ class NodeServer:
     @torch.inference_mode()
     def answer(self, nodes: Tensor) -> Tensor:
         """Logits [B, C] of nodes [B]."""
-        needed = self._reach(nodes)
+        needed = self.reach(nodes)
         if needed is None:
             whole: Tensor = self.model(self.x, self.graph).logits
             return whole[nodes]
@@ -48,7 +48,7 @@ class NodeServer:
         logits: Tensor = self.model(self.x[needed], piece).logits
         return logits[torch.searchsorted(needed, nodes)]
 
-    def _reach(self, nodes: Tensor) -> Tensor | None:
+    def reach(self, nodes: Tensor) -> Tensor | None:
         """Ids of all nodes the answer depends on, ascending; None when they are most of the graph."""
         offsets, columns = self.graph.offsets, self.graph.columns
         reached: Tensor = torch.unique(nodes)
@@ -77,3 +77,11 @@ def microseconds(call: Callable[[int], object], seconds: float = 0.4) -> float:
         call(len(times))
         times.append(perf_counter() - start)
     return statistics.median(times) * 1e6
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

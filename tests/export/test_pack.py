@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from gmoe_ext import models
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.export import Rows, compare, pack, random_rows
+from gmoe_ext.export.pack import unpack
+from gmoe_ext.export.plain import PlainStudent
 from gmoe_ext.models.registry import Model
 from gmoe_ext.runtime import PackedStudent
 
@@ -225,3 +227,16 @@ def test_refused_models(tmp_path: Path) -> None:
         diverged.layers[1].experts.weight[0, 0, 0] = torch.inf
     with pytest.raises(ConfigError, match=r"'layers.1.weight' holds NaN or infinite values"):
         pack(diverged, tmp_path / "s")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["rbm", "mlp"])
+def test_a_packed_student_is_read_back_as_it_answers(tmp_path: Path, dtype: str, name: str) -> None:
+    experts = dict(num_experts=4, k=2) if name == "rbm" else {}
+    model = trained(name, in_dim=21, hidden_dim=34, out_dim=6, num_layers=3, norm="batch", **experts)
+    content = dict(positions=torch.randn(30, 5), class_names=list("abcdef"), normalize="row_l1", dtype=dtype)
+    path = pack(model, tmp_path / "s.safetensors", **content)
+    student, x, nodes = unpack(path), torch.rand(40, 16), torch.arange(40) % 31 - 1
+    expected = PackedStudent.load(path).predict(x.numpy(), nodes.numpy())
+    np.testing.assert_allclose(PlainStudent(student)(x, nodes), expected, atol=1e-5)
+    assert (student.name, student.class_names, student.position_dim) == (name, list("abcdef"), 5)
