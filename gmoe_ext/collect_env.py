@@ -15,6 +15,9 @@ _REQUIRED = ("torch", "numpy", "safetensors", "jsonargparse", "rich", "pyyaml")
 _EXTRAS = {
     "distill": ("gensim", "scikit-learn"),
     "plot": ("matplotlib",),
+    "predict": ("pyarrow",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "serve": ("fastapi", "uvicorn"),
     "chem": ("ogb", "rdkit"),
     "tune": ("optuna", "ray"),
     "bench": ("pytest-benchmark", "torch-scatter"),
