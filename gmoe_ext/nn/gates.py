@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..plan import ExpertPlan
-from .losses.load import importance, load
+from .losses.balance import squared_cv, sums
 
 # Floor of the noise's standard deviation, so that exploration never stops (the published program's value).
 MIN_SIGMA = 0.01
@@ -101,16 +101,12 @@ class NoisyTopKGate(nn.Module):
         clean_NE = F.linear(x, self.weight_gate)
         if self.training:
             sigma_NE = F.softplus(F.linear(x, self.weight_noise)) + MIN_SIGMA
-            noisy_NE = torch.addcmul(clean_NE, torch.randn_like(clean_NE), sigma_NE)
+            noise_NE = torch.randn_like(clean_NE)
+            gate_NK, index_NK, importance_E, load_E = ops.noisy_topk(clean_NE, sigma_NE, noise_NE, self.k)
         else:
-            sigma_NE, noisy_NE = None, clean_NE
-        gate_NK, index_NK = ops.topk_softmax(noisy_NE, self.k)
-        return Routing(
-            gate_NK,
-            index_NK,
-            importance(gate_NK, index_NK, self.num_experts),
-            load(clean_NE, noisy_NE, sigma_NE, self.k),
-        )
+            gate_NK, index_NK = ops.topk_softmax(clean_NE, self.k)
+            importance_E, load_E = sums(gate_NK, index_NK, self.num_experts)
+        return Routing(gate_NK, index_NK, squared_cv(importance_E), squared_cv(load_E))
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}"

@@ -8,6 +8,7 @@ from .expert_linear import expert_linear
 from .expert_norm import expert_norm
 from .expert_plan import expert_plan
 from .memory_update import memory_update
+from .noisy_topk import noisy_topk
 from .random_walk import random_walk
 from .routed_edge_aggregate import routed_edge_aggregate
 from .routed_edge_mixture import routed_edge_mixture
@@ -23,6 +24,7 @@ __all__ = [
     "expert_norm",
     "expert_plan",
     "memory_update",
+    "noisy_topk",
     "random_walk",
     "routed_edge_aggregate",
     "routed_edge_mixture",

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gmoe_ext import ops
+from gmoe_ext import ops, reference
 from gmoe_ext.nn import NoisyTopKGate
 from gmoe_ext.nn.gates import Slots
-from gmoe_ext.nn.losses import importance, load
+from gmoe_ext.nn.losses import squared_cv, sums
 
 
 def with_preferences(dim=6, num_experts=5, k=2):
@@ -31,8 +31,9 @@ def test_training_routes_by_noisy_logits():
     top, index = noisy.topk(2)
     assert torch.equal(routing.index, index)
     torch.testing.assert_close(routing.gate, torch.softmax(top, 1))
-    torch.testing.assert_close(routing.importance_loss, importance(routing.gate, index, 5))
-    torch.testing.assert_close(routing.load_loss, load(clean, noisy, sigma, 2))
+    torch.testing.assert_close(routing.importance_loss, squared_cv(sums(routing.gate, index, 5)[0]))
+    *_, load = reference.noisy_topk(clean, sigma, (noisy - clean) / sigma, 2)
+    torch.testing.assert_close(routing.load_loss, squared_cv(load))
 
 
 def test_evaluation_routes_by_clean_logits_and_draws_nothing():
@@ -43,6 +44,9 @@ def test_evaluation_routes_by_clean_logits_and_draws_nothing():
     top, index = (x @ gate.weight_gate.T).topk(2)
     assert torch.equal(routing.index, index)
     torch.testing.assert_close(routing.gate, torch.softmax(top, 1))
+    importance, rows = sums(routing.gate, index, 5)
+    torch.testing.assert_close(routing.importance_loss, squared_cv(importance))
+    torch.testing.assert_close(routing.load_loss, squared_cv(rows))
 
 
 def test_a_fresh_gate_prefers_no_expert():

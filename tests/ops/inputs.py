@@ -69,6 +69,27 @@ def topk_samples() -> Iterator[Sample]:
     yield Sample("far-apart", {"logits": 400 * Random("far").normal(63, 8), "k": 4})
 
 
+def noisy(rows: int, experts: int, k: int) -> Sample:
+    label = f"N{rows}-E{experts}-k{k}"
+    random = Random("noisy_topk " + label)
+    sigma = random.normal(rows, experts).abs() + 0.1
+    logits = {"clean": random.normal(rows, experts), "sigma": sigma, "noise": random.normal(rows, experts)}
+    return Sample(label, {**logits, "k": k})
+
+
+def noisy_samples() -> Iterator[Sample]:
+    for rows, experts, k in zip(SIZES, (8, 16, 3, 8, 61, 8), (2, 4, 3, 1, 5, 3), strict=True):
+        yield noisy(rows, experts, k)
+    for experts in (1, 2, 5, 17, 130):
+        yield from (noisy(2, experts, k) for k in {1, 2, 3, experts - 1, experts} if 1 <= k <= experts)
+    quiet = noisy(63, 8, 4)
+    yield Sample("little-noise", {**quiet.args, "sigma": quiet["sigma"] / 10})
+
+
+def noisy_scores(sample: Sample) -> Tensor:
+    return sample["clean"].double() + sample["noise"].double() * sample["sigma"].double()
+
+
 # ---- dispatch
 
 

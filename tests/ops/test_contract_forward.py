@@ -163,6 +163,7 @@ def test_int32_arguments_are_taken_or_refused_by_name(spec: OpSpec, device: torc
 def test_ties_go_to_the_lower_expert(spec: OpSpec, device: torch.device) -> None:
     for experts in (1, 4, 17, 64):
         equal = {"x": torch.ones(3, 5), "memory": torch.ones(experts, 5), "logits": torch.ones(3, experts)}
+        equal |= dict.fromkeys(("clean", "sigma", "noise"), equal["logits"])
         base = spec.rows(2)
         for k in {1, experts // 2, experts} - {0}:
             tied = base.replace({**{path: equal[path] for path in base.tensors()}, "k": k}).on(device)

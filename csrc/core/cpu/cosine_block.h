@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 #include "core/cpu/cosine_topk.h"
 #include "core/cpu/few_rows.h"
+#include "core/cpu/lane_top_k.h"
 #include "core/cpu/tile.h"
 #include "core/simd.h"
 
@@ -45,8 +45,6 @@ template <typename T>
 class CosineBlock {
  public:
   using A = Accumulator<T>;
-  using Lanes = decltype(Vector<A>{} < Vector<A>{});  // integers as wide as A
-  using Lane = std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t>;
   static constexpr std::int64_t kRows = kLanes<A>;
   static constexpr std::int64_t kInRegisters = 4;  // choices of a row
 
@@ -169,21 +167,19 @@ class CosineBlock {
   void choose(const CosineTopk<T>& a, std::int64_t first, std::int64_t count) {
     if constexpr (K > 0) {
       Vector<A> gate[K];
-      Lanes index[K];
+      Lanes<A> index[K];
       choose_into<K>(gate, index);
-      write(gate, index, K, a, first, count);
+      write_choices(gate, index, K, count, a.gate + first * k_, a.index + first * k_);
     } else {
       choose_into<0>(gate_.data(), index_.data());
-      write(gate_.data(), index_.data(), k_, a, first, count);
+      write_choices(gate_.data(), index_.data(), k_, count, a.gate + first * k_, a.index + first * k_);
     }
   }
 
   template <int K>
-  void choose_into(Vector<A>* gate, Lanes* index) const {
+  void choose_into(Vector<A>* gate, Lanes<A>* index) const {
     const std::int64_t k = K > 0 ? K : k_;
-#pragma GCC unroll 4
-    for (std::int64_t e = 0; e < k; ++e) insert(e, e, k, gate, index);
-    for (std::int64_t e = k; e < num_experts_; ++e) insert(e, k, k, gate, index);
+    select_top<A>(cosine_.data(), num_experts_, k, gate, index);
     // Cosines lie in [-1, 1]: no maximum is needed.
     Vector<A> sum = {};
 #pragma GCC unroll 4
@@ -192,40 +188,11 @@ class CosineBlock {
     for (std::int64_t r = 0; r < k; ++r) gate[r] /= sum;
   }
 
-  // Each lane's choices stand in descending order. A later equal value never passes an earlier one, so ties go to the
-  // lower expert; NaN ranks above every number, as in torch.sort. Of k choices held the last drops out.
-  [[gnu::always_inline]] void insert(std::int64_t e, std::int64_t held, std::int64_t k, Vector<A>* gate,
-                                     Lanes* index) const {
-    Vector<A> value = cosine_[e];
-    Lanes expert = Lanes{} + static_cast<Lane>(e);
-#pragma GCC unroll 4
-    for (std::int64_t r = 0; r < held; ++r) {
-      const Vector<A> top = gate[r];
-      const Lanes holder = index[r];
-      const Lanes above = ~(value <= top) & (top == top);
-      gate[r] = above ? value : top;
-      index[r] = above ? expert : holder;
-      value = above ? top : value;
-      expert = above ? holder : expert;
-    }
-    if (held < k) gate[held] = value, index[held] = expert;
-  }
-
-  static void write(const Vector<A>* gate, const Lanes* index, std::int64_t k, const CosineTopk<T>& a,
-                    std::int64_t first, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      for (std::int64_t r = 0; r < k; ++r) {
-        a.gate[(first + i) * k + r] = narrow<T>(gate[r][i]);
-        a.index[(first + i) * k + r] = index[r][i];
-      }
-    }
-  }
-
   const A* unit_;
   std::int64_t num_experts_, dim_, k_;
   A eps_;
   std::vector<Vector<A>> cosine_, gate_;
-  std::vector<Lanes> index_;
+  std::vector<Lanes<A>> index_;
   Vector<A> scale_ = {};
 };
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from gmoe_ext.nn.losses import importance, load, squared_cv
+from gmoe_ext import ops
+from gmoe_ext.nn.losses import squared_cv, sums
 
 
 def kth_excluding(values, k, o):
@@ -24,16 +25,17 @@ def test_squared_cv_of_one_value_or_of_nothing_is_zero():
     assert squared_cv(torch.zeros(4)).item() == 0.0
 
 
-def test_importance_sums_gates_over_rows():
+def test_sums_are_of_gates_and_of_rows():
     gate = torch.tensor([[0.75, 0.25], [0.6, 0.4], [0.5, 0.5]])
     index = torch.tensor([[0, 1], [0, 2], [2, 0]])
-    expected = squared_cv(torch.tensor([0.75 + 0.6 + 0.5, 0.25, 0.4 + 0.5]))
-    torch.testing.assert_close(importance(gate, index, num_experts=3), expected)
+    importance, load = sums(gate, index, num_experts=4)
+    torch.testing.assert_close(importance, torch.tensor([0.75 + 0.6 + 0.5, 0.25, 0.4 + 0.5, 0.0]))
+    assert load.tolist() == [3.0, 1.0, 2.0, 0.0]
 
 
 def test_balanced_importance_is_zero():
-    index = torch.arange(4).view(4, 1)
-    assert importance(torch.ones(4, 1), index, num_experts=4).item() == 0.0
+    importance, load = sums(torch.ones(4, 1), torch.arange(4).view(4, 1), num_experts=4)
+    assert squared_cv(importance).item() == 0.0 and squared_cv(load).item() == 0.0
 
 
 @pytest.mark.parametrize(("num_experts", "k"), [(2, 1), (4, 1), (4, 2), (4, 3), (8, 4)])
@@ -46,28 +48,28 @@ def test_load_is_the_chance_of_being_chosen(num_experts, k):
         for o in range(num_experts):
             z = (clean[i, o].item() - kth_excluding(noisy[i].tolist(), k, o)) / sigma[i, o].item()
             chances[o] += 0.5 * (1 + math.erf(z / math.sqrt(2)))
-    torch.testing.assert_close(load(clean, noisy, sigma, k), squared_cv(chances))
+    torch.testing.assert_close(ops.noisy_topk(clean, sigma, noise, k)[3], chances)
 
 
-def test_load_passes_gradcheck():
+def test_load_loss_passes_gradcheck():
     clean, noise = torch.randn(2, 6, 4, dtype=torch.float64)
     sigma = torch.rand(6, 4, dtype=torch.float64) + 0.1
     assert torch.autograd.gradcheck(
-        lambda c, s: load(c, c + noise * s, s, 2), (clean.requires_grad_(), sigma.requires_grad_())
+        lambda c, s: squared_cv(ops.noisy_topk(c, s, noise, 2)[3]), (clean.requires_grad_(), sigma.requires_grad_())
     )
 
 
-def test_load_without_noise_counts_rows():
-    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
-    torch.testing.assert_close(load(logits, logits, None, k=2), squared_cv(torch.tensor([3.0, 2.0, 1.0])))
-
-
-def test_load_is_zero_when_every_expert_is_chosen():
+def test_load_is_even_when_every_expert_is_chosen():
     logits = torch.randn(5, 3)
-    assert load(logits, logits, torch.ones(5, 3), k=3).item() == 0.0
-    assert load(torch.zeros(5, 1), torch.zeros(5, 1), None, k=1).item() == 0.0
+    *_, load = ops.noisy_topk(logits, torch.ones(5, 3), torch.randn(5, 3), k=3)
+    assert load.tolist() == [5.0, 5.0, 5.0] and squared_cv(load).item() == 0.0
+    _, load = sums(torch.ones(5, 1), torch.zeros(5, 1, dtype=torch.int64), num_experts=1)
+    assert squared_cv(load).item() == 0.0
 
 
 def test_no_rows_give_no_loss():
-    assert load(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 4), k=2).item() == 0.0
-    assert importance(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.int64), num_experts=4).item() == 0.0
+    none = torch.zeros(0, 4)
+    *_, importance, load = ops.noisy_topk(none, none, none, k=2)
+    assert squared_cv(importance).item() == 0.0 and squared_cv(load).item() == 0.0
+    importance, load = sums(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.int64), num_experts=4)
+    assert squared_cv(importance).item() == 0.0 and squared_cv(load).item() == 0.0

@@ -1,0 +1,91 @@
+"""noisy_topk: the gate of GMoE in training, and the sums that its balance losses are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _dispatch as op
+
+
+def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Route each row to its k highest noisy logits; add up gates and chances of being chosen for each expert.
+
+    Q_i = clean_i + noise_i * sigma_i,  gate_i = softmax of the k largest of Q_i              (GMoE, eqs. 3 and 4)
+    importance_e = sum of the gates of e,  load_e = sum_i Phi((clean_ie - kth_ie) / sigma_ie) (GMoE, eqs. 5 to 7)
+    where kth_ie is the k-th largest of Q_i without Q_ie.
+
+    Args:
+        clean: [N, E] logits, float32 or bfloat16 (float64 in tests).
+        sigma: [N, E] standard deviation of the noise, positive, of clean's dtype.
+        noise: [N, E] drawn from a standard normal distribution, of clean's dtype. Gets no gradient.
+        k: experts per row, 1 <= k <= E.
+
+    Returns:
+        gate [N, k] in clean's dtype, descending; index [N, k] int64, equal logits to the lower expert, NaN highest; and
+        importance and load, [E] each, float32 (float64 for float64). With k = E every chance is 1.
+
+    Gradients: clean and sigma, through all three.
+
+    Raises:
+        ValueError: shapes or devices do not fit, or k is out of [1, E].
+        TypeError: dtypes are not floating or differ.
+
+    Deterministic: yes, forward and backward, bit for bit, for any number of threads.
+
+    Example:
+        >>> clean, one = torch.tensor([[0.0, 2.0, 1.0]]), torch.ones(1, 3)
+        >>> gate, index, importance, load = noisy_topk(clean, one, 0 * one, k=1)
+        >>> index.tolist(), importance.tolist(), [round(chance, 4) for chance in load.tolist()]
+        ([[1]], [0.0, 1.0, 0.0], [0.0228, 0.8413, 0.1587])
+    """
+    name = "noisy_topk"
+    op.expect_dim(name, "clean", clean, 2, "[N, E]")
+    op.expect_dtype(name, "clean", clean, op.FLOATING)
+    for argument, value in (("sigma", sigma), ("noise", noise)):
+        fits = value.shape == clean.shape
+        op.expect(fits, name, argument, lambda: f"of shape {list(clean.shape)} to match 'clean'", list(value.shape))
+        op.expect_like(name, argument, value, "clean", clean)
+    op.expect(1 <= k <= clean.shape[1], name, "k", lambda: f"in [1, E] = [1, {clean.shape[1]}]", k)
+    if not op.native():
+        return reference.noisy_topk(clean, sigma, noise, k)
+    gate, index, importance, load = op.call(name, clean, sigma, noise, k)
+    return gate, index, importance, load
+
+
+def _fake(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, experts = clean.shape
+    wide = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    index = clean.new_empty(rows, k, dtype=torch.int64)
+    importance, load = (clean.new_empty(experts, dtype=wide) for _ in range(2))
+    return clean.new_empty(rows, k), index, importance, load
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    clean, sigma, noise, _ = inputs
+    gate, index, _, _ = output
+    ctx.save_for_backward(clean, sigma, noise, gate, index)
+    ctx.mark_non_differentiable(index)
+
+
+def _backward(
+    ctx: Any, grad_gate: Tensor, _grad_index: Tensor | None, grad_importance: Tensor, grad_load: Tensor
+) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.gmoe.noisy_topk_grad(grad_gate, grad_importance, grad_load, *ctx.saved_tensors)
+    grad_clean, grad_sigma = grads
+    return grad_clean, grad_sigma, None, None
+
+
+def _fake_grad(
+    grad_gate: Tensor, grad_importance: Tensor, grad_load: Tensor, clean: Tensor, sigma: Tensor, noise: Tensor,
+    gate: Tensor, index: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return clean.new_empty(clean.shape), clean.new_empty(clean.shape)
+
+
+# Routing stays in float32 under autocast, so that ties do not depend on the precision.
+op.register("noisy_topk", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("noisy_topk_grad", _fake_grad)
