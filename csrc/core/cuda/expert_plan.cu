@@ -49,11 +49,7 @@ __global__ void count_kernel(Chunks<Index> c) {
 
 // Sum of `value` over the threads before this one.
 __device__ std::int64_t sum_before(std::int64_t value, std::int64_t* warp_total, std::int64_t* block_total) {
-  std::int64_t sum = value;
-  for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-    const std::int64_t below = __shfl_up_sync(kAllLanes, sum, lanes);
-    if (lane_id() >= lanes) sum += below;
-  }
+  const std::int64_t sum = warp_prefix_sum(value);
   if (lane_id() == kWarp - 1) warp_total[warp_id()] = sum;
   __syncthreads();
   std::int64_t before = 0, total = 0;

@@ -88,6 +88,17 @@ __device__ A warp_sum(A value) {
   return value;
 }
 
+// Sum of `value` over this lane and those before it.
+template <typename A>
+__device__ A warp_prefix_sum(A value) {
+#pragma unroll
+  for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+    const A before = __shfl_up_sync(kAllLanes, value, lanes);
+    if (lane_id() >= lanes) value += before;
+  }
+  return value;
+}
+
 // A step of warp_sum_32: lanes with this bit keep the upper half of the values, the others the lower one. A template,
 // so that every position is known to the compiler and the values stay in registers.
 template <int Half, typename A>
@@ -201,6 +212,31 @@ inline void copy_async_commit() { host::commit_copies(); }
 template <int N>
 void copy_async_wait(GmoePlace place = GmoePlace::current()) {
   host::wait_for_copies(N, place);
+}
+#endif
+
+// ---- matrices
+
+// c += a b, by a whole warp: a [16, 16] row by row, b [16, 8] column by column, both in pairs of bfloat16; c [16, 8].
+// With g = lane / 4 and t = 2 (lane % 4): a0 = a[g][t..], a1 = a[g + 8][t..], a2 = a[g][t + 8..], a3 = a[g + 8][t
+// + 8..], b0 = b[t..][g], b1 = b[t + 8..][g], c0 and c1 = c[g][t..], c2 and c3 = c[g + 8][t..].
+#ifdef __CUDACC__
+__device__ __forceinline__ void multiply_m16n8k16(float& c0, float& c1, float& c2, float& c3, unsigned a0, unsigned a1,
+                                                  unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#else
+inline void multiply_m16n8k16(float& c0, float& c1, float& c2, float& c3, unsigned a0, unsigned a1, unsigned a2,
+                              unsigned a3, unsigned b0, unsigned b1, GmoePlace place = GmoePlace::current()) {
+  host::MatrixFragments own{{a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
+  host::multiply_m16n8k16(own, place);
+  c0 = own.c[0];
+  c1 = own.c[1];
+  c2 = own.c[2];
+  c3 = own.c[3];
 }
 #endif
 

@@ -135,6 +135,33 @@ GMOE_PARALLEL_TEST(executor_names_threads_that_miss_each_other) {
   check_staged_sum();
 }
 
+// c = a b of small whole numbers, which bfloat16 holds, by the manual's fragments.
+__global__ void matrix_product(const core::bfloat16* a, const core::bfloat16* b, float* c) {
+  const int g = cuda::lane_id() / 4, t = cuda::lane_id() % 4 * 2;
+  const auto pair = [](core::bfloat16 low, core::bfloat16 high) {
+    return unsigned{low.bits} | unsigned{high.bits} << 16;
+  };
+  const auto of_a = [&](int row, int column) { return pair(a[row * 16 + column], a[row * 16 + column + 1]); };
+  const auto of_b = [&](int row, int column) { return pair(b[row * 8 + column], b[(row + 1) * 8 + column]); };
+  float own[4] = {1, 1, 1, 1};
+  cuda::multiply_m16n8k16(own[0], own[1], own[2], own[3], of_a(g, t), of_a(g + 8, t), of_a(g, t + 8),
+                          of_a(g + 8, t + 8), of_b(t, g), of_b(t + 8, g));
+  for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + t + i % 2] = own[i];
+}
+
+GMOE_PARALLEL_TEST(executor_multiplies_matrices_by_warps) {
+  std::vector<core::bfloat16> a, b;
+  for (int i = 0; i < 16 * 16; ++i) a.push_back(core::to_bfloat16(static_cast<float>(i % 17 - 8)));
+  for (int i = 0; i < 16 * 8; ++i) b.push_back(core::to_bfloat16(static_cast<float>(i % 13 - 6)));
+  std::vector<float> c(16 * 8), want(16 * 8, 1);
+  for (int i = 0; i < 16 * 16 * 8; ++i) {
+    const int row = i / 128, k = i / 8 % 16, column = i % 8;
+    want[row * 8 + column] += core::to_float(a[row * 16 + k]) * core::to_float(b[k * 8 + column]);
+  }
+  cuda::launch("matrix_product", matrix_product, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
+  CHECK_EQUAL(c, want);
+}
+
 __global__ void nothing() {}
 
 GMOE_TEST(executor_refuses_launches_that_no_device_takes) {

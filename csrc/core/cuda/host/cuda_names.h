@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/cuda/host/executor.h"
+#include "core/cuda/host/matrix.h"
 
 #define __global__ static
 #define __device__

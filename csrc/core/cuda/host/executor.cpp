@@ -57,6 +57,7 @@ struct Thread {
   unsigned mask = 0;
   std::uint64_t value = 0, result = 0;
   int source = 0;
+  Together together = nullptr;
   std::deque<std::vector<Copy>> copies;  // groups; the last one is open
   int barriers = 0;                      // met so far, for the parity of the addresses that order memory
   int warp_barriers = 0;
@@ -337,6 +338,11 @@ bool complete(unsigned mask, int first) {
 
 void hand_out(Exchange kind, unsigned mask, int first) {
   const auto at = [&](int l) -> Thread& { return *g_block->threads[static_cast<std::size_t>(first + l)]; };
+  if (kind == Exchange::together) {
+    void* lane[kWarp];
+    for (int l = 0; l < kWarp; ++l) std::memcpy(lane + l, &at(l).value, sizeof lane[l]);
+    at(0).together(lane);
+  }
   for (int l = 0; l < kWarp; ++l) {
     if ((mask >> l & 1) == 0) continue;
     Thread& t = at(l);
@@ -440,6 +446,13 @@ std::uint64_t exchange(Exchange kind, unsigned mask, std::uint64_t value, int so
   t.fiber.suspend();
   if (kind == Exchange::sync) acquire(order);
   return t.result;
+}
+
+void together(Together f, void* own, const Place& place) {
+  current().together = f;
+  std::uint64_t value = 0;
+  std::memcpy(&value, &own, sizeof own);
+  exchange(Exchange::together, 0xffffffffu, value, 0, place);
 }
 
 void copy_async16(void* shared, const void* global, bool valid, const Place& place) {

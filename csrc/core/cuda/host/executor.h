@@ -48,7 +48,7 @@ extern Indices g_indices;  // of the running thread
 
 using Place = std::source_location;
 
-enum class Exchange { sync, shuffle, ballot, match };
+enum class Exchange { sync, shuffle, ballot, match, together };
 
 // What the CUDA names in cuda_names.h call; all from within a kernel.
 struct Votes {
@@ -59,6 +59,10 @@ Votes sync_threads(bool predicate, const Place& place);
 // lanes with the same value.
 std::uint64_t exchange(Exchange kind, unsigned mask, std::uint64_t value, int source, const Place& place);
 int lane();
+// What a warp does as one: f, once all lanes have come, on what each of them gave. f must not be seen by
+// ThreadSanitizer (matrix.cpp), or it takes the lanes' variables for shared ones.
+using Together = void (*)(void* const (&lane)[32]);
+void together(Together f, void* own, const Place& place);
 void copy_async16(void* shared, const void* global, bool valid, const Place& place);
 void commit_copies();
 void wait_for_copies(int newest_left, const Place& place);

@@ -1,0 +1,39 @@
+// This file is compiled without ThreadSanitizer: the variables of other lanes are registers on the device.
+#include "core/cuda/host/matrix.h"
+
+#include "core/types.h"
+
+namespace gmoe::core::cuda::host {
+namespace {
+
+constexpr int kWarp = 32;
+
+// Element `half` (0 or 1) of a register that holds two.
+float element(unsigned pair, int half) {
+  return to_float(bfloat16{static_cast<std::uint16_t>(half == 0 ? pair & 0xffffu : pair >> 16)});
+}
+
+void multiply(void* const (&lane)[kWarp]) {
+  float a[16][16], b[16][8];
+  for (int l = 0; l < kWarp; ++l) {
+    const auto& own = *static_cast<const MatrixFragments*>(lane[l]);
+    const int group = l / 4, pair = l % 4 * 2;
+    for (int half = 0; half < 2; ++half) {
+      for (int r = 0; r < 4; ++r) a[group + r % 2 * 8][pair + half + r / 2 * 8] = element(own.a[r], half);
+      for (int r = 0; r < 2; ++r) b[pair + half + r * 8][group] = element(own.b[r], half);
+    }
+  }
+  for (int l = 0; l < kWarp; ++l) {
+    auto& own = *static_cast<MatrixFragments*>(lane[l]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) own.c[i] += a[row][k] * b[k][column];
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_m16n8k16(MatrixFragments& own, const Place& place) { together(multiply, &own, place); }
+
+}  // namespace gmoe::core::cuda::host
