@@ -1,0 +1,168 @@
+// The product of a warp: 32 gathered rows, which stand in shared memory, with 32 columns of an expert's weights.
+//
+// Weights are packed once a call into panels of 32 columns, padded by zeros, such that what a lane needs next is one
+// piece of 16 bytes beside its neighbours'; panels are read from the caches straight into registers, for no two warps
+// of a block want the same columns of the same rows. Packing is also where a matrix is transposed, and where odd sizes
+// and unaligned rows end. Rows stand in stages of 128 bytes a row, their 16-byte pieces swapped by row so that what
+// lanes read at once lies in different banks.
+//
+// A lane holds the sums of 4 rows and 8 columns, the same ones for every type: with g = lane / 4 and t = lane % 4, rows
+// g + 8 i and columns 8 (j / 2) + 2 t + j % 2, as the matrix instructions lay them out.
+#pragma once
+
+#include "core/cuda/primitives.cuh"
+
+namespace gmoe::core::cuda {
+
+inline constexpr int kPanel = 32;        // columns, and rows, of a warp
+inline constexpr int kStageBytes = 128;  // of a row
+inline constexpr int kRowsPerLane = 4;
+inline constexpr int kColumnsPerLane = 8;
+
+template <typename A>
+using LaneSums = A[kRowsPerLane][kColumnsPerLane];
+
+// Depth of a stage.
+template <typename T>
+inline constexpr int kStageDepth = kStageBytes / static_cast<int>(sizeof(T));
+
+inline __device__ int lane_row(int i) { return lane_id() / 4 + 8 * i; }
+inline __device__ int lane_column(int lane, int j) { return 8 * (j / 2) + 2 * (lane % 4) + j % 2; }
+
+// Where a row of a stage has its 16-byte piece: eight rows, or two rows and four pieces, are in different banks.
+inline __device__ int piece_at(int row, int piece) { return piece ^ ((row & 1) << 2 | (row >> 1 & 3)); }
+
+struct PanelPlace {
+  int depth, column;  // within the panel
+};
+
+// Multiply-adds, one depth at a time: a panel is [depth, 4, 8], the eight columns of each t.
+template <typename T>
+struct Panels {
+  using A = Accumulator<T>;
+
+  static __device__ PanelPlace place(int piece, int v) {
+    constexpr int kPieces = kColumnsPerLane / kPack<T>;
+    const int t = piece / kPieces % 4, j = piece % kPieces * kPack<T> + v;
+    return {piece / kPieces / 4, lane_column(t, j)};
+  }
+
+  // Adds the products of a stage's rows, from the warp's first on, with as many depths of a panel.
+  static __device__ void multiply(const T* stage, const T* panel, int /*rows*/, LaneSums<A>& sum) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    panel += t * kColumnsPerLane;
+#pragma unroll 1
+    for (int piece = 0; piece < kStageBytes / 16; ++piece) {
+      Pack<T, kPack<T>> row[kRowsPerLane];
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) {
+        row[i] = load<kPack<T>>(stage + lane_row(i) * kStageDepth<T> + piece_at(g, piece) * kPack<T>);
+      }
+#pragma unroll
+      for (int v = 0; v < kPack<T>; ++v) {
+        T column[kColumnsPerLane];
+#pragma unroll
+        for (int j = 0; j < kColumnsPerLane; j += kPack<T>) {
+          const Pack<T, kPack<T>> pack = load<kPack<T>>(panel + (piece * kPack<T> + v) * kPanel + j);
+#pragma unroll
+          for (int u = 0; u < kPack<T>; ++u) column[j + u] = pack.value[u];
+        }
+#pragma unroll
+        for (int i = 0; i < kRowsPerLane; ++i) {
+#pragma unroll
+          for (int j = 0; j < kColumnsPerLane; ++j) sum[i][j] += row[i].value[v] * column[j];
+        }
+      }
+    }
+  }
+};
+
+// Matrix instructions. The order of depths within a product is free, so lane t takes 8 neighbours out of 32, of rows
+// and of weights alike, as the depths that two instructions want of it: fragments are 16-byte loads. A panel is [depth
+// / 32, 4 (columns by 8), 32 lanes, 8 depths].
+template <>
+struct Panels<bfloat16> {
+  static constexpr int kDepth = 32;  // of two instructions
+
+  static __device__ PanelPlace place(int piece, int v) {
+    const int lane = piece % kWarp, n = piece / kWarp % 4;
+    return {piece / kWarp / 4 * kDepth + lane % 4 * 8 + v, n * 8 + lane / 4};
+  }
+
+  // Two depths each.
+  struct Fragment {
+    unsigned pair[4];
+  };
+  static __device__ Fragment fragment(const bfloat16* at) {
+    const Pack<unsigned, 4> pack = load<4>(reinterpret_cast<const unsigned*>(at));
+    return {{pack.value[0], pack.value[1], pack.value[2], pack.value[3]}};
+  }
+
+  static __device__ void multiply(const bfloat16* stage, const bfloat16* panel, int rows, LaneSums<float>& sum) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int step = 0; step < kStageDepth<bfloat16> / kDepth; ++step) {
+      Fragment column[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) column[n] = fragment(panel + ((step * 4 + n) * kWarp + lane_id()) * 8);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        if (16 * m >= rows) break;
+        Fragment row[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          row[half] = fragment(stage + lane_row(2 * m + half) * kStageDepth<bfloat16> + piece_at(g, step * 4 + t) * 8);
+        }
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            multiply_m16n8k16(sum[2 * m][2 * n], sum[2 * m][2 * n + 1], sum[2 * m + 1][2 * n],
+                              sum[2 * m + 1][2 * n + 1], row[0].pair[2 * half], row[1].pair[2 * half],
+                              row[0].pair[2 * half + 1], row[1].pair[2 * half + 1], column[n].pair[2 * half],
+                              column[n].pair[2 * half + 1]);
+          }
+        }
+      }
+    }
+  }
+};
+
+// All experts' weights as panels: [num_experts, panels(), stages() of depth].
+template <typename T>
+struct PackedWeight {
+  const T* panels;
+  std::int64_t num_experts, depth, columns;
+
+  // A stage also where there is no depth: the bias needs a turn.
+  __host__ __device__ std::int64_t num_stages() const { return depth > 0 ? divide_up(depth, kStageDepth<T>) : 1; }
+  __host__ __device__ std::int64_t num_panels() const { return divide_up(columns, kPanel); }
+  __host__ __device__ std::int64_t panel_size() const { return num_stages() * kStageDepth<T> * kPanel; }
+  __host__ __device__ std::int64_t size() const { return num_experts * num_panels() * panel_size(); }
+  __device__ const T* panel(std::int64_t expert, std::int64_t index) const {
+    return panels + (expert * num_panels() + index) * panel_size();
+  }
+};
+
+inline constexpr int kPackThreads = 256;
+
+// A thread writes 16 bytes. weight is [num_experts, columns, depth], or [num_experts, depth, columns] if Transposed.
+template <bool Transposed, typename T>
+__global__ void pack_weight_kernel(PackedWeight<T> to, const T* weight, T* panels) {
+  const std::int64_t piece = static_cast<std::int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  if (piece >= to.size() / kPack<T>) return;
+  const std::int64_t pieces = to.panel_size() / kPack<T>;
+  const std::int64_t expert = piece / pieces / to.num_panels(), panel = piece / pieces % to.num_panels();
+  weight += expert * to.columns * to.depth;
+  Pack<T, kPack<T>> pack;
+#pragma unroll
+  for (int v = 0; v < kPack<T>; ++v) {
+    const PanelPlace place = Panels<T>::place(static_cast<int>(piece % pieces), v);
+    const std::int64_t column = panel * kPanel + place.column, depth = place.depth;
+    const bool inside = column < to.columns && depth < to.depth;
+    pack.value[v] = inside ? weight[Transposed ? depth * to.columns + column : column * to.depth + depth] : T{};
+  }
+  store<kPack<T>>(panels + piece * kPack<T>, pack);
+}
+
+}  // namespace gmoe::core::cuda

@@ -1,0 +1,142 @@
+// CUDA expert_linear and its gradients against loops over every slot.
+#include "core/cuda/expert_linear.h"
+
+#include "tests/cuda/device.h"
+#include "tests/expert_linear_case.h"
+
+namespace gmoe::test {
+namespace {
+
+namespace cuda = core::cuda;
+
+enum : unsigned { kBias = 1, kGate = 2, kSource = 4 };
+
+struct Case {
+  ExpertLinearSizes sizes;
+  unsigned with;
+};
+// A tile has 96 rows, a batch 64 slots, a panel 32 columns and a block 4 of them, a stage 16 to 64 depths.
+constexpr Case kCases[] = {
+    {{0, 2, 3, 5, 7}, kBias | kGate},
+    {{1, 1, 1, 1, 1}, 0},
+    {{1, 1, 1, 1, 1}, kBias | kGate | kSource},
+    {{2, 3, 5, 0, 4}, kBias | kGate},
+    {{2, 3, 5, 4, 0}, kBias | kGate},
+    {{3, 2, 4, 67, 131}, kBias | kSource},
+    {{40, 3, 3, 13, 31}, kGate},
+    {{37, 3, 41, 16, 8}, kBias | kGate},
+    {{61, 2, 7, 17, 33, Load::some_empty}, kBias | kGate | kSource},
+    {{197, 2, 4, 40, 152, Load::some_empty}, kBias | kGate},
+    {{131, 1, 3, 72, 24, Load::one_has_all}, kBias},
+    {{71, 3, 2, 8, 16, Load::one_has_all}, kBias | kGate},
+    {{2, 600, 5, 3, 2}, kGate | kSource},
+};
+
+// f(arguments) for every case and type.
+template <typename F>
+void for_each_case(const F& f) {
+  Random random(1);
+  for_each_floating([&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const Case& c : kCases) {
+      const ExpertLinearCase<T> a(random, c.sizes, (c.with & kBias) != 0, (c.with & kGate) != 0,
+                                  (c.with & kSource) != 0);
+      set_case(describe(a));
+      f(a);
+    }
+  });
+}
+
+GMOE_PARALLEL_TEST(expert_linear) {
+  for_each_case([]<typename T>(const ExpertLinearCase<T>& a) {
+    const ExpertLinearResults want = naive(a);
+    std::vector<T> y = unwritten<T>(static_cast<std::int64_t>(want.y.size()));
+    Device device;
+    cuda::expert_linear(a.call, y.data(), device.call(cuda::expert_linear_workspace(a.call)));
+    CHECK(device.bad_index() == -1);
+    CHECK_CLOSE(y, want.y);
+  });
+}
+
+template <typename T>
+void check_grad_x_gate(const ExpertLinearCase<T>& a, const core::ExpertLinear<T>& call, const ExpertLinearResults& want,
+                       bool with_x, bool with_gate) {
+  std::vector<T> grad_x = unwritten<T>(with_x ? a.num_sources * a.sizes.in : 0);
+  std::vector<T> grad_gate = unwritten<T>(with_gate ? a.slots : 0);
+  Device device;
+  cuda::expert_linear_grad_x_gate(call, a.grad_y.data(), with_x ? grad_x.data() : nullptr,
+                                  with_gate ? grad_gate.data() : nullptr,
+                                  device.call(cuda::expert_linear_grad_x_gate_workspace(call, with_x, with_gate)));
+  CHECK(device.bad_index() == -1);
+  if (with_x) CHECK_CLOSE(grad_x, want.grad_x);
+  if (with_gate) CHECK_CLOSE(grad_gate, want.grad_gate);
+}
+
+GMOE_PARALLEL_TEST(expert_linear_grad_x_gate) {
+  for_each_case([]<typename T>(const ExpertLinearCase<T>& a) {
+    const ExpertLinearResults want = naive(a);
+    check_grad_x_gate(a, a.call, want, true, false);
+    if (a.call.gate == nullptr) return;
+    check_grad_x_gate(a, a.call, want, true, true);
+    // The gradient of the gate does not read the gate, so it may be asked for without one.
+    core::ExpertLinear<T> without_gate = a.call;
+    without_gate.gate = nullptr;
+    check_grad_x_gate(a, without_gate, want, false, true);
+  });
+}
+
+GMOE_PARALLEL_TEST(expert_linear_grad_x_of_more_sources_than_a_digit_has) {
+  Random random(3);
+  const ExpertLinearCase<float> a(random, {2111, 1, 2, 3, 2}, false, true, true);
+  check_grad_x_gate(a, a.call, naive(a), true, false);
+}
+
+// What is wrong with the arguments, and the word that it leaves.
+struct Damage {
+  const char* name;
+  void (*make)(ExpertLinearCase<float>& a);
+  std::int64_t (*noted)(const ExpertLinearCase<float>& a);
+};
+constexpr auto kNotesPlan = [](const ExpertLinearCase<float>& a) { return a.slots; };
+constexpr Damage kDamages[] = {
+    {", a slot twice", [](auto& a) { a.order[3] = a.order[a.slots - 1]; }, kNotesPlan},
+    {", a slot past the end", [](auto& a) { a.order[a.slots / 2] = a.slots; }, kNotesPlan},
+    {", a negative slot", [](auto& a) { a.order[1] = -5; }, kNotesPlan},
+    {", offsets that stop early", [](auto& a) { a.offsets.back() -= 3; }, kNotesPlan},
+    {", offsets past the end", [](auto& a) { a.offsets[1] = 1 << 30; }, kNotesPlan},
+    {", a negative offset", [](auto& a) { a.offsets[2] = -(1 << 30); }, kNotesPlan},
+    {", bad sources",
+     [](auto& a) {
+       a.source[70] = a.num_sources;
+       a.source[41] = -1;
+     },
+     [](const auto&) { return std::int64_t{41}; }},
+};
+
+template <typename F>
+void for_each_damage(const F& f) {
+  for (const Damage& damage : kDamages) {
+    Random random(2);
+    ExpertLinearCase<float> a(random, {101, 2, 4, 9, 11}, true, true, true);
+    damage.make(a);
+    set_case(describe(a), damage.name);
+    f(a, damage.noted(a));
+  }
+}
+
+GMOE_PARALLEL_TEST(expert_linear_follows_no_bad_index) {
+  for_each_damage([](const ExpertLinearCase<float>& a, std::int64_t noted) {
+    std::vector<float> y(static_cast<std::size_t>(a.sizes.rows * a.sizes.out));
+    Device device;
+    cuda::expert_linear(a.call, y.data(), device.call(cuda::expert_linear_workspace(a.call)));
+    CHECK(device.bad_index() == noted);
+    std::vector<float> grad_x(static_cast<std::size_t>(a.num_sources * a.sizes.in));
+    std::vector<float> grad_gate(static_cast<std::size_t>(a.slots));
+    cuda::expert_linear_grad_x_gate(a.call, a.grad_y.data(), grad_x.data(), grad_gate.data(),
+                                    device.call(cuda::expert_linear_grad_x_gate_workspace(a.call, true, true)));
+    CHECK(device.bad_index() == noted);
+  });
+}
+
+}  // namespace
+}  // namespace gmoe::test
