@@ -1,18 +1,16 @@
 // This file is compiled without ThreadSanitizer: what it does on behalf of threads orders nothing but at barriers.
 #include "core/cuda/host/executor.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <deque>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "core/cuda/host/arena.h"
 #include "core/cuda/host/fiber.h"
 
 namespace gmoe::core::cuda::host {
@@ -35,8 +33,6 @@ constexpr int kMaxThreads = 1024;
 constexpr std::int64_t kMaxBlocks = 0x7fffffff;
 constexpr std::size_t kMaxStaticShared = 48 << 10;
 constexpr std::size_t kMaxShared = 163 << 10;  // of sm_80
-constexpr std::size_t kGap = 64;               // forbidden bytes around every shared array
-constexpr std::size_t kArenaBytes = std::size_t{256} << 10;
 constexpr std::size_t kMaxStuckShown = 4;
 
 enum class Status { ready, at_barrier, at_exchange, done };
@@ -66,41 +62,6 @@ struct Thread {
 struct Slot {
   const void* key;
   unsigned char* at;
-};
-
-// Shared memory of one block.
-class Arena {
- public:
-  Arena() {
-    void* mapping = ::mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapping == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<unsigned char*>(mapping);
-  }
-  ~Arena() {
-    allow(base_, kArenaBytes);
-    ::munmap(base_, kArenaBytes);
-  }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-
-  void reset() {
-    // Ones make NaN of what is read before it is written.
-    allow(base_, used_);
-    std::memset(base_, 0xFF, used_);
-    forbid(base_, used_);
-    used_ = kGap;
-  }
-  unsigned char* take(std::size_t bytes) {
-    unsigned char* at = base_ + used_;
-    used_ += (bytes + kGap - 1) / kGap * kGap + kGap;
-    allow(at, bytes);
-    return at;
-  }
-  bool holds(const void* at) const { return at >= base_ && at < base_ + kArenaBytes; }
-
- private:
-  unsigned char* base_;
-  std::size_t used_ = kArenaBytes;  // from the start
 };
 
 struct Block {
