@@ -122,7 +122,8 @@ __global__ void gate_gradient_kernel(GateGradient<T> g, BadIndex* bad) {
   A sum = 0;
   for (std::int64_t d = lane_id(); d < g.num_dots; d += kWarp) sum += g.dot[slot * g.num_dots + d];
   if (g.bias != nullptr) {
-    const T* bias = g.bias + expert_at(g.plan.offsets, g.plan.num_experts, i) * g.out_dim;
+    const std::int64_t e = expert_at(g.plan.num_experts, i, [&](std::int64_t at) { return g.plan.offsets[at]; });
+    const T* bias = g.bias + e * g.out_dim;
     for (std::int64_t f = lane_id(); f < g.out_dim; f += kWarp) sum += widened(bias[f]) * widened(grad_y[f]);
   }
   sum = warp_sum(sum);

@@ -1,7 +1,7 @@
 // core/cpu/expert_linear.h on the device; arguments are pointers to device memory.
 //
 // A bad source is left out and noted as its position; a plan that does not have every slot once is noted as the number
-// of slots, and what it lacks is left out.
+// of slots, and what it lacks is left out (the gradients of weight and bias note no slot that is missing or there twice).
 #pragma once
 
 #include "core/cpu/expert_linear.h"
@@ -23,5 +23,17 @@ std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<T>& a, bool 
 
 template <typename T>
 void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate, const Call& call);
+
+template <typename T>
+std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<T>& a);
+
+template <typename T>
+void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight, const Call& call);
+
+template <typename T>
+std::int64_t expert_linear_grad_bias_workspace(const ExpertLinear<T>& a);
+
+template <typename T>
+void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias, const Call& call);
 
 }  // namespace gmoe::core::cuda

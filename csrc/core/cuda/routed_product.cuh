@@ -9,7 +9,7 @@
 // multiply-adds and of the reads of all weights by every tile from the second-level cache.
 #pragma once
 
-#include "core/cpu/expert_plan.h"
+#include "core/cuda/expert_parts.cuh"
 #include "core/cuda/weight_panels.cuh"
 
 namespace gmoe::core::cuda {
@@ -23,8 +23,6 @@ inline constexpr int kTileSlots = 1024;   // at most: for them a block keeps lis
 template <typename T>
 inline constexpr int kBlocksAtOnce = sizeof(Accumulator<T>) == 8 ? 1 : 2;
 inline constexpr int kStages = 3;  // in shared memory, of which two are on their way
-
-inline __host__ __device__ std::int64_t num_slots(const ExpertPlanView& plan) { return plan.num_rows * plan.k; }
 
 template <typename T, typename Out>
 struct RoutedProduct {
@@ -90,26 +88,14 @@ struct TileSlots {
             shared.take<A>(n),
             shared.take<unsigned long long>(1)};
   }
+  __device__ int expert_at(std::int64_t experts, int i) const {
+    return static_cast<int>(core::cuda::expert_at(experts, i, [&](std::int64_t e) { return start[e]; }));
+  }
   static std::size_t bytes(std::int64_t experts, std::int64_t n) {
     return shared_bytes<std::int64_t, int, std::int64_t, int, int, int, A, unsigned long long>(experts, experts + 1, n,
                                                                                                n, n, n, n, 1);
   }
 };
-
-// The expert whose slots include the i-th: the last e with start[e] <= i.
-template <typename I>
-__device__ int expert_at(const I* start, std::int64_t num_experts, std::int64_t i) {
-  std::int64_t low = 0, high = num_experts - 1;
-  while (low < high) {
-    const std::int64_t middle = low + (high - low + 1) / 2;
-    if (start[middle] <= i) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return static_cast<int>(low);
-}
 
 // start[], by the first warp. A damaged plan may have more slots than the tile: those are left out.
 template <typename A>
@@ -126,15 +112,10 @@ __device__ void add_up_runs(const TileSlots<A>& slots, std::int64_t num_experts,
   if (lane_id() == 0) slots.start[0] = 0;
 }
 
-// A plan that does not have every slot once is noted as num_slots, behind all positions of bad sources.
-inline __device__ void note_bad_plan(const ExpertPlanView& plan, BadIndex* bad) {
-  atomicMin(bad, static_cast<BadIndex>(num_slots(plan)));
-}
-
 template <typename T, typename Out, typename A>
 __device__ void list_slot(const RoutedProduct<T, Out>& p, const TileSlots<A>& slots, int i, BadIndex* bad) {
   const std::int64_t first = p.first_slot();
-  const int e = expert_at(slots.start, p.plan.num_experts, i);
+  const int e = slots.expert_at(p.plan.num_experts, i);
   const std::int64_t slot = p.plan.order[slots.begin[e] + i - slots.start[e]];
   const bool known = slot >= first && slot < first + p.num_slots() && atomicAdd(slots.seen + (slot - first), 1) == 0;
   slots.slot[i] = known ? static_cast<int>(slot - first) : -1;
@@ -168,7 +149,7 @@ __device__ void list_slots(const RoutedProduct<T, Out>& p, const TileSlots<A>& s
   }
   __syncthreads();
   for (int i = thread; i < listed; i += kProductThreads) {
-    const int e = expert_at(slots.start, experts, i), in_batch = (i - slots.start[e]) % kBatch;
+    const int e = slots.expert_at(experts, i), in_batch = (i - slots.start[e]) % kBatch;
     int before = 0;
     while (before < in_batch && slots.slot[i - before - 1] / p.slots_per_out == slots.slot[i] / p.slots_per_out)
       ++before;

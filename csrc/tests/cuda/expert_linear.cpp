@@ -91,6 +91,36 @@ GMOE_PARALLEL_TEST(expert_linear_grad_x_of_more_sources_than_a_digit_has) {
   check_grad_x_gate(a, a.call, naive(a), true, false);
 }
 
+template <typename T>
+void check_grad_weight_and_bias(const ExpertLinearCase<T>& a) {
+  const ExpertLinearResults want = naive(a);
+  std::vector<T> grad_weight = unwritten<T>(static_cast<std::int64_t>(a.weight.size()));
+  std::vector<T> grad_bias = unwritten<T>(a.sizes.experts * a.sizes.out);
+  Device device;
+  cuda::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data(),
+                                  device.call(cuda::expert_linear_grad_weight_workspace(a.call)));
+  CHECK(device.bad_index() == -1);
+  CHECK_CLOSE(grad_weight, want.grad_weight);
+  cuda::expert_linear_grad_bias(a.call, a.grad_y.data(), grad_bias.data(),
+                                device.call(cuda::expert_linear_grad_bias_workspace(a.call)));
+  CHECK(device.bad_index() == -1);
+  CHECK_CLOSE(grad_bias, want.grad_bias);
+}
+
+GMOE_PARALLEL_TEST(expert_linear_grad_weight_and_bias) {
+  for_each_case([](const auto& a) { check_grad_weight_and_bias(a); });
+}
+
+// Parts have 512 slots, lists 256; experts are not cut where they alone give blocks enough.
+GMOE_PARALLEL_TEST(expert_linear_grad_weight_of_many_slots) {
+  Random random(4);
+  for (const ExpertLinearSizes& s : {ExpertLinearSizes{1400, 1, 3, 8, 4, Load::some_empty}, {300, 1, 1024, 4, 2}}) {
+    const ExpertLinearCase<float> a(random, s, false, true, false);
+    set_case(describe(a));
+    check_grad_weight_and_bias(a);
+  }
+}
+
 // What is wrong with the arguments, and the word that it leaves.
 struct Damage {
   const char* name;
@@ -135,6 +165,11 @@ GMOE_PARALLEL_TEST(expert_linear_follows_no_bad_index) {
     cuda::expert_linear_grad_x_gate(a.call, a.grad_y.data(), grad_x.data(), grad_gate.data(),
                                     device.call(cuda::expert_linear_grad_x_gate_workspace(a.call, true, true)));
     CHECK(device.bad_index() == noted);
+    std::vector<float> grad_weight(a.weight.size()), grad_bias(a.bias.size());
+    cuda::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data(),
+                                    device.call(cuda::expert_linear_grad_weight_workspace(a.call)));
+    cuda::expert_linear_grad_bias(a.call, a.grad_y.data(), grad_bias.data(),
+                                  device.call(cuda::expert_linear_grad_bias_workspace(a.call)));
   });
 }
 
