@@ -1,7 +1,8 @@
 // core/cpu/expert_linear.h on the device; arguments are pointers to device memory.
 //
 // A bad source is left out and noted as its position; a plan that does not have every slot once is noted as the number
-// of slots, and what it lacks is left out (the gradients of weight and bias note no slot that is missing or there twice).
+// of slots, and what it lacks is left out (the gradients of weight and bias note no slot that is missing or there
+// twice).
 #pragma once
 
 #include "core/cpu/expert_linear.h"
