@@ -3,28 +3,12 @@
 // One transposing reduction then gives lane l the dot product of row l / 8 with expert l % 8.
 #pragma once
 
+#include "core/cuda/norms.cuh"
 #include "core/cuda/top_k.cuh"
 
 namespace gmoe::core::cuda {
 
 inline constexpr int kExpertsPerPass = kWarp / kRowsPerWarp;
-
-template <typename A>
-__device__ A inverse_norm(A squared_norm, A eps) {
-  const A norm = std::sqrt(squared_norm);
-  return A{1} / (norm < eps ? eps : norm);
-}
-
-template <int V, typename T, typename A = Accumulator<T>>
-__device__ A squared_norm(const T* row, std::int64_t dim) {
-  A sum = 0;
-  for (std::int64_t d = lane_id() * V; d < dim; d += kWarp * V) {
-    const Pack<T, V> pack = load<V>(row + d);
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum += widened(pack.value[v]) * widened(pack.value[v]);
-  }
-  return warp_sum(sum);
-}
 
 // scale[e] = 1 / max(|memory_e|, eps), by a whole block; visible after its next barrier.
 template <int V, typename T, typename A = Accumulator<T>>

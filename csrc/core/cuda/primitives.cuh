@@ -152,6 +152,9 @@ T narrowed(Accumulator<T> v) {
 }
 #endif
 
+template <typename A>
+inline constexpr A kInfinity = std::numeric_limits<A>::infinity();
+
 // ---- memory
 
 // V neighbours that are loaded and stored at once, or 16 bytes at a time, to which their place must be aligned.

@@ -17,6 +17,7 @@ class Arena {
     void* mapping = ::mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     base_ = static_cast<unsigned char*>(mapping);
+    forbid(base_, kArenaBytes);
   }
   ~Arena() {
     allow(base_, kArenaBytes);
@@ -26,9 +27,6 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   void reset() {
-    // Ones make NaN of what is read before it is written.
-    allow(base_, used_);
-    std::memset(base_, 0xFF, used_);
     forbid(base_, used_);
     used_ = kGap;
   }
@@ -36,6 +34,8 @@ class Arena {
     unsigned char* at = base_ + used_;
     used_ += (bytes + kGap - 1) / kGap * kGap + kGap;
     allow(at, bytes);
+    const Unseen unseen;
+    std::memset(at, 0xFF, bytes);  // NaN, where it is read before it is written
     return at;
   }
   bool holds(const void* at) const { return at >= base_ && at < base_ + kArenaBytes; }
@@ -45,7 +45,7 @@ class Arena {
   static constexpr std::size_t kArenaBytes = std::size_t{256} << 10;
 
   unsigned char* base_;
-  std::size_t used_ = kArenaBytes;  // from the start
+  std::size_t used_ = kGap;  // from the start
 };
 
 }  // namespace gmoe::core::cuda::host
