@@ -18,7 +18,7 @@ from .settings import Settings, imported
 
 DIM = 128
 MATRIX = ("sparse.mm", "sparse.mm sum")
-FLAT_NODES = 8192  # 4 MiB of rows: beyond L2, within L3, for any number of edges
+FLAT_NODES = 2048  # 1 MiB of rows: in L2 for any number of edges; larger ones are copied to it where enough edges pay
 
 
 def experiments(settings: Settings) -> list[Experiment]:

@@ -143,7 +143,7 @@ Dense<T> aggregate(const py::array& offsets_like, const py::array& columns_like,
       rows,     edges,          x.shape(1),     y.mutable_data()};
   {
     const py::gil_scoped_release unlocked;
-    core::aggregate(call);
+    core::aggregate(call, static_cast<std::int64_t>(x.shape(0)));
   }
   return y;
 }

@@ -91,11 +91,14 @@ inline FloatVector load(const std::int8_t* p) {
 
 inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, DoubleVector v) { std::memcpy(p, &v, sizeof v); }
-// to_bfloat16 on all lanes: round to nearest even, NaN stays NaN.
-inline void store(bfloat16* p, FloatVector v) {
+// to_bfloat16 on all lanes, in the upper half of each: round to nearest even, NaN stays NaN.
+inline WordVector round_to_bfloat16(FloatVector v) {
   const WordVector bits = std::bit_cast<WordVector>(v);
   const WordVector rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const WordVector word = (v != v ? bits | 0x400000u : rounded) >> 16;
+  return v != v ? bits | 0x400000u : rounded;
+}
+inline void store(bfloat16* p, FloatVector v) {
+  const WordVector word = round_to_bfloat16(v) >> 16;
 #if defined(__AVX512F__)
   const __m256i half = _mm512_maskz_cvtepi32_epi16(0xffff, std::bit_cast<__m512i>(word));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);

@@ -58,7 +58,8 @@ GMOE_PARALLEL_TEST(aggregate) {
     const auto x = random.values<T>(s.columns * s.dim);
     std::vector<T> y = unwritten<T>(s.rows * s.dim);
     core::aggregate<T, Index>(
-        {x.data(), rows.offsets.data(), rows.columns.data(), weight, s.rows, rows.num_edges(), s.dim, y.data()});
+        {x.data(), rows.offsets.data(), rows.columns.data(), weight, s.rows, rows.num_edges(), s.dim, y.data()},
+        s.columns);
     std::vector<double> want = zeros(s.rows * s.dim);
     for (std::int64_t i = 0; i < s.rows; ++i) {
       for (std::int64_t e = rows.offsets[i]; e < rows.offsets[i + 1]; ++e) {

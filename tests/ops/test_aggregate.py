@@ -45,6 +45,21 @@ def test_split_hubs_equal_the_reference_for_any_number_of_threads(dim: int, dtyp
     assert_close(one, reference.aggregate(graph, x.double()), "hubs", tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_the_bits_of_a_column_do_not_depend_on_how_many_there_are(dtype: torch.dtype, weighted: bool) -> None:
+    """Rows too many for the second-level cache are copied there in slices; bfloat16 columns are taken in pairs."""
+    random, num_nodes, num_edges, dim = Random("slices of columns"), 8000, 110_000, 101
+    edge_index = torch.stack([random.integers(num_nodes, num_edges), random.integers(num_nodes, num_edges)])
+    edge_index[1, :10_000] = 7  # a hub, in parts
+    graph = Graph.from_edge_index(edge_index, num_nodes, random.normal(num_edges) if weighted else None)
+    x = random.normal(num_nodes, dim).to(dtype)
+    y = ops.aggregate(graph, x)
+    for first in range(0, dim, 13):
+        narrow = ops.aggregate(graph, x[:, first : first + 13].contiguous())
+        assert torch.equal(narrow, y[:, first : first + 13])
+
+
 def test_gradients_of_hubs_equal_the_reference() -> None:
     graph = hub_graph().transpose()  # in the backward pass the hubs are rows
     x = Random("hub x").normal(graph.num_nodes, 9).requires_grad_()

@@ -29,13 +29,15 @@ struct AggregateGradWeight {
   Accumulator<T>* grad_weight;  // [num_edges] out
 };
 
-GMOE_DECLARE_PER_ISA(template <typename T, typename Index> void aggregate(const Aggregate<T, Index>& a))
+// num_columns: rows of x.
+GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
+                     void aggregate(const Aggregate<T, Index>& a, std::int64_t num_columns))
 GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
                      void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a))
 
 template <typename T, typename Index>
-void aggregate(const Aggregate<T, Index>& a) {
-  GMOE_CALL_ACTIVE_ISA(aggregate(a));
+void aggregate(const Aggregate<T, Index>& a, std::int64_t num_columns) {
+  GMOE_CALL_ACTIVE_ISA(aggregate(a, num_columns));
 }
 template <typename T, typename Index>
 void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a) {

@@ -210,8 +210,7 @@ void gather(const RoutedProduct<T>& p, const std::int64_t* slots, std::int64_t r
   const std::int64_t depth = std::min(p.depth_block(), p.depth - depth_begin);
   for (std::int64_t m = 0; m < rows; ++m) {
     const T* from = p.in + p.in_row(slots[m]) * p.depth + depth_begin;
-    A* to = gathered + m * kGatherStride<A>;
-    for (std::int64_t d = 0; d < depth; ++d) to[d] = widen(from[d]);
+    widen_row(from, depth, gathered + m * kGatherStride<A>);
   }
 }
 
@@ -317,7 +316,7 @@ void multiply_unpacked(const RoutedProduct<T>& p, const Pass<A>& pass, const Blo
   for (std::int64_t m = 0; m < n; ++m) {
     const std::int64_t slot = slots[m], row = p.out_row(slot);
     const T* from = p.in + p.in_row(slot) * p.depth;
-    for (std::int64_t d = 0; d < p.depth; ++d) in[d] = widen(from[d]);
+    widen_row(from, p.depth, in);
     if (p.layout == WeightLayout::columns_by_depth) {
       dot_columns(weight + block.first_column * p.depth, in, p.depth, width, bias, value);
     } else {
@@ -360,7 +359,9 @@ void close_block(const RoutedProduct<T>& p, const Block& block, BlockBuffers<A>&
       std::fill(to + block.first_column, to + block.last_column, narrow<T>(A{0}));
     } else if constexpr (!std::is_same_v<T, A>) {
       const A* row = out_row(p, block, buffers, i);
-      for (std::int64_t c = block.first_column; c < block.last_column; ++c) to[c] = narrow<T>(row[c]);
+      std::int64_t c = block.first_column;
+      for (; c + kLanes<A> <= block.last_column; c += kLanes<A>) store(to + c, load(row + c));
+      for (; c < block.last_column; ++c) to[c] = narrow<T>(row[c]);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Rows of any width as tiles of up to kMaxVectors vectors that stay in registers; only a row's last vector is partial.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -91,7 +92,10 @@ struct Tile {
   }
   template <typename T>
   void prefetch(const T* row) const {
-    prefetch_row(row + begin, (V - 1) * kLanes<A> + last);
+    // By a constant count, which a loop over the columns there are would not have.
+    constexpr int kVectorsPerLine = std::max<int>(1, 64 / static_cast<int>(kLanes<A> * sizeof(T)));
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v += kVectorsPerLine) __builtin_prefetch(row + begin + v * kLanes<A>);
   }
   template <typename T>
   void write(T* row, int v, Vector<A> value) const {
@@ -102,6 +106,11 @@ struct Tile {
       store(p, value);
     }
   }
+  template <typename T>
+  void write_all(T* row, const Vector<A> (&value)[V]) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) write(row, v, value[v]);
+  }
 };
 
 template <typename A, typename F, int... V>
@@ -109,11 +118,10 @@ void call_tile(std::int64_t begin, std::int64_t last, int vectors, const F& f, s
   ((vectors == V + 1 ? f(Tile<A, V + 1>{begin, last}) : void()), ...);
 }
 
-// f(tile) for tiles that cover [0, dim), as equal in width as whole vectors allow.
+// f(tile) for tiles that cover [begin, dim), as equal in width as whole vectors allow.
 template <typename A, typename F>
-void for_each_tile(std::int64_t dim, const F& f) {
-  std::int64_t vectors = (dim + kLanes<A> - 1) / kLanes<A>;
-  std::int64_t begin = 0;
+void for_each_tile(std::int64_t begin, std::int64_t dim, const F& f) {
+  std::int64_t vectors = (dim - begin + kLanes<A> - 1) / kLanes<A>;
   for (std::int64_t tiles = (vectors + kMaxVectors - 1) / kMaxVectors; tiles > 0; --tiles) {
     const std::int64_t width = (vectors + tiles - 1) / tiles;
     const std::int64_t end = begin + width * kLanes<A>;
@@ -122,6 +130,10 @@ void for_each_tile(std::int64_t dim, const F& f) {
     begin = end;
     vectors -= width;
   }
+}
+template <typename A, typename F>
+void for_each_tile(std::int64_t dim, const F& f) {
+  for_each_tile<A>(0, dim, f);
 }
 
 }  // namespace gmoe::core::GMOE_ISA

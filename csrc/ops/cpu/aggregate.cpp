@@ -18,9 +18,10 @@ Tensor aggregate(const Tensor& x_in, const Tensor& offsets_in, const Tensor& col
   dispatch_rows(op, x, columns, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using Index = typename decltype(index_type)::type;
-    core::aggregate<T, Index>({data<T>(x), data<std::int64_t>(offsets), data<Index>(columns),
-                               data<core::Accumulator<T>>(weight), num_rows, columns.size(0), x.size(1),
-                               mutable_data<T>(y)});
+    core::aggregate<T, Index>(
+        {data<T>(x), data<std::int64_t>(offsets), data<Index>(columns), data<core::Accumulator<T>>(weight), num_rows,
+         columns.size(0), x.size(1), mutable_data<T>(y)},
+        x.size(0));
   });
   return y;
 }
