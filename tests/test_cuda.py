@@ -41,3 +41,12 @@ def test_kernels_compile_for_both_targets_without_spills(repository: Path, tmp_p
     done = run(sys.executable, "-m", "bench.cuda_resources", "--out", str(tmp_path / "resources.json"), cwd=repository)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     assert "0 with spills or local memory" in done.stdout
+
+
+def test_program_for_a_gpu_compiles(repository: Path, tmp_path: Path) -> None:
+    require("nvcc", "bash")
+    program = str(repository / "bench/device/tests_main.cpp")
+    flags = ("-std=c++20", "-Icsrc", "-Xcompiler", "-Wall,-Wextra,-Werror")
+    done = run("nvcc", *flags, "-c", program, "-o", str(tmp_path / "tests_main.o"), cwd=repository)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert run("bash", "-n", "bench/device/run.sh", cwd=repository).returncode == 0

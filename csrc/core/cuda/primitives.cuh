@@ -46,6 +46,13 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
+// Of the tests on a device, which look at the results at once.
+inline void wait_if_told([[maybe_unused]] const char* name, [[maybe_unused]] Stream stream) {
+#ifdef GMOE_WAIT_FOR_LAUNCHES
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), name);
+#endif
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes,
             Stream stream, const Arguments&... arguments) {
@@ -59,10 +66,12 @@ void launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes,
            static_cast<cudaStream_t>(stream)>>>(arguments...);
   check(cudaGetLastError(), name);
+  wait_if_told(name, stream);
 }
 
 inline void fill_zero(void* at, std::size_t bytes, Stream stream) {
   check(cudaMemsetAsync(at, 0, bytes, static_cast<cudaStream_t>(stream)), "memset");
+  wait_if_told("memset", stream);
 }
 #else
 template <typename... Parameters, typename... Arguments>
