@@ -1,7 +1,5 @@
 // Sums over neighbours, two-hop neighbourhoods and walks against loops over every edge.
 #include <algorithm>
-#include <array>
-#include <map>
 
 #include "core/cpu/aggregate.h"
 #include "core/cpu/check_index.h"
@@ -11,7 +9,9 @@
 #include "core/cpu/routed_edge_mixture.h"
 #include "core/cpu/two_hop_graph.h"
 #include "tests/check.h"
+#include "tests/edge_messages.h"
 #include "tests/inputs.h"
+#include "tests/naive_graphs.h"
 
 namespace gmoe::test {
 namespace {
@@ -92,89 +92,6 @@ GMOE_PARALLEL_TEST(aggregate_grad_weight) {
 
 // ---- messages over typed edges
 
-// Which experts there are and who chose them; without `routed`, one that every destination chose.
-struct Routing {
-  bool routed, shared;
-  std::int64_t experts, k, types;
-};
-constexpr Routing kRoutings[] = {
-    {false, true, 1, 1, 5}, {true, true, 4, 2, 3}, {true, false, 3, 3, 1}, {true, false, 2, 0, 7}};
-constexpr std::int64_t kFirstExpert = 2;
-
-template <typename T, typename Index>
-struct Messages {
-  // Rows are destinations, or sources in the gradient of x and table.
-  Messages(Random& random, const Sizes& s, const Routing& r, const CompressedRows<Index>& rows,
-           const core::Accumulator<T>* weight, bool rows_are_sources)
-      : num_sources(rows_are_sources ? s.rows : s.columns),
-        num_destinations(rows_are_sources ? s.columns : s.rows),
-        x(random.values<T>((r.shared ? 1 : r.experts) * num_sources * s.dim)),
-        table(random.values<T>(r.experts * r.types * s.dim)),
-        grad_y(random.values<T>(num_destinations * r.k * s.dim)),
-        edge_type(random.indices<Index>(rows.num_edges(), r.types)),
-        // Some of them are experts before and after those given here.
-        index(random.indices<std::int64_t>(r.routed ? num_destinations * r.k : 0, r.experts + kFirstExpert + 1)) {
-    call = {x.data(),
-            table.data(),
-            r.routed ? index.data() : nullptr,
-            r.routed ? kFirstExpert : 0,
-            r.experts,
-            r.k,
-            r.shared,
-            rows.offsets.data(),
-            rows.columns.data(),
-            edge_type.data(),
-            weight,
-            num_sources,
-            num_destinations,
-            rows.num_edges(),
-            r.types,
-            s.dim};
-  }
-  Messages(const Messages&) = delete;
-
-  std::int64_t num_sources, num_destinations;
-  std::vector<T> x, table, grad_y;
-  std::vector<Index> edge_type;
-  std::vector<std::int64_t> index;
-  core::EdgeMessages<T, Index> call;
-};
-
-struct NaiveMessages {
-  std::vector<double> y, grad_x, grad_table, grad_weight;
-};
-
-template <typename T, typename Index>
-NaiveMessages naive(const Messages<T, Index>& m, bool rows_are_sources) {
-  const auto& c = m.call;
-  NaiveMessages n{zeros(m.num_destinations * c.k * c.dim), zeros(static_cast<std::int64_t>(m.x.size())),
-                  zeros(static_cast<std::int64_t>(m.table.size())), zeros(c.num_edges)};
-  const std::int64_t num_rows = rows_are_sources ? m.num_sources : m.num_destinations;
-  for (std::int64_t row = 0; row < num_rows; ++row) {
-    for (std::int64_t edge = c.offsets[row]; edge < c.offsets[row + 1]; ++edge) {
-      const auto column = static_cast<std::int64_t>(c.columns[edge]);
-      const std::int64_t source = rows_are_sources ? row : column, destination = rows_are_sources ? column : row;
-      const double weight = c.weight != nullptr ? c.weight[edge] : 1;
-      for (std::int64_t slot = destination * c.k; slot < (destination + 1) * c.k; ++slot) {
-        const std::int64_t e = c.expert != nullptr ? c.expert[slot] - c.first_expert : 0;
-        if (e < 0 || e >= c.num_experts) continue;
-        for (std::int64_t d = 0; d < c.dim; ++d) {
-          const std::int64_t at_x = ((c.shared ? 0 : e * m.num_sources) + source) * c.dim + d;
-          const std::int64_t at_table = (e * c.num_types + c.edge_type[edge]) * c.dim + d;
-          const double message = wide(c.x[at_x]) + wide(c.table[at_table]);
-          if (message <= 0) continue;
-          const double grad = wide(m.grad_y[slot * c.dim + d]);
-          n.y[slot * c.dim + d] += weight * message;
-          n.grad_x[at_x] += weight * grad;
-          n.grad_table[at_table] += weight * grad;
-          n.grad_weight[edge] += grad * message;
-        }
-      }
-    }
-  }
-  return n;
-}
-
 // f(messages, what they make) for every case and routing.
 template <typename F>
 void for_each_routing(bool rows_are_sources, const F& f) {
@@ -182,7 +99,7 @@ void for_each_routing(bool rows_are_sources, const F& f) {
                     Random& random, const Sizes& s, const CompressedRows<Index>& rows, const A* weight, Type<T>) {
     for (const Routing& r : kRoutings) {
       if (s.large && !r.shared) continue;
-      const Messages<T, Index> messages(random, s, r, rows, weight, rows_are_sources);
+      const Messages<T, Index> messages(random, r, rows, s.columns, s.dim, weight, rows_are_sources);
       f(messages, naive(messages, rows_are_sources));
     }
   });
@@ -255,7 +172,7 @@ GMOE_TEST(edge_aggregate_is_one_expert_that_all_chose) {
   constexpr Routing r{false, true, 1, 1, 4};
   const auto rows = random_rows<std::int64_t>(random, s.rows, s.columns, s.edges);
   for (const bool rows_are_sources : {false, true}) {
-    const Messages<float, std::int64_t> m(random, s, r, rows, nullptr, rows_are_sources);
+    const Messages<float, std::int64_t> m(random, r, rows, s.columns, s.dim, nullptr, rows_are_sources);
     const NaiveMessages want = naive(m, rows_are_sources);
     const core::EdgeAggregate<float, std::int64_t> call{m.x.data(),
                                                         m.table.data(),
@@ -299,48 +216,23 @@ GMOE_PARALLEL_TEST(two_hop_graph) {
         constexpr std::int64_t kTypes = 3;
         const auto rows = random_rows<Index>(random, g.nodes, g.nodes, g.edges);
         const auto edge_type = random.indices<Index>(g.edges, kTypes);
-        std::vector<std::int64_t> degree = unwritten_index(g.nodes), want_degree;
+        std::vector<std::int64_t> degree = unwritten_index(g.nodes);
         std::vector<core::TwoHopRows<Index>> blocks;
         core::two_hop_graph<Index>({rows.offsets.data(), rows.columns.data(), typed ? edge_type.data() : nullptr,
                                     g.nodes, kTypes, self, one_hop},
                                    degree.data(), blocks);
-        std::vector<Index> columns, types, want_columns, want_types;
+        std::vector<Index> columns, types;
         for (const auto& block : blocks) {
           columns.insert(columns.end(), block.columns.begin(), block.columns.end());
           types.insert(types.end(), block.edge_type.begin(), block.edge_type.end());
         }
-        for (std::int64_t i = 0; i < g.nodes; ++i) {
-          // Column -> the path's middle node and edges; the lowest middle counts, then the first edges.
-          std::map<Index, std::array<std::int64_t, 3>> found;
-          for (std::int64_t second = rows.offsets[i]; second < rows.offsets[i + 1]; ++second) {
-            const Index middle = rows.columns[second];
-            for (std::int64_t first = rows.offsets[middle]; first < rows.offsets[middle + 1]; ++first) {
-              const std::array<std::int64_t, 3> path{middle, second, first};
-              const auto [at, is_new] = found.try_emplace(rows.columns[first], path);
-              if (!is_new) at->second = std::min(at->second, path);
-            }
-          }
-          if (self) found.erase(static_cast<Index>(i));
-          for (std::int64_t e = rows.offsets[i]; one_hop && e < rows.offsets[i + 1]; ++e) found.erase(rows.columns[e]);
-          for (const auto& [column, path] : found) {
-            want_columns.push_back(column);
-            if (typed) want_types.push_back(edge_type[path[2]] * kTypes + edge_type[path[1]]);
-          }
-          want_degree.push_back(static_cast<std::int64_t>(found.size()));
-        }
-        CHECK_EQUAL(degree, want_degree);
-        CHECK_EQUAL(columns, want_columns);
-        CHECK_EQUAL(types, want_types);
+        const TwoHop<Index> want = naive_two_hop(rows, typed ? edge_type.data() : nullptr, kTypes, self, one_hop);
+        CHECK_EQUAL(degree, want.degree);
+        CHECK_EQUAL(columns, want.columns);
+        CHECK_EQUAL(types, want.edge_type);
       }
     }
   });
-}
-
-std::uint64_t splitmix64(std::uint64_t state) {
-  std::uint64_t z = state + 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
 }
 
 GMOE_PARALLEL_TEST(random_walk) {
@@ -354,24 +246,10 @@ GMOE_PARALLEL_TEST(random_walk) {
       test::set_case(w.nodes, " nodes, ", w.edges, " edges, ", w.walks, " walks of ", w.length);
       const auto rows = random_rows<Index>(random, w.nodes, w.nodes, w.edges);
       const auto starts = random.indices<std::int64_t>(w.walks, w.nodes);
-      std::vector<std::int64_t> walks = unwritten_index(w.walks * w.length), want;
+      std::vector<std::int64_t> walks = unwritten_index(w.walks * w.length);
       core::random_walk<Index>(
           {rows.offsets.data(), rows.columns.data(), starts.data(), w.walks, w.length, w.seed, walks.data()});
-      const std::uint64_t seed = splitmix64(static_cast<std::uint64_t>(w.seed));
-      for (std::int64_t s = 0; s < w.walks; ++s) {
-        const std::uint64_t key = splitmix64(seed + static_cast<std::uint64_t>(s));
-        std::int64_t node = starts[s];
-        want.push_back(node);
-        for (std::int64_t step = 1; step < w.length; ++step) {
-          const auto degree = static_cast<std::uint64_t>(rows.offsets[node + 1] - rows.offsets[node]);
-          if (degree > 0) {
-            const std::uint64_t bits = splitmix64(key + static_cast<std::uint64_t>(step)) >> 1;
-            node = rows.columns[rows.offsets[node] + static_cast<std::int64_t>(bits % degree)];
-          }
-          want.push_back(node);
-        }
-      }
-      CHECK_EQUAL(walks, want);
+      CHECK_EQUAL(walks, naive_walks(rows, starts, w.length, w.seed));
     }
   });
 }
