@@ -1,0 +1,15 @@
+// core/cpu/routed_edge_mixture.h on the device; arguments are pointers to device memory. Of bad indices, a column is
+// noted as the position of its edge, an edge type as that + num_edges; their edges are left out.
+#pragma once
+
+#include "core/cpu/routed_edge_mixture.h"
+#include "core/cuda/launch.h"
+
+namespace gmoe::core::cuda {
+
+template <typename T, typename Index>
+std::int64_t routed_edge_mixture_workspace(const EdgeMessages<T, Index>& m);
+template <typename T, typename Index>
+void routed_edge_mixture(const RoutedEdgeMixture<T, Index>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda
