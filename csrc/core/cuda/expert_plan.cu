@@ -4,7 +4,7 @@
 // earlier warps. Floor: reading the index twice and writing the order once.
 #include "core/cuda/expert_plan.h"
 
-#include "core/cuda/primitives.cuh"
+#include "core/cuda/prefix.cuh"
 
 namespace gmoe::core::cuda {
 namespace {
@@ -45,21 +45,6 @@ __global__ void count_kernel(Chunks<Index> c) {
   for (std::int64_t e = threadIdx.x; e < c.a.num_experts; e += kThreads) {
     c.start[e * c.num_chunks + blockIdx.x] = count[e];
   }
-}
-
-// Sum of `value` over the threads before this one.
-__device__ std::int64_t sum_before(std::int64_t value, std::int64_t* warp_total, std::int64_t* block_total) {
-  const std::int64_t sum = warp_prefix_sum(value);
-  if (lane_id() == kWarp - 1) warp_total[warp_id()] = sum;
-  __syncthreads();
-  std::int64_t before = 0, total = 0;
-  for (int w = 0; w < warps_per_block(); ++w) {
-    before += w < warp_id() ? warp_total[w] : 0;
-    total += warp_total[w];
-  }
-  __syncthreads();
-  *block_total = total;
-  return before + sum - value;
 }
 
 template <typename Index>

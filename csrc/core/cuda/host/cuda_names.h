@@ -76,9 +76,12 @@ inline unsigned __match_any_sync(unsigned mask, std::uint64_t value, GmoePlace p
   return static_cast<unsigned>(exchange(Exchange::match, mask, value, 0, place));
 }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
+inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
 
 // Integers only: a float atomic is not deterministic.
 inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+inline unsigned atomicOr(unsigned* at, unsigned value) { return __atomic_fetch_or(at, value, __ATOMIC_RELAXED); }
+inline unsigned atomicAnd(unsigned* at, unsigned value) { return __atomic_fetch_and(at, value, __ATOMIC_RELAXED); }
 inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
   return ::gmoe::core::cuda::host::change_atomically(at, [=](auto old) { return old < value ? old : value; });
 }
