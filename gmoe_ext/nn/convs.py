@@ -33,8 +33,9 @@ from .norms import ExpertBatchNorm, combine, scale_slots
 NEEDED_FROM = 4
 
 
-# Elements of transformed rows in evaluation: what the last cache level holds; a larger buffer costs its page faults.
-ROWS_AT_ONCE = 1 << 23
+# Elements of transformed rows in evaluation. The last cache level holds them; fewer would mean more calls, each with a
+# result of its own, more would gain nothing.
+ROWS_AT_ONCE = 1 << 24
 
 
 class Hops(NamedTuple):
