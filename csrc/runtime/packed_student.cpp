@@ -9,7 +9,10 @@
 namespace gmoe::runtime {
 namespace {
 
-constexpr std::int64_t kRowPathRows = 6;        // below, rows are cheaper one by one than grouped by expert
+constexpr std::int64_t kFewRows = 6;    // below, rows are cheaper one by one than grouped by expert
+constexpr std::int64_t kMostRows = 32;  // above, rows are grouped in any case: they may be shared among threads
+constexpr double kRowReading = 0.6;     // time per byte of weights: one row fetches them ahead, a block does not
+constexpr double kHiddenDensity = 0.5;  // guess of how much of a hidden row its ReLU leaves
 constexpr std::int64_t kBlockFloats = 1 << 16;  // a block's rows of the widest layer: 256 KiB
 constexpr std::int64_t kMinBlockRows = 32, kMaxBlockRows = 256;
 constexpr std::int64_t kWorkPerThread = 1 << 23;  // multiply-adds that take several times as long as starting a thread
@@ -25,6 +28,18 @@ std::int64_t work_of(const StudentFile& file) {
   std::int64_t work = 0;
   for (const core::RoutedLayer& layer : file.layers) work += layer.in * (layer.out * layer.k + layer.experts);
   return work;
+}
+
+std::int64_t weight_bytes(core::WeightType type) {
+  return type == core::WeightType::float32 ? 4 : type == core::WeightType::bfloat16 ? 2 : 1;
+}
+
+// How much of dense rows is not zero, with the positions that come from the table, which are taken for dense.
+double dense_share(const Rows& rows, std::int64_t inputs) {
+  const std::int64_t size = rows.count * rows.columns;
+  std::int64_t values = rows.count * (inputs - rows.columns);
+  for (std::int64_t i = 0; i < size; ++i) values += rows.dense[i] != 0.0f ? 1 : 0;
+  return static_cast<double>(values) / static_cast<double>(rows.count * inputs);
 }
 
 // What a row's features are multiplied by.
@@ -155,8 +170,25 @@ void PackedStudent::in_parallel(std::int64_t count, std::int64_t rows_per_item, 
   if (error != nullptr) std::rethrow_exception(error);
 }
 
+// Few rows cost what they read of the weights. One by one each reads its k experts, but only the weights of features it
+// has and as narrow as they are stored; together they read every expert they need once, whole and as float32.
+bool PackedStudent::one_by_one(const Rows& rows) const {
+  if (rows.count < kFewRows) return true;
+  if (rows.count > kMostRows) return false;
+  double alone = 0, together = 0;
+  for (std::size_t l = 0; l < file_.layers.size(); ++l) {
+    const core::RoutedLayer& layer = file_.layers[l];
+    const auto values = static_cast<double>(layer.in * layer.out);
+    if (l == 0 && rows.dense == nullptr) continue;  // either way row by row
+    const double density = l == 0 ? dense_share(rows, layer.in) : kHiddenDensity;
+    alone += values * density * static_cast<double>(rows.count * layer.k * weight_bytes(layer.type));
+    together += values * sizeof(float) * static_cast<double>(std::min(layer.experts, rows.count * layer.k));
+  }
+  return kRowReading * alone < together;
+}
+
 void PackedStudent::predict(const Rows& rows, float* logits) const {
-  if (rows.count < kRowPathRows) {
+  if (one_by_one(rows)) {
     const Lease lease(*this);
     for (std::int64_t i = 0; i < rows.count; ++i) {
       row(rows, i, *lease, {logits + i * num_outputs(), nullptr, nullptr, file_.layers.size()});

@@ -40,6 +40,7 @@ class PackedStudent {
     std::size_t stop;
   };
 
+  bool one_by_one(const Rows& rows) const;
   template <typename F>
   void in_parallel(std::int64_t count, std::int64_t rows_per_item, const F& item) const;
   void row(const Rows& rows, std::int64_t i, Workspace& work, const Target& target) const;

@@ -23,7 +23,7 @@ const StudentSizes kStudents[] = {
     {13, 2, 5, Normalize::none, {{15, 67, 3, 2, true}, {67, 5, 3, 2, true, kInt8}, {5, 129, 2, 1, false, kBfloat16}}},
     {61, 0, 0, Normalize::row_l2, {{61, 16, 4, 2, true}, {16, 64, 4, 3, true}, {64, 101, 2, 1, false}}},
     {40, 24, 90, Normalize::row_l2, {{64, 257, 3, 2, true}, {257, 47, 7, 4, false}}}};
-constexpr std::int64_t kBatches[] = {0, 1, 5, 6, 37, 300};
+constexpr std::int64_t kBatches[] = {0, 1, 5, 6, 8, 20, 37, 300};
 constexpr double kNearTie = 1e-4;  // below, rounding decides which expert is chosen
 
 // Rows in both forms. Two of three features are zero, and rows 7, 17, ... are zero altogether.

@@ -48,8 +48,9 @@ def test_errors_need_no_torch_either(tmp_path: Path) -> None:
 
 def test_import_is_quick_and_brings_no_torch() -> None:
     program = (
-        "import sys, time; import gmoe_ext; start = time.perf_counter(); import gmoe_ext.runtime\n"
-        "print(time.perf_counter() - start); assert 'torch' not in sys.modules"
+        # The processor's time, which a busy machine does not stretch.
+        "import sys, time; import gmoe_ext; start = time.process_time(); import gmoe_ext.runtime\n"
+        "print(time.process_time() - start); assert 'torch' not in sys.modules"
     )
     times = []
     for _ in range(3):
