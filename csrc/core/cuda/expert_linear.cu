@@ -1,8 +1,11 @@
-// expert_linear as a routed product (routed_product.cuh), and its gradients for x and the gate as another.
+// expert_linear as a routed product, and its gradients for x and the gate as another. Two ways: where results have
+// several slots and the weights are small, blocks own results (tile_product.cuh); else blocks own slots
+// (grouped_product.cuh), and what belongs to one row is added up after.
 #include "core/cuda/expert_linear.h"
 
 #include "core/cuda/expert_linear_by_source.h"
-#include "core/cuda/routed_product.cuh"
+#include "core/cuda/grouped_product.cuh"
+#include "core/cuda/tile_product.cuh"
 #include "core/cuda/workspace.h"
 
 namespace gmoe::core::cuda {
@@ -52,49 +55,101 @@ RoutedProduct<T, Out> forward_product(const ExpertLinear<T>& a, Out* y) {
   p.gate = a.gate;
   p.plan = a.plan;
   p.slots_per_out = a.gate != nullptr ? static_cast<int>(a.plan.k) : 1;
+  p.with_out = true;
   p.out = y;
   return p;
 }
 
-// Arrays that a product needs beside its arguments.
-struct ProductMemory {
-  void* panels;
-  std::int64_t* cut;
+template <typename T>
+struct Weights {
+  const T* values;
+  Weight layout;
 };
 
-template <typename T, typename Out>
-ProductMemory take_memory(RoutedProduct<T, Out>& p, Workspace& workspace) {
-  p.num_column_blocks = static_cast<int>(divide_up(p.weight.columns, kTileColumns));
+// Whether tiles take the product: every one of them reads all weights, and a batch should be of a matrix instruction's
+// 16 rows or more.
+template <typename T>
+bool in_tiles(const RoutedInputs<T>& p) {
+  constexpr std::int64_t kMostSize = 256 * 256, kLeastBatch = 16;
+  return p.slots_per_out > 1 && p.weight.depth * p.weight.columns <= kMostSize &&
+         kTileRows * p.slots_per_out >= kLeastBatch * p.plan.num_experts;
+}
+
+template <typename T>
+void pack_weights(RoutedInputs<T>& p, const Weights<T>& weights, T* panels, Stream stream) {
+  p.weight.panels = panels;
+  launch("expert_linear/pack",
+         weights.layout == Weight::transposed ? pack_weight_kernel<true, T> : pack_weight_kernel<false, T>,
+         divide_up(p.weight.size() / kPack<T>, kPackThreads), kPackThreads, 0, stream, p.weight, weights.values,
+         panels);
+}
+
+template <typename T>
+void run_tiles(RoutedProduct<T, T> p, const Weights<T>& weights, Workspace& workspace, const Call& call) {
+  using A = Accumulator<T>;
   p.rows_per_tile = rows_per_tile(p.slots_per_out);
   p.num_tiles = divide_up(num_slots(p.plan), p.slots_per_tile());
-  return {workspace.take<T>(p.weight.size()), workspace.take<std::int64_t>(p.plan.num_experts * (p.num_tiles + 1))};
-}
-
-template <typename T, typename Out>
-std::size_t product_bytes(const RoutedProduct<T, Out>& p) {
-  using A = Accumulator<T>;
-  return shared_bytes<T, A, A>(kStages * kBatch * kStageDepth<T>, p.rows_per_tile * kTileColumns,
-                               p.dot != nullptr ? kBatch * kTileColumns / kPanel : 0) +
-         TileSlots<A>::bytes(p.plan.num_experts, p.slots_per_tile());
-}
-
-template <typename T, typename Out>
-void run_product(const char* name, RoutedProduct<T, Out> p, const T* weight, Weight layout, Workspace& workspace,
-                 const Call& call) {
-  const ProductMemory memory = take_memory(p, workspace);
-  if (workspace.counts_only() || num_slots(p.plan) * p.weight.columns == 0) return;
-  T* panels = static_cast<T*>(memory.panels);
-  p.weight.panels = panels;
-  p.cut = memory.cut;
-  p.copies = fits_packs<kPack<T>>(p.weight.depth, p.in);
-  p.packs = p.out != nullptr && fits_packs<kPack<Out>>(p.weight.columns, p.out);
-  launch("expert_linear/pack",
-         layout == Weight::transposed ? pack_weight_kernel<true, T> : pack_weight_kernel<false, T>,
-         divide_up(p.weight.size() / kPack<T>, kPackThreads), kPackThreads, 0, call.stream, p.weight, weight, panels);
+  T* panels = workspace.take<T>(p.weight.size());
+  auto* cut = workspace.take<std::int64_t>(p.plan.num_experts * (p.num_tiles + 1));
+  if (workspace.counts_only()) return;
+  p.cut = cut;
+  p.packs = p.with_out && fits_packs<kPack<T>>(p.weight.columns, p.out);
+  pack_weights(p, weights, panels, call.stream);
   launch("expert_linear/cut", cut_kernel, divide_up(p.plan.num_experts * (p.num_tiles + 1), kCutThreads), kCutThreads,
-         0, call.stream, PlanCut{p.plan, p.slots_per_tile(), p.num_tiles, memory.cut});
-  launch(name, p.dot != nullptr ? routed_product_kernel<true, T, Out> : routed_product_kernel<false, T, Out>,
-         p.num_tiles * p.num_column_blocks, kProductThreads, product_bytes(p), call.stream, p, call.bad_index);
+         0, call.stream, PlanCut{p.plan, p.slots_per_tile(), p.num_tiles, cut});
+  const std::size_t bytes = shared_bytes<T, A, A>(kStages * kBatch * kStageDepth<T>, p.rows_per_tile * kTileColumns,
+                                                  p.dot != nullptr ? kBatch * kColumnPanels : 0) +
+                            TileSlots<A>::bytes(p.plan.num_experts, p.slots_per_tile());
+  launch("expert_linear/tiles", p.dot != nullptr ? tile_product_kernel<true, T, T> : tile_product_kernel<false, T, T>,
+         p.num_tiles * p.num_column_blocks, kProductThreads, bytes, call.stream, p, call.bad_index);
+}
+
+// With `ranked`, also a row's slots by ascending expert.
+void find_positions(const ExpertPlanView& plan, unsigned long long* position, std::int64_t* ranked, const Call& call) {
+  const ExpertParts parts{plan, kGroup};
+  const std::int64_t n = num_slots(plan), blocks = divide_up(n, kPlanThreads);
+  fill_zero(position, static_cast<std::size_t>(n) * sizeof *position, call.stream);
+  launch("expert_linear/position", position_kernel<ExpertParts>, blocks, kPlanThreads, 0, call.stream, parts, position);
+  launch("expert_linear/rank", rank_kernel<ExpertParts>, blocks, kPlanThreads, 0, call.stream, parts, position, ranked,
+         call.bad_index);
+}
+
+template <typename T, typename Out>
+void run_grouped(RoutedProduct<T, Out> p, const Weights<T>& weights, std::int64_t* ranked, Workspace& workspace,
+                 const Call& call) {
+  using A = Accumulator<T>;
+  T* panels = workspace.take<T>(p.weight.size());
+  auto* position = workspace.take<unsigned long long>(num_slots(p.plan));
+  if (workspace.counts_only()) return;
+  p.packs = p.with_out && fits_packs<kPack<Out>>(p.weight.columns, p.out);
+  pack_weights(p, weights, panels, call.stream);
+  find_positions(p.plan, position, ranked, call);
+  const GroupedProduct<T, Out> g{p, {p.plan, kGroup}, position};
+  const std::size_t bytes = shared_bytes<T, A, std::int64_t, std::int64_t, A>(
+      kStages * kGroup * kStageDepth<T>, p.dot != nullptr ? kGroup * kColumnPanels : 0, kGroup, kGroup, kGroup);
+  launch("expert_linear/grouped",
+         p.dot != nullptr ? grouped_product_kernel<true, T, Out> : grouped_product_kernel<false, T, Out>,
+         g.parts.count() * p.num_column_blocks, kProductThreads, bytes, call.stream, g, call.bad_index);
+}
+
+// Launches nothing where the workspace has no memory.
+template <typename T, typename Out>
+void run_product(RoutedProduct<T, Out> p, const Weights<T>& weights, Workspace& workspace, const Call& call) {
+  using A = Accumulator<T>;
+  p.num_column_blocks = static_cast<int>(divide_up(p.weight.columns, kTileColumns));
+  p.copies = fits_packs<kPack<T>>(p.weight.depth, p.in);
+  if (num_slots(p.plan) * p.weight.columns == 0) return;
+  if constexpr (std::is_same_v<T, Out>) {
+    if (in_tiles(p)) return run_tiles(p, weights, workspace, call);
+    if (p.slots_per_out > 1 && p.with_out) {
+      RoutedProduct<T, A> rows{p, workspace.take<A>(num_slots(p.plan) * p.weight.columns)};
+      auto* ranked = workspace.take<std::int64_t>(num_slots(p.plan));
+      run_grouped(rows, weights, ranked, workspace, call);
+      if (workspace.counts_only()) return;
+      return sum_slots<T>({rows.out, ranked, nullptr, p.plan.k, p.plan.num_rows, p.weight.columns, p.out}, call);
+    }
+  }
+  run_grouped(p, weights, nullptr, workspace, call);
 }
 
 // ---- gradients for x and the gate
@@ -107,23 +162,22 @@ struct GateGradient {
   const T* bias;    // [num_experts, out_dim] or null
   const T* grad_y;  // [num_rows, out_dim]
   std::int64_t out_dim;
+  const unsigned long long* position;
   T* grad_gate;  // [num_slots]
 };
 
-// dgate_s = dot_s + b_e . dy_i. A warp per slot, in the plan's order, which has its expert.
+// dgate_s = dot_s + b_e . dy_i. A warp per slot, whose position in the plan has its expert.
 template <typename T>
-__global__ void gate_gradient_kernel(GateGradient<T> g, BadIndex* bad) {
+__global__ void gate_gradient_kernel(GateGradient<T> g) {
   using A = Accumulator<T>;
-  const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kGateThreads + threadIdx.x) / kWarp;
-  if (i >= num_slots(g.plan)) return;
-  const std::int64_t slot = g.plan.order[i];
-  if (slot < 0 || slot >= num_slots(g.plan)) return note_bad_plan(g.plan, bad);
+  const std::int64_t slot = (static_cast<std::int64_t>(blockIdx.x) * kGateThreads + threadIdx.x) / kWarp;
+  if (slot >= num_slots(g.plan) || g.position[slot] == 0) return;
   const T* grad_y = g.grad_y + slot / g.plan.k * g.out_dim;
   A sum = 0;
   for (std::int64_t d = lane_id(); d < g.num_dots; d += kWarp) sum += g.dot[slot * g.num_dots + d];
   if (g.bias != nullptr) {
-    const std::int64_t e = expert_at(g.plan.num_experts, i, [&](std::int64_t at) { return g.plan.offsets[at]; });
-    const T* bias = g.bias + e * g.out_dim;
+    const auto at = static_cast<std::int64_t>(g.position[slot] - 1);
+    const T* bias = g.bias + ExpertParts{g.plan, 0}.expert_of(at) * g.out_dim;
     for (std::int64_t f = lane_id(); f < g.out_dim; f += kWarp) sum += widened(bias[f]) * widened(grad_y[f]);
   }
   sum = warp_sum(sum);
@@ -145,34 +199,43 @@ RoutedProduct<T, Out> gradient_product(const ExpertLinear<T>& a, const T* grad_y
   return p;
 }
 
-// Launches nothing where the workspace has no memory; `grad_gate` then only says whether it is asked for.
+// What is asked for.
+template <typename T>
+struct Gradients {
+  bool with_x, with_gate;
+  T* x;
+  T* gate;
+};
+
 template <typename T, typename Out>
-void run_gradient(const ExpertLinear<T>& a, const T* grad_y, Out* out, bool apart, bool with_dots, T* grad_gate,
+void run_gradient(const ExpertLinear<T>& a, const T* grad_y, Out* out, bool apart, const Gradients<T>& grad,
                   Workspace& workspace, const Call& call) {
-  RoutedProduct<T, Out> p = gradient_product(a, grad_y, out, apart, with_dots);
-  GateGradient<T> g{a.plan, nullptr, divide_up(a.in_dim, kTileColumns), a.bias, grad_y, a.out_dim, grad_gate};
-  if (with_dots) {
-    p.against = a.x;
-    p.against_source = a.source;
-    p.num_against_rows = a.num_sources;
-    g.dot = p.dot = workspace.take<Accumulator<T>>(num_slots(a.plan) * g.num_dots);
-  }
-  run_product("expert_linear_grad_x_gate", p, a.weight, Weight::transposed, workspace, call);
-  if (!with_dots || workspace.counts_only()) return;
+  RoutedProduct<T, Out> p = gradient_product(a, grad_y, out, apart, grad.with_gate);
+  p.with_out = grad.with_x;
+  const Weights<T> weights{a.weight, Weight::transposed};
+  if (!grad.with_gate) return run_product(p, weights, workspace, call);
+  GateGradient<T> g{a.plan, nullptr, divide_up(a.in_dim, kTileColumns), a.bias, grad_y, a.out_dim, nullptr, grad.gate};
+  p.against = a.x;
+  p.against_source = a.source;
+  p.num_against_rows = a.num_sources;
+  g.dot = p.dot = workspace.take<Accumulator<T>>(num_slots(a.plan) * g.num_dots);
+  auto* position = workspace.take<unsigned long long>(num_slots(a.plan));
+  g.position = position;
+  run_product(p, weights, workspace, call);
+  if (workspace.counts_only()) return;
+  find_positions(a.plan, position, nullptr, call);
   launch("expert_linear/gate_gradient", gate_gradient_kernel<T>, divide_up(num_slots(a.plan), kGateThreads / kWarp),
-         kGateThreads, 0, call.stream, g, call.bad_index);
+         kGateThreads, 0, call.stream, g);
 }
 
 template <typename T>
-void grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, bool with_x, T* grad_x, bool with_gate, T* grad_gate,
-                 Workspace& workspace, const Call& call) {
+void run_gradients(const ExpertLinear<T>& a, const T* grad_y, const Gradients<T>& grad, Workspace& workspace,
+                   const Call& call) {
   using A = Accumulator<T>;
-  if (!with_x || a.source == nullptr) {
-    return run_gradient(a, grad_y, grad_x, false, with_gate, grad_gate, workspace, call);
-  }
+  if (!grad.with_x || a.source == nullptr) return run_gradient(a, grad_y, grad.x, false, grad, workspace, call);
   A* rows = workspace.take<A>(num_slots(a.plan) * a.in_dim);
-  run_gradient(a, grad_y, rows, true, with_gate, grad_gate, workspace, call);
-  sum_by_source<T>({rows, a.source, num_slots(a.plan), a.num_sources, a.in_dim, grad_x}, workspace, call);
+  run_gradient(a, grad_y, rows, true, grad, workspace, call);
+  sum_by_source<T>({rows, a.source, num_slots(a.plan), a.num_sources, a.in_dim, grad.x}, workspace, call);
 }
 
 void check_sizes(const ExpertPlanView& plan) {
@@ -187,8 +250,7 @@ void check_sizes(const ExpertPlanView& plan) {
 template <typename T>
 std::int64_t expert_linear_workspace(const ExpertLinear<T>& a) {
   Workspace workspace(nullptr);
-  auto p = forward_product<T, T>(a, nullptr);
-  take_memory(p, workspace);
+  run_product<T, T>(forward_product<T, T>(a, nullptr), {}, workspace, {});
   return workspace.bytes();
 }
 
@@ -197,13 +259,13 @@ void expert_linear(const ExpertLinear<T>& a, T* y, const Call& call) {
   check_sizes(a.plan);
   if (num_slots(a.plan) * a.out_dim == 0) return;
   Workspace workspace(call.workspace);
-  run_product("expert_linear", forward_product(a, y), a.weight, Weight::as_is, workspace, call);
+  run_product<T, T>(forward_product(a, y), {a.weight, Weight::as_is}, workspace, call);
 }
 
 template <typename T>
 std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<T>& a, bool grad_x, bool grad_gate) {
   Workspace workspace(nullptr);
-  grad_x_gate<T>(a, nullptr, grad_x, nullptr, grad_gate, nullptr, workspace, {});
+  run_gradients<T>(a, nullptr, {grad_x, grad_gate, nullptr, nullptr}, workspace, {});
   return workspace.bytes();
 }
 
@@ -217,7 +279,7 @@ void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* gra
     return;
   }
   Workspace workspace(call.workspace);
-  grad_x_gate(a, grad_y, grad_x != nullptr, grad_x, grad_gate != nullptr, grad_gate, workspace, call);
+  run_gradients<T>(a, grad_y, {grad_x != nullptr, grad_gate != nullptr, grad_x, grad_gate}, workspace, call);
 }
 
 template std::int64_t expert_linear_workspace(const ExpertLinear<float>&);

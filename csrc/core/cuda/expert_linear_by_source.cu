@@ -1,5 +1,5 @@
-// Slots are sorted by source, 10 bits at a time from the lowest by the stable sort of expert_plan; then a warp adds up
-// the rows of a source. Floor: reading every slot's row once.
+// A warp adds up the rows of a sum's slots. Slots are sorted by source 10 bits at a time, from the lowest, by the
+// stable sort of expert_plan. Floor: reading every slot's row once.
 #include "core/cuda/expert_linear_by_source.h"
 
 #include <bit>
@@ -60,16 +60,19 @@ __global__ void start_kernel(SlotSort s) {
   s.start[source] = begin;
 }
 
+// A warp per row.
 template <int V, typename T>
-__global__ void sum_by_source_kernel(SumBySource<T> a, const std::int64_t* start, const std::int64_t* order) {
+__global__ void sum_slots_kernel(SlotSums<T> a) {
   using A = Accumulator<T>;
   const std::int64_t row = thread_in_grid() / kWarp;
-  if (row >= a.num_sources) return;
-  const std::int64_t begin = start[row], end = start[row + 1];
+  if (row >= a.num_rows) return;
+  const std::int64_t begin = a.start != nullptr ? a.start[row] : row * a.per_row;
+  const std::int64_t end = a.start != nullptr ? a.start[row + 1] : begin + a.per_row;
   for (std::int64_t d = lane_id() * V; d < a.dim; d += kWarp * V) {
     A sum[V] = {};
     for (std::int64_t i = begin; i < end; ++i) {
-      const Pack<A, V> pack = load<V>(a.rows + order[i] * a.dim + d);
+      if (a.order[i] < 0) continue;
+      const Pack<A, V> pack = load<V>(a.rows + a.order[i] * a.dim + d);
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] += pack.value[v];
     }
@@ -111,18 +114,26 @@ const std::int64_t* sort_slots(const SlotSort& s, const Call& call) {
 }  // namespace
 
 template <typename T>
-void sum_by_source(const SumBySource<T>& a, Workspace& workspace, const Call& call) {
+void sum_slots(const SlotSums<T>& a, const Call& call) {
   constexpr int V = kPack<Accumulator<T>>;
-  const SlotSort s = take_sort(a.source, a.num_slots, a.num_sources, workspace);
-  if (workspace.counts_only() || a.num_sources * a.dim == 0) return;
-  const std::int64_t* order = sort_slots(s, call);
-  const bool packs = fits_packs<V>(a.dim, a.rows, a.out);
-  launch("expert_linear/sum_by_source", packs ? sum_by_source_kernel<V, T> : sum_by_source_kernel<1, T>,
-         divide_up(a.num_sources, kThreads / kWarp), kThreads, 0, call.stream, a, s.start, order);
+  if (a.num_rows * a.dim == 0) return;
+  launch("expert_linear/sum_slots",
+         fits_packs<V>(a.dim, a.rows, a.out) ? sum_slots_kernel<V, T> : sum_slots_kernel<1, T>,
+         divide_up(a.num_rows, kThreads / kWarp), kThreads, 0, call.stream, a);
 }
 
+template <typename T>
+void sum_by_source(const SumBySource<T>& a, Workspace& workspace, const Call& call) {
+  const SlotSort s = take_sort(a.source, a.num_slots, a.num_sources, workspace);
+  if (workspace.counts_only() || a.num_sources * a.dim == 0) return;
+  sum_slots<T>({a.rows, sort_slots(s, call), s.start, 0, a.num_sources, a.dim, a.out}, call);
+}
+
+template void sum_slots(const SlotSums<float>&, const Call&);
 template void sum_by_source(const SumBySource<float>&, Workspace&, const Call&);
+template void sum_slots(const SlotSums<double>&, const Call&);
 template void sum_by_source(const SumBySource<double>&, Workspace&, const Call&);
+template void sum_slots(const SlotSums<bfloat16>&, const Call&);
 template void sum_by_source(const SumBySource<bfloat16>&, Workspace&, const Call&);
 
 }  // namespace gmoe::core::cuda

@@ -1,4 +1,4 @@
-// What slots add to the rows that they read: the end of expert_linear's gradient for x where slots choose their rows.
+// Sums over slots' rows: of the slots of a row, and, for expert_linear's gradient for x, of those that read a row.
 #pragma once
 
 #include "core/cuda/launch.h"
@@ -6,6 +6,18 @@
 #include "core/types.h"
 
 namespace gmoe::core::cuda {
+
+// out[r] = sum over i in [start[r], start[r + 1]), ascending, of the row of order[i]; -1 is left out.
+template <typename T>
+struct SlotSums {
+  const Accumulator<T>* rows;  // [num_slots, dim]
+  const std::int64_t* order;
+  const std::int64_t* start;  // [num_rows + 1], or null: r * per_row
+  std::int64_t per_row, num_rows, dim;
+  T* out;  // [num_rows, dim]
+};
+template <typename T>
+void sum_slots(const SlotSums<T>& a, const Call& call);
 
 // out[r] = sum over the slots with source r, ascending, of their rows. A bad source is left out and noted.
 template <typename T>

@@ -53,6 +53,9 @@ struct ExpertParts {
     const std::int64_t load = offset(e + 1) - offset(e);
     return load <= 0 ? 0 : cut() ? divide_up(load, per_part) : 1;
   }
+  __device__ std::int64_t expert_of(std::int64_t position) const {
+    return expert_at(plan.num_experts, position, [&](std::int64_t e) { return offset(e); });
+  }
   __device__ ExpertPart part(std::int64_t index) const {
     const std::int64_t e =
         cut() ? expert_at(plan.num_experts, index, [&](std::int64_t i) { return first_part(i); }) : index;

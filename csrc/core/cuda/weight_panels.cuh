@@ -1,4 +1,4 @@
-// The product of a warp: 32 gathered rows, which stand in shared memory, with 32 columns of an expert's weights.
+// The product of a warp: 32 or 64 gathered rows, which stand in shared memory, with 32 columns of an expert's weights.
 //
 // Weights are packed once a call into panels of 32 columns, padded by zeros, such that what a lane needs next is one
 // piece of 16 bytes beside its neighbours'; panels are read from the caches straight into registers, for no two warps
@@ -6,21 +6,21 @@
 // and unaligned rows end. Rows stand in stages of 128 bytes a row, their 16-byte pieces swapped by row so that what
 // lanes read at once lies in different banks.
 //
-// A lane holds the sums of 4 rows and 8 columns, the same ones for every type: with g = lane / 4 and t = lane % 4, rows
-// g + 8 i and columns 8 (j / 2) + 2 t + j % 2, as the matrix instructions lay them out.
+// A lane holds the sums of 4 or 8 rows and 8 columns, the same ones for every type: with g = lane / 4 and t = lane % 4,
+// rows g + 8 i and columns 8 (j / 2) + 2 t + j % 2, as the matrix instructions lay them out.
 #pragma once
 
 #include "core/cuda/primitives.cuh"
 
 namespace gmoe::core::cuda {
 
-inline constexpr int kPanel = 32;        // columns, and rows, of a warp
+inline constexpr int kPanel = 32;        // columns of a warp
 inline constexpr int kStageBytes = 128;  // of a row
-inline constexpr int kRowsPerLane = 4;
 inline constexpr int kColumnsPerLane = 8;
 
-template <typename A>
-using LaneSums = A[kRowsPerLane][kColumnsPerLane];
+// Of the 8 * Rows rows of a warp.
+template <typename A, int Rows>
+using LaneSums = A[Rows][kColumnsPerLane];
 
 // Depth of a stage.
 template <typename T>
@@ -48,14 +48,15 @@ struct Panels {
   }
 
   // Adds the products of a stage's rows, from the warp's first on, with as many depths of a panel.
-  static __device__ void multiply(const T* stage, const T* panel, int /*rows*/, LaneSums<A>& sum) {
+  template <int Rows>
+  static __device__ void multiply(const T* stage, const T* panel, int /*rows*/, LaneSums<A, Rows>& sum) {
     const int g = lane_id() / 4, t = lane_id() % 4;
     panel += t * kColumnsPerLane;
 #pragma unroll 1
     for (int piece = 0; piece < kStageBytes / 16; ++piece) {
-      Pack<T, kPack<T>> row[kRowsPerLane];
+      Pack<T, kPack<T>> row[Rows];
 #pragma unroll
-      for (int i = 0; i < kRowsPerLane; ++i) {
+      for (int i = 0; i < Rows; ++i) {
         row[i] = load<kPack<T>>(stage + lane_row(i) * kStageDepth<T> + piece_at(g, piece) * kPack<T>);
       }
 #pragma unroll
@@ -68,7 +69,7 @@ struct Panels {
           for (int u = 0; u < kPack<T>; ++u) column[j + u] = pack.value[u];
         }
 #pragma unroll
-        for (int i = 0; i < kRowsPerLane; ++i) {
+        for (int i = 0; i < Rows; ++i) {
 #pragma unroll
           for (int j = 0; j < kColumnsPerLane; ++j) sum[i][j] += row[i].value[v] * column[j];
         }
@@ -98,7 +99,8 @@ struct Panels<bfloat16> {
     return {{pack.value[0], pack.value[1], pack.value[2], pack.value[3]}};
   }
 
-  static __device__ void multiply(const bfloat16* stage, const bfloat16* panel, int rows, LaneSums<float>& sum) {
+  template <int Rows>
+  static __device__ void multiply(const bfloat16* stage, const bfloat16* panel, int rows, LaneSums<float, Rows>& sum) {
     const int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
     for (int step = 0; step < kStageDepth<bfloat16> / kDepth; ++step) {
@@ -106,7 +108,7 @@ struct Panels<bfloat16> {
 #pragma unroll
       for (int n = 0; n < 4; ++n) column[n] = fragment(panel + ((step * 4 + n) * kWarp + lane_id()) * 8);
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < Rows / 2; ++m) {
         if (16 * m >= rows) break;
         Fragment row[2];
 #pragma unroll

@@ -30,6 +30,7 @@ constexpr Case kCases[] = {
     {{131, 1, 3, 72, 24, Load::one_has_all}, kBias},
     {{71, 3, 2, 8, 16, Load::one_has_all}, kBias | kGate},
     {{2, 600, 5, 3, 2}, kGate | kSource},
+    {{9, 2, 2, 523, 130}, kBias | kGate},
 };
 
 // f(arguments) for every case and type.
