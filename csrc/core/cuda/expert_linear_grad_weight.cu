@@ -1,10 +1,10 @@
 // dW_e = sum over the slots of expert e of gate dy (x) x, and db_e = sum of gate dy.
 //
 // Expert-major: an expert's slots are a run of the plan, cut into parts of as many slots as sizes alone say. A block
-// owns a part and a tile of 128 x 128 of dW: rows of dy and x are gathered by asynchronous copies, 16 slots at a time
-// and two ahead, and each thread sums 8 x 8 products. Parts are added up afterwards, in their order, so nothing is
-// added atomically. Where tiles and experts are many enough, an expert is one part and its sums are the result. Floor:
-// the multiply-adds.
+// owns a part and a tile of 128 x 128 of dW: rows of dy and x are gathered by asynchronous copies, 16 or 32 slots at a
+// time and two ahead, and each thread sums 8 x 8 products, of bfloat16 by matrix instructions. Parts are added up
+// afterwards, in their order, so nothing is added atomically. Where tiles and experts are many enough, an expert is one
+// part and its sums are the result. Floor: the multiply-adds.
 #include <algorithm>
 
 #include "core/cuda/expert_linear.h"
@@ -15,10 +15,11 @@ namespace gmoe::core::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTile = 128;     // rows and columns of dW
-constexpr int kSlots = 16;     // of a stage
-constexpr int kStages = 3;     // of which two are on their way
-constexpr int kPerThread = 8;  // rows and columns of a thread, in two pieces of 4
+constexpr int kTile = 128;  // rows and columns of dW
+template <typename T>
+constexpr int kSlots = sizeof(T) == 2 ? 32 : 16;  // of a stage
+constexpr int kStages = 3;                        // of which two are on their way
+constexpr int kPerThread = 8;                     // rows and columns of a thread, in two pieces of 4
 constexpr int kPiece = 4;
 constexpr std::int64_t kWantedBlocks = 1024;  // several for each multiprocessor
 constexpr std::int64_t kLeastPerPart = 512;   // slots: so many products are worth a write and a read of their sum
@@ -50,10 +51,10 @@ template <typename T, typename A>
 __device__ void list_rows(const WeightGradient<T>& w, const SlotRows<A>& rows, std::int64_t begin, int count,
                           BadIndex* bad) {
   const int i = static_cast<int>(threadIdx.x);
-  if (i >= count) return;
-  const std::int64_t slot = w.a.plan.order[begin + i];
   rows.grad[i] = rows.x[i] = -1;
   rows.gate[i] = 0;
+  if (i >= count) return;
+  const std::int64_t slot = w.a.plan.order[begin + i];
   if (slot < 0 || slot >= num_slots(w.a.plan)) return note_bad_plan(w.a.plan, bad);
   const std::int64_t x = w.a.source != nullptr ? w.a.source[slot] : slot / w.a.plan.k;
   if (w.a.source != nullptr && !check_index(x, w.a.num_sources, slot, bad)) return;
@@ -62,15 +63,106 @@ __device__ void list_rows(const WeightGradient<T>& w, const SlotRows<A>& rows, s
   rows.gate[i] = w.a.gate != nullptr ? A{widened(w.a.gate[slot])} : A{1};
 }
 
-// Columns [first, first + kTile) of the rows of kSlots slots to a stage; zeros past the end.
+template <typename A>
+using ThreadSums = A[kPerThread][kPerThread];
+
+// Multiply-adds: a thread has rows and columns in two pieces of 4, half a tile apart, so that what lanes read at once
+// lies side by side.
+template <typename T>
+struct Products {
+  using A = Accumulator<T>;
+
+  static __device__ int staged_at(int slot, int column) { return slot * kTile + column; }
+  static __device__ int row(int i) { return at(static_cast<int>(threadIdx.x) / 16, i); }
+  static __device__ int column(int j) { return at(static_cast<int>(threadIdx.x) % 16, j); }
+
+  static __device__ void add(const T* grad, const T* x, const A* gate, int count, ThreadSums<A>& sum) {
+#pragma unroll 1
+    for (int slot = 0; slot < count; ++slot) {
+      A left[kPerThread], right[kPerThread];
+      load_pieces(grad + slot * kTile, row(0), left);
+      load_pieces(x + slot * kTile, column(0), right);
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) left[i] *= gate[slot];
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+#pragma unroll
+        for (int j = 0; j < kPerThread; ++j) sum[i][j] += left[i] * right[j];
+      }
+    }
+  }
+
+ private:
+  static __device__ int at(int piece, int i) { return i / kPiece * (kTile / 2) + piece * kPiece + i % kPiece; }
+  static __device__ void load_pieces(const T* stage, int first, A (&value)[kPerThread]) {
+    constexpr int V = kPack<T> < kPiece ? kPack<T> : kPiece;
+#pragma unroll
+    for (int i = 0; i < kPerThread; i += V) {
+      const Pack<T, V> pack = load<V>(stage + first + i / kPiece * (kTile / 2) + i % kPiece);
+#pragma unroll
+      for (int v = 0; v < V; ++v) value[i + v] = widened(pack.value[v]);
+    }
+  }
+};
+
+// Matrix instructions: 2 x 4 warps with 64 rows and 32 columns each. Slots are the depth of the product, so both sides
+// are read transposed; rows of a stage have their 16-byte pieces swapped, eight rows in different banks.
+template <>
+struct Products<bfloat16> {
+  static constexpr int kDepth = 16;
+
+  static __device__ int staged_at(int slot, int column) { return slot * kTile + (column ^ (slot & 7) << 3); }
+  static __device__ int row(int i) { return warp_id() / 4 * 64 + i * 8 + lane_id() / 4; }
+  static __device__ int column(int j) { return warp_id() % 4 * 32 + j / 2 * 8 + lane_id() % 4 * 2 + j % 2; }
+
+  // Slots past `count` are zeros, their gates too.
+  static __device__ void add(const bfloat16* grad, const bfloat16* x, const float* gate, int count,
+                             ThreadSums<float>& sum) {
+    // What this lane names: row lane % 8 of matrix lane / 8.
+    const int matrix = lane_id() / 8, in_matrix = lane_id() % 8, pair = lane_id() % 4 * 2;
+    for (int first = 0; first < count; first += kDepth) {
+      unsigned right[2][4];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int slot = first + matrix % 2 * 8 + in_matrix;
+        load_transposed_8x8(x + staged_at(slot, warp_id() % 4 * 32 + n * 16 + matrix / 2 * 8), right[n]);
+      }
+      const Pack<float, 2> low = load<2>(gate + first + pair), high = load<2>(gate + first + pair + 8);
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        unsigned left[4];
+        const int slot = first + matrix / 2 * 8 + in_matrix;
+        load_transposed_8x8(grad + staged_at(slot, warp_id() / 4 * 64 + m * 16 + matrix % 2 * 8), left);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) left[i] = times(left[i], i < 2 ? low : high);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          multiply_m16n8k16(sum[2 * m][2 * n], sum[2 * m][2 * n + 1], sum[2 * m + 1][2 * n], sum[2 * m + 1][2 * n + 1],
+                            left[0], left[1], left[2], left[3], right[n / 2][n % 2 * 2], right[n / 2][n % 2 * 2 + 1]);
+        }
+      }
+    }
+  }
+
+ private:
+  // Two neighbouring slots times their gates, rounded to bfloat16.
+  static __device__ unsigned times(unsigned two, const Pack<float, 2>& gates) {
+    const auto part = [&](unsigned bits, float g) {
+      return unsigned{narrowed<bfloat16>(widened(bfloat16{static_cast<std::uint16_t>(bits)}) * g).bits};
+    };
+    return part(two & 0xffffu, gates.value[0]) | part(two >> 16, gates.value[1]) << 16;
+  }
+};
+
+// Columns [first, first + kTile) of the rows of kSlots<T> slots to a stage; zeros past the end.
 template <typename T>
 __device__ void fetch_rows(const T* from, const std::int64_t* row, int count, std::int64_t dim, int first, bool copies,
                            T* stage) {
   constexpr int kPacks = kTile / kPack<T>;
 #pragma unroll 2
-  for (int i = static_cast<int>(threadIdx.x); i < kSlots * kPacks; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < kSlots<T> * kPacks; i += kThreads) {
     const int slot = i / kPacks, column = i % kPacks * kPack<T>;
-    T* to = stage + slot * kTile + column;
+    T* to = stage + Products<T>::staged_at(slot, column);
     const std::int64_t r = slot < count ? row[slot] : -1, at = first + column;
     if (copies) {
       const bool valid = r >= 0 && at < dim;
@@ -82,50 +174,16 @@ __device__ void fetch_rows(const T* from, const std::int64_t* row, int count, st
   }
 }
 
-// 4 neighbours of a stage, twice, half a tile apart: what lanes read at once lies side by side.
-template <typename T, typename A>
-__device__ __forceinline__ void load_pieces(const T* stage, int piece, A (&value)[kPerThread]) {
-  constexpr int V = kPack<T> < kPiece ? kPack<T> : kPiece;
-#pragma unroll
-  for (int i = 0; i < kPerThread; i += V) {
-    const Pack<T, V> pack = load<V>(stage + i / kPiece * (kTile / 2) + piece * kPiece + i % kPiece);
-#pragma unroll
-    for (int v = 0; v < V; ++v) value[i + v] = widened(pack.value[v]);
-  }
-}
-
-template <typename A>
-using ThreadSums = A[kPerThread][kPerThread];
-
-template <typename T, typename A>
-__device__ void add_products(const T* grad, const T* x, const A* gate, int count, ThreadSums<A>& sum) {
-  const int row = static_cast<int>(threadIdx.x) / 16, column = static_cast<int>(threadIdx.x) % 16;
-#pragma unroll 1
-  for (int slot = 0; slot < count; ++slot) {
-    A left[kPerThread], right[kPerThread];
-    load_pieces(grad + slot * kTile, row, left);
-    load_pieces(x + slot * kTile, column, right);
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) left[i] *= gate[slot];
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-#pragma unroll
-      for (int j = 0; j < kPerThread; ++j) sum[i][j] += left[i] * right[j];
-    }
-  }
-}
-
 template <typename To, typename T, typename A>
 __device__ void store_sums(const WeightGradient<T>& w, int first_row, int first_column, const ThreadSums<A>& sum,
                            To* to) {
-  const int row = static_cast<int>(threadIdx.x) / 16, column = static_cast<int>(threadIdx.x) % 16;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const int f = first_row + i / kPiece * (kTile / 2) + row * kPiece + i % kPiece;
+    const int f = first_row + Products<T>::row(i);
     if (f >= w.a.out_dim) continue;
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {
-      const int d = first_column + j / kPiece * (kTile / 2) + column * kPiece + j % kPiece;
+      const int d = first_column + Products<T>::column(j);
       if (d < w.a.in_dim) to[f * w.a.in_dim + d] = narrowed<To>(sum[i][j]);
     }
   }
@@ -134,7 +192,7 @@ __device__ void store_sums(const WeightGradient<T>& w, int first_row, int first_
 template <typename T>
 __global__ void __launch_bounds__(kThreads) grad_weight_kernel(WeightGradient<T> w, BadIndex* bad) {
   using A = Accumulator<T>;
-  constexpr int kStage = kSlots * kTile;
+  constexpr int kStage = kSlots<T> * kTile;
   DynamicShared shared;
   T* grad = shared.take<T>(kStages * kStage);
   T* x = shared.take<T>(kStages * kStage);
@@ -159,13 +217,13 @@ __global__ void __launch_bounds__(kThreads) grad_weight_kernel(WeightGradient<T>
       }
       copy_async_commit();
     };
-    for (int i = 0; i + 1 < kStages; ++i) fetch(i * kSlots, i);
-    for (int slot = 0, stage = 0; slot < count; slot += kSlots, stage = (stage + 1) % kStages) {
+    for (int i = 0; i + 1 < kStages; ++i) fetch(i * kSlots<T>, i);
+    for (int slot = 0, stage = 0; slot < count; slot += kSlots<T>, stage = (stage + 1) % kStages) {
       copy_async_wait<kStages - 2>();
       __syncthreads();  // the stage has come for all, and all have left the one that is fetched next
-      fetch(slot + (kStages - 1) * kSlots, (stage + kStages - 1) % kStages);
-      add_products(grad + stage * kStage, x + stage * kStage, rows.gate + slot,
-                   count - slot < kSlots ? count - slot : kSlots, sum);
+      fetch(slot + (kStages - 1) * kSlots<T>, (stage + kStages - 1) % kStages);
+      Products<T>::add(grad + stage * kStage, x + stage * kStage, rows.gate + slot,
+                       count - slot < kSlots<T> ? count - slot : kSlots<T>, sum);
     }
   }
   const std::int64_t size = w.a.out_dim * w.a.in_dim;
@@ -284,7 +342,7 @@ void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* gra
   Workspace workspace(call.workspace);
   const WeightGradient<T> w = weight_gradient(a, grad_y, grad_weight, workspace);
   const std::size_t bytes = shared_bytes<T, T, std::int64_t, std::int64_t, A>(
-      kStages * kSlots * kTile, kStages * kSlots * kTile, kThreads, kThreads, kThreads);
+      kStages * kSlots<T> * kTile, kStages * kSlots<T> * kTile, kThreads, kThreads, kThreads);
   launch("expert_linear_grad_weight", grad_weight_kernel<T>, w.parts.count() * w.num_tiles(), kThreads, bytes,
          call.stream, w, call.bad_index);
   add_parts(w.parts, w.sums, size, grad_weight, call);

@@ -252,6 +252,26 @@ inline void multiply_m16n8k16(float& c0, float& c1, float& c2, float& c3, unsign
 }
 #endif
 
+// Four 8 x 8 matrices of bfloat16 from shared memory, transposed, by a whole warp: lane l says where row l % 8 of
+// matrix l / 8 is, 16-byte aligned, and gets of each matrix rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4 as a pair.
+#ifdef __CUDACC__
+__device__ __forceinline__ void load_transposed_8x8(const bfloat16* row, unsigned (&fragment)[4]) {
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(at)
+               : "memory");
+}
+#else
+inline void load_transposed_8x8(const bfloat16* row, unsigned (&fragment)[4], GmoePlace place = GmoePlace::current()) {
+  host::check_alignment(row, 16, place);
+  host::MatrixRow own{};
+  std::memcpy(own.row, row, sizeof own.row);
+  host::transpose_8x8(own, place);
+  std::memcpy(fragment, own.fragment, sizeof fragment);
+}
+#endif
+
 // Carves arrays out of the dynamic shared memory, each 16-byte aligned; shared_bytes counts them for the launch.
 class DynamicShared {
  public:

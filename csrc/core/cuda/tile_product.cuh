@@ -33,11 +33,12 @@ struct TileSlots {
   std::int64_t* begin;  // [num_experts]: where the run is in the plan
   int* start;           // [num_experts + 1]: where it is here
   std::int64_t* row;    // of `in`, or -1
-  int* slot;            // from the tile's first, or -1
+  int* slot;            // from the tile's first
   int* earlier;         // slots of the same batch that go to the same row and come before
   int* seen;            // of each slot of the tile, how often the plan has it
   A* gate;
   unsigned long long* most_earlier;  // of the tile
+  int* damaged;                      // more than 0: the plan does not have every slot of the tile once, in order
 
   template <typename T, typename Out>
   static __device__ TileSlots take(const RoutedProduct<T, Out>& p, DynamicShared& shared) {
@@ -50,14 +51,15 @@ struct TileSlots {
             shared.take<int>(n),
             shared.take<int>(n),
             shared.take<A>(n),
-            shared.take<unsigned long long>(1)};
+            shared.take<unsigned long long>(1),
+            shared.take<int>(1)};
   }
   __device__ int expert_at(std::int64_t experts, int i) const {
     return static_cast<int>(core::cuda::expert_at(experts, i, [&](std::int64_t e) { return start[e]; }));
   }
   static std::size_t bytes(std::int64_t experts, std::int64_t n) {
-    return shared_bytes<std::int64_t, int, std::int64_t, int, int, int, A, unsigned long long>(experts, experts + 1, n,
-                                                                                               n, n, n, n, 1);
+    return shared_bytes<std::int64_t, int, std::int64_t, int, int, int, A, unsigned long long, int>(
+        experts, experts + 1, n, n, n, n, n, 1, 1);
   }
 };
 
@@ -76,23 +78,32 @@ __device__ void add_up_runs(const TileSlots<A>& slots, std::int64_t num_experts,
   if (lane_id() == 0) slots.start[0] = 0;
 }
 
+template <typename A>
+__device__ void note_damage(const ExpertPlanView& plan, const TileSlots<A>& slots, BadIndex* bad) {
+  note_bad_plan(plan, bad);
+  atomicAdd(slots.damaged, 1);
+}
+
 template <typename T, typename Out, typename A>
 __device__ void list_slot(const RoutedProduct<T, Out>& p, const TileSlots<A>& slots, int i, BadIndex* bad) {
   const std::int64_t first = p.first_slot();
   const int e = slots.expert_at(p.plan.num_experts, i);
   const std::int64_t slot = p.plan.order[slots.begin[e] + i - slots.start[e]];
-  const bool known = slot >= first && slot < first + p.num_slots() && atomicAdd(slots.seen + (slot - first), 1) == 0;
-  slots.slot[i] = known ? static_cast<int>(slot - first) : -1;
+  const bool ascends = i == slots.start[e] || slot > p.plan.order[slots.begin[e] + i - slots.start[e] - 1];
+  const bool known =
+      ascends && slot >= first && slot < first + p.num_slots() && atomicAdd(slots.seen + (slot - first), 1) == 0;
+  if (!known) return note_damage(p.plan, slots, bad);
+  slots.slot[i] = static_cast<int>(slot - first);
   slots.row[i] = -1;
-  if (!known) return note_bad_plan(p.plan, bad);
   slots.gate[i] = p.gate != nullptr ? A{widened(p.gate[slot])} : A{1};
   const std::int64_t row = p.source != nullptr ? p.source[slot] : slot / p.slots_per_in;
   if (p.source == nullptr || check_index(row, p.num_in_rows, slot, bad)) slots.row[i] = row;
 }
 
-// Rows are visible to the block when this returns, the rest after its next barrier.
+// Rows are visible to the block when this returns, the rest after its next barrier. False where the plan is damaged:
+// then the tile has no slots.
 template <typename T, typename Out, typename A>
-__device__ void list_slots(const RoutedProduct<T, Out>& p, const TileSlots<A>& slots, BadIndex* bad) {
+__device__ bool list_slots(const RoutedProduct<T, Out>& p, const TileSlots<A>& slots, BadIndex* bad) {
   const int thread = static_cast<int>(threadIdx.x), num_slots = p.num_slots();
   const std::int64_t tile = p.tile();
   const std::int64_t experts = p.plan.num_experts;
@@ -102,16 +113,17 @@ __device__ void list_slots(const RoutedProduct<T, Out>& p, const TileSlots<A>& s
     slots.start[e + 1] = static_cast<int>(end < begin ? 0 : end - begin < num_slots ? end - begin : num_slots);
   }
   for (int i = thread; i < num_slots; i += kProductThreads) slots.seen[i] = 0;
-  if (thread == 0) *slots.most_earlier = 0;
+  if (thread == 0) *slots.most_earlier = *slots.damaged = 0;
   __syncthreads();
   add_up_runs(slots, experts, num_slots);
   __syncthreads();
   const int listed = slots.start[experts];
-  if (thread == 0 && listed < num_slots) note_bad_plan(p.plan, bad);
+  if (thread == 0 && listed < num_slots) note_damage(p.plan, slots, bad);
   for (int i = thread; i < listed; i += kProductThreads) {
     list_slot(p, slots, i, bad);
   }
   __syncthreads();
+  if (*slots.damaged > 0) return false;
   for (int i = thread; i < listed; i += kProductThreads) {
     const int e = slots.expert_at(experts, i), in_batch = (i - slots.start[e]) % kBatch;
     int before = 0;
@@ -120,6 +132,7 @@ __device__ void list_slots(const RoutedProduct<T, Out>& p, const TileSlots<A>& s
     slots.earlier[i] = before;
     if (before > 0) atomicMax(slots.most_earlier, static_cast<unsigned long long>(before));
   }
+  return true;
 }
 
 // ---- the work of a tile
@@ -156,7 +169,7 @@ __device__ void add_to_tile(const RoutedProduct<T, Out>& p, const TileSlots<A>& 
 #pragma unroll
     for (int i = 0; i < kTileLaneRows; ++i) {
       const int row = first_row + lane_row(i), at = step.first + row;
-      if (row >= step.count || slots.earlier[at] != turn || slots.slot[at] < 0) continue;
+      if (row >= step.count || slots.earlier[at] != turn) continue;
       const int out_row = slots.slot[at] / p.slots_per_out;
       const A gate = slots.gate[at];
 #pragma unroll
@@ -198,9 +211,8 @@ __global__ void __launch_bounds__(kProductThreads, kBlocksAtOnce<T>)
   A* part = shared.take<A>(Dots ? kBatch * kColumnPanels : 0);
   const TileSlots<A> slots = TileSlots<A>::take(p, shared);
   for (int i = static_cast<int>(threadIdx.x); i < p.rows_per_tile * kTileColumns; i += kProductThreads) tile[i] = 0;
-  list_slots(p, slots, bad);
-
-  const int experts = static_cast<int>(p.plan.num_experts), stages = static_cast<int>(p.weight.num_stages());
+  const int experts = list_slots(p, slots, bad) ? static_cast<int>(p.plan.num_experts) : 0;
+  const int stages = static_cast<int>(p.weight.num_stages());
   const int first_row = warp_id() / kColumnPanels * 8 * kTileLaneRows;
   const int first_column = p.first_column() + warp_id() % kColumnPanels * kPanel;
   ProductStep now{};
@@ -225,10 +237,7 @@ __global__ void __launch_bounds__(kProductThreads, kBlocksAtOnce<T>)
     }
     if (now.stage + 1 == stages) {
       if (Dots) {
-        const auto slot = [&](int row) -> std::int64_t {
-          const int at = slots.slot[now.first + row];
-          return at < 0 ? -1 : p.first_slot() + at;
-        };
+        const auto slot = [&](int row) { return p.first_slot() + slots.slot[now.first + row]; };
         const auto row_of = [&](int row) { return slots.row[now.first + row]; };
         write_dots(p, BatchRows{now.count, slot, row_of}, first_column, first_row, sum, part, bad);
       }

@@ -32,8 +32,19 @@ void multiply(void* const (&lane)[kWarp]) {
   }
 }
 
+void transpose(void* const (&lane)[kWarp]) {
+  const auto row = [&](int matrix, int r) { return static_cast<const MatrixRow*>(lane[matrix * 8 + r])->row; };
+  for (int l = 0; l < kWarp; ++l) {
+    const int column = l / 4, pair = l % 4 * 2;
+    for (int m = 0; m < 4; ++m) {
+      static_cast<MatrixRow*>(lane[l])->fragment[m] = row(m, pair)[column] | unsigned{row(m, pair + 1)[column]} << 16;
+    }
+  }
+}
+
 }  // namespace
 
+void transpose_8x8(MatrixRow& own, const Place& place) { together(transpose, &own, place); }
 void multiply_m16n8k16(MatrixFragments& own, const Place& place) { together(multiply, &own, place); }
 
 }  // namespace gmoe::core::cuda::host

@@ -12,4 +12,11 @@ struct MatrixFragments {
 };
 void multiply_m16n8k16(MatrixFragments& own, const Place& place);
 
+// Of a lane: row lane % 8 of the 8 x 8 matrix lane / 8, and its fragments of the four matrices transposed.
+struct MatrixRow {
+  std::uint16_t row[8];
+  unsigned fragment[4];
+};
+void transpose_8x8(MatrixRow& own, const Place& place);
+
 }  // namespace gmoe::core::cuda::host
