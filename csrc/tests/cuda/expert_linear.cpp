@@ -29,7 +29,7 @@ constexpr Case kCases[] = {
     {{197, 2, 4, 40, 152, Load::some_empty}, kBias | kGate},
     {{131, 1, 3, 72, 24, Load::one_has_all}, kBias},
     {{71, 3, 2, 8, 16, Load::one_has_all}, kBias | kGate},
-    {{2, 600, 5, 3, 2}, kGate | kSource},
+    {{2, 600, 41, 3, 2}, kGate | kSource},
     {{9, 2, 2, 523, 130}, kBias | kGate},
 };
 
