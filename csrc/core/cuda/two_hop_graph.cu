@@ -88,8 +88,8 @@ __device__ __forceinline__ void for_each_window(const Paths<Index>& paths, std::
       if (paths.usable(e)) leave_out(a.columns[e]);
     }
     __syncwarp();
+    // For the next window a lane clears the words that it read; what others read of them, f ends by a barrier.
     f(window);
-    __syncwarp();
   }
 }
 
