@@ -129,6 +129,6 @@ def test_a_served_node_gets_the_answer_of_the_whole_graph(options, nodes):
     more = {"num_experts": 4, "num_hop1": 4, "k": 2} if "gmoe" in options["name"] else {}
     model = models.build(**options, in_dim=64, hidden_dim=16, out_dim=8, num_layers=2, **more).eval()
     server = NodeServer(model, x, graph)
-    assert server._reach(torch.tensor(nodes)) is not None
+    assert server.reach(torch.tensor(nodes)) is not None
     whole = model(x, graph).logits
     torch.testing.assert_close(server.answer(torch.tensor(nodes)), whole[nodes], rtol=1e-4, atol=1e-5)
