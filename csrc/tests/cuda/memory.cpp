@@ -8,6 +8,7 @@
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/inputs.h"
+#include "tests/naive_memory.h"
 
 namespace gmoe::test {
 namespace {
@@ -24,37 +25,6 @@ constexpr Sizes kSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},    {2, 3, 3, 0},   {7,
 
 void set_case(const Sizes& s, const char* variant) {
   test::set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k, ", dim ", s.dim, variant);
-}
-
-// Slots whose index is no expert are left out.
-template <typename T>
-std::vector<double> naive_memory_update(const core::MemoryUpdate<T>& a) {
-  const auto scale = [&](const T* row) {
-    double sum = 0;
-    for (std::int64_t d = 0; d < a.dim; ++d) sum += wide(row[d]) * wide(row[d]);
-    return 1 / std::max(std::sqrt(sum), a.eps);
-  };
-  std::vector<double> want;
-  for (std::int64_t e = 0; e < a.num_experts; ++e) {
-    std::vector<double> mean = zeros(a.dim);
-    double total = 0, largest = 0;
-    for (std::int64_t s = 0; s < a.num_rows * a.k; ++s) {
-      if (a.index[s] == e) largest = std::max(largest, wide(a.gate[s]));
-    }
-    for (std::int64_t s = 0; s < a.num_rows * a.k; ++s) {
-      if (a.index[s] != e) continue;
-      const T* row = a.x + s / a.k * a.dim;
-      const double share = std::exp(wide(a.gate[s]) - largest);
-      total += share;
-      for (std::int64_t d = 0; d < a.dim; ++d) mean[d] += share * (a.normalize ? scale(row) : 1) * wide(row[d]);
-    }
-    const T* memory = a.memory + e * a.dim;
-    for (std::int64_t d = 0; d < a.dim; ++d) {
-      const double move = total == 0 ? 0 : (1 - a.rate) * mean[d] / total;
-      want.push_back(a.rate * scale(memory) * wide(memory[d]) + move);
-    }
-  }
-  return want;
 }
 
 GMOE_PARALLEL_TEST(memory_update) {
