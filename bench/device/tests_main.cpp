@@ -88,19 +88,7 @@ void run_test(const Test& test) {
   }
 }
 
-int run_all(const std::string& wanted) {
-  int run = 0;
-  for (const Test& test : tests()) {
-    if (std::string(test.name).find(wanted) == std::string::npos) continue;
-    const int before = state().failures;
-    run_test(test);
-    std::printf("%s %s\n", state().failures == before ? "ok    " : "FAILED", test.name);
-    std::fflush(stdout);
-    ++run;
-  }
-  std::printf("%d tests, %d failed checks\n", run, state().failures);
-  return run > 0 && state().failures == 0 ? 0 : 1;
-}
+int run_all(const std::string& wanted) { return run_matching(tests(), wanted, run_test); }
 
 }  // namespace
 }  // namespace gmoe::test

@@ -110,6 +110,23 @@ void check_equal(const char* file, int line, const char* what, const std::vector
   }
 }
 
+// Runs the tests whose names contain `wanted`, each by run_test(test), and says how each went. Returns the exit code:
+// a selection that runs nothing is a failure too.
+template <typename RunTest>
+int run_matching(const std::vector<Test>& all, const std::string& wanted, const RunTest& run_test) {
+  int run = 0;
+  for (const Test& test : all) {
+    if (std::string(test.name).find(wanted) == std::string::npos) continue;
+    const int before = state().failures;
+    run_test(test);
+    std::printf("%s %s\n", state().failures == before ? "ok    " : "FAILED", test.name);
+    std::fflush(stdout);
+    ++run;
+  }
+  std::printf("%d tests, %d failed checks\n", run, state().failures);
+  return run > 0 && state().failures == 0 ? 0 : 1;
+}
+
 }  // namespace gmoe::test
 
 #define GMOE_TEST_OF_KIND(name, parallel)                                                \

@@ -97,17 +97,7 @@ int run_all(const std::string& wanted) {
   core::set_parallel_backend({run_ranges, count_threads});
   std::vector<Test> all = tests();
   std::sort(all.begin(), all.end(), [](const Test& a, const Test& b) { return std::string(a.name) < b.name; });
-  int run = 0;
-  for (const Test& test : all) {
-    if (std::string(test.name).find(wanted) == std::string::npos) continue;
-    const int before = state().failures;
-    run_test(test);
-    std::printf("%s %s\n", state().failures == before ? "ok    " : "FAILED", test.name);
-    std::fflush(stdout);
-    ++run;
-  }
-  std::printf("%d tests, %d failed checks\n", run, state().failures);
-  return run > 0 && state().failures == 0 ? 0 : 1;
+  return run_matching(all, wanted, run_test);
 }
 
 }  // namespace
