@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, fixed seeds, devices, real data, and no silent run on the fallback."""
+"""Shared fixtures: a fixed number of threads, fixed seeds, devices, real data, and no silent run on the fallback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import torch
 import gmoe_ext
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=1, help="threads of torch that every test starts with")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,10 +48,10 @@ def is_native() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def fixed_start() -> Iterator[None]:
-    """Every test starts with one thread and the same seed, and leaves both as it found them."""
+def fixed_start(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test starts with one thread (or --threads) and the same seed, and leaves both as it found them."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(request.config.getoption("--threads"))
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
