@@ -174,6 +174,20 @@ GMOE_TEST(cosine_topk_gives_ties_to_the_lower_expert) {
   });
 }
 
+GMOE_TEST(cosine_topk_keeps_the_order_of_ties_when_a_better_expert_comes) {
+  for_each_floating([&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto value = [](double v) { return core::narrow<T>(static_cast<core::Accumulator<T>>(v)); };
+    constexpr Sizes s{3, 6, 4, 2};
+    const std::vector<T> x(s.rows * s.dim, value(1));
+    std::vector<T> memory, gate = unwritten<T>(s.rows * s.k);
+    for (std::int64_t e = 0; e < s.experts; ++e) memory.insert(memory.end(), {value(1), value(e == 4 ? 1 : 0)});
+    std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
+    core::cosine_topk<T>({x.data(), memory.data(), s.rows, s.dim, s.experts, s.k, 1e-12, gate.data(), index.data()});
+    CHECK_EQUAL(index, (std::vector<std::int64_t>{4, 0, 1, 2, 4, 0, 1, 2, 4, 0, 1, 2}));
+  });
+}
+
 GMOE_PARALLEL_TEST(routers_choose_valid_experts_for_rows_with_nan) {
   Random random(5);
   for_each_floating([&](auto type) {

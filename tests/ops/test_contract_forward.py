@@ -172,6 +172,18 @@ def test_ties_go_to_the_lower_expert(spec: OpSpec, device: torch.device) -> None
             torch.testing.assert_close(gate, torch.full_like(gate, 1 / k))
 
 
+@pytest.mark.parametrize("spec", [spec for spec in OPS if spec.scores is not None], ids=str)
+def test_ties_keep_their_order_below_a_better_expert(spec: OpSpec, device: torch.device) -> None:
+    experts = 9
+    logits, memory = torch.ones(3, experts), torch.eye(5)[0].repeat(experts, 1)
+    logits[:, -1], memory[-1] = 2, 1  # the last expert is best, the others are equal
+    rows = {"x": torch.ones(3, 5), "memory": memory, "clean": logits, "logits": logits}
+    rows |= dict.fromkeys(("sigma", "noise"), torch.ones(3, experts))
+    base = spec.rows(2)
+    tied = base.replace({**{path: rows[path] for path in base.tensors()}, "k": 5}).on(device)
+    assert spec.public(tied)[1].tolist() == [[experts - 1, 0, 1, 2, 3]] * 3
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("spec", [spec for spec in OPS if spec.row_of], ids=str)
 def test_nan_and_inf_reach_what_depends_on_them_and_nothing_else(

@@ -23,15 +23,17 @@ template <typename A>
 }
 
 // Offers an expert's values to lists of `held` choices in descending order. A later equal value never passes an earlier
-// one, so ties go to the lower expert. Of k choices held the last drops out.
+// one, so ties go to the lower expert; below the offered value all move down, equal ones too. Of k choices held the
+// last drops out.
 template <typename A>
 [[gnu::always_inline]] inline void insert(Vector<A> value, std::int64_t of, std::int64_t held, std::int64_t k,
                                           Vector<A>* top, Lanes<A>* index) {
+  const Vector<A> offered = value;
   Lanes<A> expert = Lanes<A>{} + static_cast<Lane<A>>(of);
 #pragma GCC unroll 4
   for (std::int64_t r = 0; r < held; ++r) {
     const Vector<A> other = top[r];
-    const Lanes<A> holder = index[r], above = ranks_above<A>(value, other);
+    const Lanes<A> holder = index[r], above = ranks_above<A>(offered, other);
     top[r] = above ? value : other;
     index[r] = above ? expert : holder;
     value = above ? other : value;
