@@ -18,9 +18,11 @@ from gmoe_ext.errors import DataError
 from gmoe_ext.train.config import Config, TrainConfig
 from gmoe_ext.train.loop import Task
 from gmoe_ext.train.parse import load_recipe
-from gmoe_ext.train.tasks.distill import Inputs, Scene, StudentTask, find_targets
+from gmoe_ext.train.tasks.distill import find_targets
 from gmoe_ext.train.tasks.molecule import MoleculeTask
 from gmoe_ext.train.tasks.protocol import resolve
+from gmoe_ext.train.tasks.scene import Inputs, Scene
+from gmoe_ext.train.tasks.student import StudentTask, build_task
 
 from . import inputs, parity
 from .backend import on_reference
@@ -95,7 +97,7 @@ def student_task(settings: Settings) -> Task:
     )
     rows = torch.cat([nodes.x, inputs.normal(len(nodes.x), config.distill.position_dim, seed=1)], dim=1)
     student = models.build("rbm", in_dim=rows.shape[1], out_dim=nodes.num_classes, **config.student.build_args())
-    return StudentTask(student, scene, Inputs.of(scene, rows), find_targets(config, scene, teacher), config)
+    return build_task(student, scene, Inputs.of(scene, rows), find_targets(config, scene, teacher), config)
 
 
 def _small() -> data.NodeData:

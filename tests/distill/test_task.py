@@ -16,6 +16,7 @@ from gmoe_ext.train.progress import Progress
 from gmoe_ext.train.run import Run
 from gmoe_ext.train.tasks import distill
 from gmoe_ext.train.tasks.protocol import resolve
+from gmoe_ext.train.tasks.student import RbMTask
 
 pytest.importorskip("gensim")
 pytest.importorskip("sklearn")
@@ -172,7 +173,7 @@ def test_the_program_protocol_runs_and_differs(job):
 
 def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
     moves, batches = [], []
-    follow, losses = CosineMemoryRouter.follow_, distill.StudentTask.losses
+    follow, losses = CosineMemoryRouter.follow_, RbMTask.losses
 
     def count(router, *args):
         moves.append(router)
@@ -184,7 +185,7 @@ def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
         return losses(task, batch)
 
     monkeypatch.setattr(CosineMemoryRouter, "follow_", count)
-    monkeypatch.setattr(distill.StudentTask, "losses", watch)
+    monkeypatch.setattr(RbMTask, "losses", watch)
     job(settings(protocol="program", distill={"batch_weights": 50}))
     assert len(batches) == 12 and min(batches) > 4
     assert len(moves) == 2 * sum(batches)  # of each of the two layers
@@ -203,7 +204,7 @@ def test_protocol_fills_only_what_is_open():
 @pytest.mark.parametrize("reset", [True, False])
 def test_clones_start_with_a_fresh_optimizer_state(job, monkeypatch, reset):
     seen = {}
-    start = distill.StudentTask._optimize_clones
+    start = RbMTask._optimize_clones
 
     def watch(task):
         weight = task.model.layers[0].experts.weight
@@ -211,7 +212,7 @@ def test_clones_start_with_a_fresh_optimizer_state(job, monkeypatch, reset):
         start(task)
         seen["state"] = {name: value.clone() for name, value in task.optimizer.state.get(weight, {}).items()}
 
-    monkeypatch.setattr(distill.StudentTask, "_optimize_clones", watch)
+    monkeypatch.setattr(RbMTask, "_optimize_clones", watch)
     job(settings(distill={"reset_optimizer": reset}))
     if reset:
         assert not seen["state"]

@@ -1,0 +1,185 @@
+"""The student's fit: any model of rows alone, and RbM, whose memories learn beside its optimizer.
+
+N nodes that training sees, D student inputs, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...data import metrics
+from ...distill import StudentTargets, kmeans_start
+from ...models.rbm import RbM
+from ...nn.losses import krd
+from ..loop import Task
+from .scene import Inputs, Scene
+
+if TYPE_CHECKING:
+    from ...models.registry import Model
+    from ..config import Config
+
+
+class StudentTask(Task):
+    """Train a student on labels and on a teacher's soft targets (RbM, eq. 13).
+
+    Args:
+        model: forward(x [B, D]) -> Output.
+        scene: data of the setting.
+        inputs: the student's rows.
+        targets: what the teacher says.
+        config: settings with nothing left open, see `protocol.resolve`.
+
+    Attributes:
+        pretrain_epochs: epochs before those of `train`.
+    """
+
+    pretrain_epochs = 0
+
+    def __init__(self, model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> None:
+        self.phase, self.metric, self.model = model.name, scene.data.metric, model
+        self.scene, self.inputs, self.targets, self.config = scene, inputs, targets, config
+        self.optimizer = self._adam()
+        labelled = torch.zeros(scene.observed.num_nodes, dtype=torch.bool, device=inputs.seen_ND.device)
+        labelled[scene.observed.train_idx] = True
+        self.labelled_N = labelled
+
+    def batches(self, epoch: int) -> list[Tensor | None]:
+        """All rows at once, or shuffled batches of `train.batch_size`; with them the epoch's targets are drawn."""
+        self.drawn = self.targets.draw(self.config.seed, epoch)
+        self.weights = self._weights()
+        rows, size = self.inputs.seen_ND.shape[0], self.config.train.batch_size
+        if size == 0 or size >= rows:
+            return [None]
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
+        order = torch.randperm(rows, generator=generator).to(self.inputs.seen_ND.device)
+        return list(torch.split(order, size))
+
+    def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
+        """nu CE + (1 - nu) (KD + KRD) + the model's own losses; over a batch each term estimates its full value."""
+        seen, pairs, labelled_B, y_B = self.inputs.seen_ND, self.drawn.pairs, self.labelled_N, self.scene.observed.y
+        if batch is not None:
+            seen, pairs, labelled_B, y_B = seen[batch], pairs.rows(batch), labelled_B[batch], y_B[batch]
+        logits, aux = self.model(seen)
+        distill = self.config.distill
+        share = self.labelled_N.shape[0] / (self.labelled_N.sum() * labelled_B.shape[0])
+        label = functional.cross_entropy(logits[labelled_B], y_B[labelled_B], reduction="sum") * share
+        soft = krd(logits, pairs, distill.tau, bool(distill.normalized_tau))
+        of_labels, of_pairs, of_aux = self.weights
+        loss = of_labels * label + of_pairs * soft + of_aux * aux
+        return {"loss": loss, "label": label, "soft": soft, "aux": aux}
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of validation and test nodes; tells the sampler where student and teacher agree."""
+        data = self.scene.observed
+        logits = self.model(self.inputs.seen_ND).logits
+        self.targets.observe(logits)
+        scores = {"val": self._score(logits, data.y, data.val_idx)}
+        if self.inputs.heldout is None or self.scene.heldout is None:
+            return scores | {"test": self._score(logits, data.y, data.test_idx)}
+        arrived = self.model(self.inputs.heldout).logits
+        scores["test"] = metrics.evaluate(self.metric, arrived, self.scene.data.y[self.scene.heldout])
+        if len(data.test_idx):
+            scores["test_observed"] = self._score(logits, data.y, data.test_idx)
+        return scores
+
+    def state(self) -> dict[str, Any]:
+        """The sampling power."""
+        return {} if self.targets.sampler is None else dict(self.targets.sampler.state())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put the sampling power back."""
+        if self.targets.sampler is not None:
+            self.targets.sampler.load_state(state)
+
+    def _adam(self) -> torch.optim.Adam:
+        train = self.config.train
+        return torch.optim.Adam(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+    def _weights(self) -> tuple[float, float, float]:
+        nu, size = self.config.distill.ce_weight, self.config.distill.batch_weights
+        if not size:
+            return nu, 1.0 - nu, 1.0
+        of_labels = math.ceil(len(self.scene.observed.train_idx) / size)
+        of_pairs = math.ceil(self.drawn.num_pairs / size)
+        return nu * of_labels, (1.0 - nu) * of_pairs, float(of_labels + of_pairs)
+
+    def _score(self, logits: Tensor, y: Tensor, nodes: Tensor) -> float:
+        return metrics.evaluate(self.metric, logits[nodes], y[nodes])
+
+
+class RbMTask(StudentTask):
+    """Train an RbM: first one expert without routing, then its clones, which the memories choose from."""
+
+    model: RbM
+
+    def __init__(self, model: RbM, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> None:
+        super().__init__(model, scene, inputs, targets, config)
+        self.pretrain_epochs = config.distill.pretrain_epochs
+        self.epoch = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start routing when pre-training is over."""
+        if epoch == self.pretrain_epochs:
+            self.model.set_pretraining(False)
+            kmeans_start(self.model, self.inputs.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
+            self._optimize_clones()
+
+    def batches(self, epoch: int) -> list[Tensor | None]:
+        """Those of every student; a whole epoch at once may replay the memories of the program's small batches."""
+        self.epoch = epoch
+        self.model.set_pretraining(epoch < self.pretrain_epochs)
+        self.model.set_epoch(max(0, epoch - self.pretrain_epochs))
+        batches = super().batches(epoch)
+        whole = batches == [None]
+        self.replays = whole and bool(self.config.distill.batch_weights) and epoch >= self.pretrain_epochs
+        self.model.set_following(not self.replays)
+        return batches
+
+    def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
+        """Those of every student, routed by memories that have followed the rows."""
+        if self.replays:
+            self._follow_batches()
+        return super().losses(batch)
+
+    def after_step(self) -> None:
+        """The memories' own step (eq. 7)."""
+        rate = self.config.distill.memory_lr
+        self.model.spread_memories_(self.config.train.lr if rate is None else rate)
+
+    def selectable(self) -> bool:
+        """Only a routed student can be served, so only its weights are chosen."""
+        return self.epoch >= self.pretrain_epochs
+
+    def expert_load(self) -> list[float] | None:
+        """Shares of its experts at the last forward, once it routes."""
+        shares = self.model.expert_load() if self.selectable() else None
+        return None if shares is None else shares.tolist()
+
+    def _optimize_clones(self) -> None:
+        """A new optimizer, or the old one without what it gathered on experts that had no rows yet."""
+        if self.config.distill.reset_optimizer:
+            self.optimizer = self._adam()
+            return
+        for layer in self.model.rbm_layers():
+            for stacked in (layer.experts.weight, layer.experts.bias):
+                for name, value in self.optimizer.state[stacked].items():
+                    if name != "step":
+                        value[1:] = 0.0
+
+    def _follow_batches(self) -> None:
+        """The memories follow the batches of `batch_weights` rows that the program has, before they route the step."""
+        size = self.config.distill.batch_weights or 0
+        for rows, copies in self.drawn.batches(self.scene.observed.train_idx, size):
+            self.model.follow_(self.inputs.seen_ND[rows], copies)
+
+
+def build_task(model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> StudentTask:
+    """The task that trains this kind of student."""
+    if isinstance(model, RbM):
+        return RbMTask(model, scene, inputs, targets, config)
+    return StudentTask(model, scene, inputs, targets, config)
