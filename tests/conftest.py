@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="threads of torch that every test starts with")
 
 
+def _use_library(path: str) -> None:
+    """Take the compiled operators from a file: those of the emulated device, see docs/cuda.md."""
+    spec = spec_from_file_location("gmoe_ext._C", path)
+    assert spec is not None and spec.loader is not None
+    sys.modules["gmoe_ext._C"] = library = module_from_spec(spec)
+    spec.loader.exec_module(library)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("GMOE_EXT_TEST_LIBRARY"):
+        _use_library(os.environ["GMOE_EXT_TEST_LIBRARY"])
     config.addinivalue_line("markers", "slow: takes more than ten seconds; deselect with -m 'not slow'")
     config.addinivalue_line("markers", "native: tests the compiled library and is skipped on the reference fallback")
 

@@ -24,7 +24,7 @@ void check_aggregate_grad_weight(const Tensor& grad_y, const Tensor& x, const Te
 }  // namespace gmoe::ops
 
 // The transpose of the rows serves the gradients alone: it is handed through to the backward pass.
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "aggregate(Tensor x, Tensor offsets, Tensor columns, Tensor? weight, Tensor? transpose_offsets, "
       "Tensor? transpose_columns, Tensor? transpose_weight, Tensor? transpose_order) -> Tensor");

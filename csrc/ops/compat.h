@@ -22,6 +22,13 @@
 #include "core/huge_pages.h"
 #include "core/types.h"
 
+// Schemas are registered once, by _C; the library of another device, which compiles the same checks, leaves them out.
+#ifdef GMOE_WITHOUT_SCHEMAS
+#define GMOE_SCHEMAS(m) [[maybe_unused]] static void gmoe_schemas(torch::stable::detail::StableLibrary& m)
+#else
+#define GMOE_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m)
+#endif
+
 namespace gmoe::ops {
 
 using torch::headeronly::ScalarType;
@@ -87,7 +94,7 @@ inline void check_size(const char* op, const char* name, const Tensor& t, std::i
                                 ", expected 0 <= index < ", bound));
 }
 
-// ---- CPU tensors as dense pointers
+// ---- tensors as dense pointers
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
@@ -111,7 +118,9 @@ inline Tensor new_like(const Tensor& like, std::initializer_list<std::int64_t> s
                                torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype)), device_type,
                                like.get_device(), &handle));
   Tensor t(handle);
-  core::ask_for_huge_pages(t.mutable_data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+  if (device_type == aoti_torch_device_type_cpu()) {
+    core::ask_for_huge_pages(t.mutable_data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+  }
   return t;
 }
 inline Tensor new_like(const Tensor& like, std::initializer_list<std::int64_t> sizes) {

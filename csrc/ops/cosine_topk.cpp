@@ -25,7 +25,7 @@ void check_cosine_topk_grad_x(const Tensor& grad_gate, const Tensor& x, const Te
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def("cosine_topk(Tensor x, Tensor memory, int k, float eps) -> (Tensor gate, Tensor index)");
   m.def("cosine_topk_grad_x(Tensor grad_gate, Tensor x, Tensor memory, Tensor index, float eps) -> Tensor");
 }

@@ -12,7 +12,7 @@ void check_cosine_topk_update(const Tensor& x, const Tensor& memory, std::int64_
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "cosine_topk_update(Tensor x, Tensor memory, int k, float rate, bool normalize, float eps) -> "
       "(Tensor gate, Tensor index, Tensor new_memory)");

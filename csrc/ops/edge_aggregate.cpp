@@ -24,7 +24,7 @@ void check_edge_aggregate_grad_y(const char* op, const Tensor& grad_y, const Ten
 }  // namespace gmoe::ops
 
 // The transpose of the rows serves the gradients of x and the table alone; edge_aggregate_grad takes it as its rows.
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "edge_aggregate(Tensor x, Tensor edge_table, Tensor offsets, Tensor columns, Tensor edge_type, Tensor? weight, "
       "Tensor? transpose_offsets, Tensor? transpose_columns, Tensor? transpose_edge_type, Tensor? transpose_weight) "

@@ -55,7 +55,7 @@ void check_grad_y(const char* op, const Tensor& grad_y, const Tensor& x, std::in
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "expert_linear(Tensor x, Tensor weight, Tensor? bias, Tensor offsets, Tensor order, int k, Tensor? gate, "
       "Tensor? source) -> Tensor");

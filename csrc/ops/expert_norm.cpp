@@ -43,7 +43,7 @@ void check_expert_norm_grad(const char* op, const Tensor& grad_out, const Tensor
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "expert_norm(Tensor y, Tensor index, Tensor weight, Tensor bias, Tensor running_mean, Tensor running_var, "
       "Tensor? gate, float eps) -> (Tensor out, Tensor mean, Tensor var, Tensor count)");

@@ -22,6 +22,4 @@ void check_plan(const char* op, const Tensor& offsets, const Tensor& order, std:
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
-  m.def("expert_plan(Tensor index, int num_experts) -> (Tensor offsets, Tensor order)");
-}
+GMOE_SCHEMAS(m) { m.def("expert_plan(Tensor index, int num_experts) -> (Tensor offsets, Tensor order)"); }

@@ -21,7 +21,7 @@ void check_memory_update(const Tensor& memory, const Tensor& x, const Tensor& ga
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "memory_update(Tensor memory, Tensor x, Tensor gate, Tensor index, float rate, bool normalize, float eps) -> "
       "Tensor");

@@ -50,7 +50,7 @@ void check_noisy_topk_grad(const char* op, const Tensor& grad_gate, const Tensor
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "noisy_topk(Tensor clean, Tensor sigma, Tensor noise, int k) -> "
       "(Tensor gate, Tensor index, Tensor importance, Tensor load)");

@@ -12,6 +12,4 @@ void check_random_walk(const Tensor& offsets, const Tensor& columns, const Tenso
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
-  m.def("random_walk(Tensor offsets, Tensor columns, Tensor starts, int length, int seed) -> Tensor");
-}
+GMOE_SCHEMAS(m) { m.def("random_walk(Tensor offsets, Tensor columns, Tensor starts, int length, int seed) -> Tensor"); }

@@ -31,7 +31,7 @@ void check_routed_edge_aggregate_grad_y(const char* op, const Tensor& grad_y, co
 
 // The transpose of the rows serves the gradients of x and the table alone; routed_edge_aggregate_grad takes it as its
 // rows.
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "routed_edge_aggregate(Tensor x, Tensor edge_table, Tensor index, int first_expert, Tensor offsets, "
       "Tensor columns, Tensor edge_type, Tensor? weight, Tensor? transpose_offsets, Tensor? transpose_columns, "

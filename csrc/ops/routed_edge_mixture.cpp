@@ -29,7 +29,7 @@ void check_routed_edge_mixture(const Tensor& x, const Tensor& edge_table, const 
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "routed_edge_mixture(Tensor x, Tensor edge_table, Tensor index, Tensor gate, Tensor? scale, Tensor? shift, "
       "Tensor? onto, int first_expert, Tensor offsets, Tensor columns, Tensor edge_type, Tensor? weight) -> Tensor");

@@ -27,7 +27,7 @@ void check_topk_softmax_grad_logits(const Tensor& grad_gate, const Tensor& gate,
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def("topk_softmax(Tensor logits, int k) -> (Tensor gate, Tensor index)");
   m.def("topk_softmax_grad_logits(Tensor grad_gate, Tensor gate, Tensor index, int num_experts) -> Tensor");
 }

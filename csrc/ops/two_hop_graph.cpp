@@ -17,7 +17,7 @@ void check_two_hop_graph(const Tensor& offsets, const Tensor& columns, const Opt
 
 }  // namespace gmoe::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gmoe, m) {
+GMOE_SCHEMAS(m) {
   m.def(
       "two_hop_graph(Tensor offsets, Tensor columns, Tensor? edge_type, int num_edge_types, bool exclude_self, "
       "bool exclude_one_hop) -> (Tensor offsets, Tensor columns, Tensor edge_type)");
