@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from . import gmoe
+from .ensemble import Ensemble
 from .gnn import NodeGNN
 from .mlp import MLP
+from .moe import MoE
 from .molecule import MoleculeGNN
 from .output import Output
 from .rbm import RbM
@@ -12,6 +14,8 @@ from .registry import Model, build, graph_free, names, option_names, register
 
 __all__ = [
     "MLP",
+    "Ensemble",
+    "MoE",
     "Model",
     "MoleculeGNN",
     "NodeGNN",

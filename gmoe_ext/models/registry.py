@@ -22,6 +22,10 @@ class Model(nn.Module):
     name: str = ""
     config: dict[str, Any]
 
+    def learners(self) -> list[Model]:
+        """The models that a loss is asked of, one by one: this one, or those it is made of if each learns by itself."""
+        return [self]
+
     def num_parameters(self) -> tuple[int, int]:
         """Count (active, total) trainable parameters.
 

@@ -7,9 +7,10 @@ from .encoders import AtomEncoder, BondEncoder
 from .experts import LinearExperts
 from .gates import NoisyTopKGate, Routing
 from .gmoe_conv import GMoEConv
+from .moe_layer import MoELayer
 from .norms import ExpertBatchNorm
 from .rbm_layer import RbMLayer
-from .routers import CosineMemoryRouter, MemoryRouting
+from .routers import CosineMemoryRouter, MemoryRouting, ProjectedRouter
 
 __all__ = [
     "AtomEncoder",
@@ -19,7 +20,9 @@ __all__ = [
     "GMoEConv",
     "LinearExperts",
     "MemoryRouting",
+    "MoELayer",
     "NoisyTopKGate",
+    "ProjectedRouter",
     "RbMLayer",
     "Routing",
     "losses",

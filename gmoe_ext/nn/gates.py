@@ -23,10 +23,10 @@ class Routing(NamedTuple):
     """Where each node goes and how uneven that is.
 
     Attributes:
-        gate: [N, k] weights, a softmax over the k chosen experts, descending.
+        gate: [N, k] weights, descending.
         index: [N, k] int64, the chosen experts.
-        importance_loss: scalar, GMoE eq. 5.
-        load_loss: scalar, GMoE eqs. 6-8.
+        importance_loss: scalar, how uneven the experts' sums of gates are (GMoE, eq. 5).
+        load_loss: scalar, how uneven their numbers of nodes are (GMoE, eqs. 6-8, expected under the gate's noise).
     """
 
     gate: Tensor

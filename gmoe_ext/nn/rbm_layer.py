@@ -11,17 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..ops import expert_plan
-from .dropout import dropout
-from .experts import LinearExperts
 from .losses.memory import commitment, load_balance, self_similarity
+from .mixture import MixtureLayer
 from .routers import CosineMemoryRouter, MemoryRouting
-
-# exp of a learnt scale never exceeds this factor, so that one bad step cannot overflow the layer.
-MAX_LOG_SCALE = math.log(100.0)
+from .scales import learnt_factor
 
 
-class RbMLayer(nn.Module):
+class RbMLayer(MixtureLayer):
     """Mixture of linear experts routed by memory.
 
     y = exp(s) sum_r gate_r (W_e(r) (exp(att_e(r)) * x) + b_e(r))   (RbM, eq. 5), att and s learnt, clamped at log 100
@@ -55,6 +51,8 @@ class RbMLayer(nn.Module):
         >>> y, aux = layer(torch.randn(10, 16))
     """
 
+    router: CosineMemoryRouter
+
     def __init__(
         self,
         in_dim: int,
@@ -74,36 +72,24 @@ class RbMLayer(nn.Module):
         normalize_inputs: bool = True,
         memory: Literal["buffer", "parameter"] = "buffer",
     ) -> None:
-        super().__init__()
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"RbMLayer: expected 'dropout' in [0, 1), got {dropout}")
         if load_balance > 0 and num_experts < 2:
             raise ValueError("RbMLayer: expected 'load_balance' = 0 with a single expert; a balance needs two")
-        self.router = CosineMemoryRouter(
+        router = CosineMemoryRouter(
             in_dim, num_experts, k, ema_rate, annealing, annealing_epochs, normalize_inputs, memory
         )
-        self.experts = LinearExperts(in_dim, out_dim, num_experts)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(2.0)))
+        super().__init__(router, out_dim, dropout, shared_dropout)
         self.log_attention = nn.Parameter(torch.full((num_experts, in_dim), math.log(1.1))) if input_attention else None
-        self.num_experts, self.k, self.dropout = num_experts, k, dropout
         self.commitment, self.self_similarity, self.load_balance = commitment, self_similarity, load_balance
-        self.gate_gradient, self.shared_dropout = gate_gradient, shared_dropout
-        self.pretraining = False
-        self.served_E: Tensor | None = None
+        self.gate_gradient = gate_gradient
 
     def input_scale(self) -> Tensor | None:
         """exp(att) [E, D], or None without input attention."""
-        return None if self.log_attention is None else self.log_attention.clamp(max=MAX_LOG_SCALE).exp()
-
-    def output_scale(self) -> Tensor:
-        """exp(s), a scalar."""
-        return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        return None if self.log_attention is None else learnt_factor(self.log_attention)
 
     def inactive_parameters(self) -> int:
         """Parameters of the E - k experts that do not serve a given row."""
-        per_expert = self.experts.out_dim * (self.experts.in_dim + 1)
-        per_expert += 0 if self.log_attention is None else self.experts.in_dim
-        return (self.num_experts - self.k) * per_expert
+        attention = 0 if self.log_attention is None else self.experts.in_dim
+        return super().inactive_parameters() + (self.num_experts - self.k) * attention
 
     def spread_(self, learning_rate: float) -> None:
         """The memory's own step along its self-similarity gradient; nothing for a "parameter" memory."""
@@ -118,34 +104,20 @@ class RbMLayer(nn.Module):
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         if self.pretraining:
-            dropped_ND = dropout(x_ND, self.dropout, self.training)
-            return self.experts.first(dropped_ND), x_ND.new_zeros(())
+            return self._first_alone(x_ND), x_ND.new_zeros(())
         routing = self.router(x_ND)
-        return self._mix(x_ND, routing), self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
+        return self._routed(x_ND, routing), self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
 
     @torch.no_grad()
     def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> Tensor:
         """Let the memory follow rows as in a training forward, row j counting copies_N[j] times; returns y [N, F]."""
         routing = self.router.route(x_ND)
-        y_NF = self._mix(x_ND, routing)
+        y_NF = self._routed(x_ND, routing)
         self.router.follow_(x_ND, routing, copies_N)
         return y_NF
 
-    def _mix(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
-        rows, source_NK = self._expert_inputs(x_ND)
-        gate_NK = routing.gate if self.gate_gradient else routing.gate.detach()
-        plan = expert_plan(routing.index, self.num_experts)
-        self.served_E = plan.offsets.diff()
-        y_NF: Tensor = self.output_scale() * self.experts(rows, plan, gate_NK, self.input_scale(), source_NK)
-        return y_NF
-
-    def _expert_inputs(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.training or self.dropout == 0.0:
-            return x_ND, None
-        if self.shared_dropout:
-            return dropout(x_ND, self.dropout), None
-        slots = torch.arange(x_ND.shape[0] * self.k, device=x_ND.device).view(-1, self.k)
-        return dropout(x_ND.repeat_interleave(self.k, dim=0), self.dropout), slots
+    def _routed(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
+        return self._mix(x_ND, routing.gate if self.gate_gradient else routing.gate.detach(), routing.index)
 
     def _aux(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
         aux = x_ND.new_zeros(())

@@ -1,18 +1,22 @@
-"""Routing by memory: the nearest expert embeddings serve a row, and follow the rows they serve.
+"""Routers of students: by a memory that follows the rows it serves, or by learnt embeddings in a space of their own.
 
-N rows, E experts, K chosen experts a row, D router dimension.
+N rows, E experts, K chosen experts a row, D router dimension, H dimension that rows are projected to.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import cosine_topk, cosine_topk_update, memory_update
+from ..ops import cosine_topk, cosine_topk_update, memory_update, topk_softmax
+from .gates import Routing
+from .losses.balance import squared_cv, sums
 from .losses.memory import self_similarity
+from .scales import learnt_factor
 
 
 class MemoryRouting(NamedTuple):
@@ -154,3 +158,83 @@ class CosineMemoryRouter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}, ema_rate={self.ema_rate}"
+
+
+class ProjectedRouter(nn.Module):
+    """Route each row to the k experts whose learnt embeddings are nearest to its projection.
+
+    gate = Softmax(TopK(t cos(q_e, W x + b)))   (RbM, eq. 2; X-MoE), everything learnt by backpropagation
+
+    Args:
+        dim: D.
+        proj_dim: H.
+        num_experts: E.
+        k: experts per row, 1 <= k <= E.
+        reading: "paper": t = 1 and no b. "program" (published): b and a learnt t, started at 2, noise N(0, 1) / E on
+            the scores in training, and gates that are a softmax over all E scores, so that those chosen sum to less
+            than 1.
+        eps: smallest norm.
+
+    Attributes:
+        over_all: gates are a softmax over all scores, not over the chosen ones.
+        noisy: scores get noise in training.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Determinism: the noise comes from torch's generator, so ``torch.manual_seed`` fixes it.
+
+    Example:
+        >>> routing = ProjectedRouter(dim=16, proj_dim=8, num_experts=4, k=2)(torch.randn(10, 16))
+        >>> routing.gate.shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        proj_dim: int,
+        num_experts: int,
+        k: int,
+        reading: Literal["paper", "program"] = "paper",
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if proj_dim < 1:
+            raise ValueError(f"ProjectedRouter: expected 'proj_dim' of at least 1, got {proj_dim}")
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"ProjectedRouter: expected 'k' in [1, num_experts = {num_experts}], got {k}")
+        if reading not in ("paper", "program"):
+            raise ValueError(f"ProjectedRouter: expected 'reading' to be 'paper' or 'program', got {reading!r}")
+        program = reading == "program"
+        self.dim, self.proj_dim, self.num_experts, self.k, self.eps = dim, proj_dim, num_experts, k, eps
+        self.over_all = self.noisy = program
+        self.projection = nn.Linear(dim, proj_dim, bias=program)
+        self.embeddings = nn.Parameter(0.01 * torch.randn(num_experts, proj_dim))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(2.0))) if program else None
+
+    def temperature(self) -> Tensor | None:
+        """t, or None for 1."""
+        return None if self.log_temperature is None else learnt_factor(self.log_temperature)
+
+    def scores(self, x_ND: Tensor) -> Tensor:
+        """t cos(q_e, W x + b) [N, E]."""
+        unit_NH = F.normalize(self.projection(x_ND), dim=1, eps=self.eps)
+        cosine_NE = unit_NH @ F.normalize(self.embeddings, dim=1, eps=self.eps).T
+        temperature = self.temperature()
+        return cosine_NE if temperature is None else temperature * cosine_NE
+
+    def forward(self, x_ND: Tensor) -> Routing:
+        """Route the rows; the losses are those of the gates' sums and of the experts' rows."""
+        score_NE = self.scores(x_ND)
+        if self.noisy and self.training:
+            score_NE = score_NE + torch.randn_like(score_NE) / self.num_experts
+        gate_NK, index_NK = topk_softmax(score_NE, self.k)
+        importance_E, served_E = sums(gate_NK, index_NK, self.num_experts)
+        if self.over_all:
+            share_NE = score_NE.softmax(dim=1)
+            gate_NK, importance_E = share_NE.gather(1, index_NK), share_NE.sum(dim=0)
+        return Routing(gate_NK, index_NK, squared_cv(importance_E), squared_cv(served_E))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, proj_dim={self.proj_dim}, num_experts={self.num_experts}, k={self.k}"

@@ -63,7 +63,7 @@ class NetworkConfig:
             the rows an expert got), all_nodes (over all rows, dense in training). None: the model's default.
         num_experts: experts per layer (n in GMoE, E in RbM).
         num_hop1: how many of them are hop-1 experts (m in GMoE); None: all.
-        k: experts every node picks.
+        k: experts every node picks; None for an MoE student: by protocol (paper: 3, program: 4).
         aux_weight: weight of the importance and load losses (lambda, GMoE eq. 9).
         aux_over: mean or sum of these losses over the layers.
         combine: sum of gate x expert (GMoE eq. 2), or that divided by the number of experts.
@@ -125,9 +125,11 @@ class StudentConfig(NetworkConfig):
     """The graph-free student; it is trained with the settings of `train` and `distill`.
 
     Args:
-        model: rbm or mlp.
-        first_layer_dropout: RbM: also drop inputs of the first layer's experts. None: by protocol (paper: no).
-        shared_dropout: RbM: one dropout mask per row instead of one per row and expert.
+        model: rbm, moe, mlp or ensemble.
+        num_members: ensemble: how many MLPs vote.
+        reading: MoE: paper or program, of the router and of pre-training. None: by protocol.
+        first_layer_dropout: RbM, MoE: also drop inputs of the first layer's experts. None: by protocol (paper: no).
+        shared_dropout: RbM, MoE: one dropout mask per row instead of one per row and expert.
         gate_gradient: RbM: let the task's gradient flow through the gates.
         memory: RbM: a buffer moved by averages and its own loss, or a parameter of Adam. None: by protocol (buffer).
         normalize_inputs: RbM: average directions of rows into the memory; false averages the rows as they are.
@@ -136,6 +138,8 @@ class StudentConfig(NetworkConfig):
     """
 
     model: str | None = None
+    num_members: int | None = None
+    reading: Literal["paper", "program"] | None = None
     first_layer_dropout: bool | None = None
     shared_dropout: bool | None = None
     gate_gradient: bool | None = None
@@ -178,14 +182,15 @@ class DistillConfig:
         window: window of the skip-gram model.
         walk_epochs: passes of the skip-gram model over the walks.
         position_dim: length of a position.
-        pretrain_epochs: RbM: epochs with one expert, before those of `train`; then it is cloned and routing starts.
-        reset_optimizer: RbM: a new Adam when routing starts (program: no).
+        pretrain_epochs: RbM, MoE: epochs with one expert, before those of `train`; then it is cloned, and routing
+            starts.
+        reset_optimizer: RbM, MoE: a new Adam when routing starts (program: no).
         kmeans_restarts: RbM: runs of k-means per layer.
         ema_rate: RbM: share of the old memory that an update keeps (eq. 4).
         memory_lr: RbM: step of a buffer memory along its self-similarity gradient; None: train.lr.
         commitment: RbM: weight of the commitment loss (eq. 6).
         self_similarity: RbM: weight of the self-similarity loss (eq. 7).
-        load_balance: RbM: weight of the load-balance loss (eq. 8).
+        load_balance: RbM, MoE: weight of the load-balance loss (eq. 8).
         batch_weights: weigh cross entropy, distillation and memory losses by how many batches of this many rows each
             has, as a program that sums their gradients does, and in full batch move an RbM's memories once per such
             batch; 0: plain means, one move per forward. None: by protocol (0; program: 4096).

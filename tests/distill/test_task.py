@@ -16,7 +16,7 @@ from gmoe_ext.train.progress import Progress
 from gmoe_ext.train.run import Run
 from gmoe_ext.train.tasks import distill
 from gmoe_ext.train.tasks.protocol import resolve
-from gmoe_ext.train.tasks.student import RbMTask
+from gmoe_ext.train.tasks.student import RbMTask, StudentTask
 
 pytest.importorskip("gensim")
 pytest.importorskip("sklearn")
@@ -34,12 +34,12 @@ def communities(num_nodes=120, num_classes=3, seed=0):
 
 
 def settings(setting="transductive", model="rbm", protocol="paper", **sections):
-    experts = {"num_experts": 4, "k": 2} if model == "rbm" else {}
+    shape = {"rbm": {"num_experts": 4, "k": 2}, "moe": {"num_experts": 4, "k": 2}, "ensemble": {"num_members": 2}}
     walks = {"walk_length": 8, "num_walks": 2, "window": 2, "position_dim": 4}
     return Config(
         data=DataConfig(name="tiny", setting=setting),
         teacher=TeacherConfig(model="sage", hidden_dim=16, epochs=20),
-        student=StudentConfig(model=model, hidden_dim=16, dropout=0.3, **experts),
+        student=StudentConfig(model=model, hidden_dim=16, dropout=0.3, **shape.get(model, {})),
         distill=DistillConfig(
             **{**walks, "pretrain_epochs": 3, "noise_draws": 2, "power_warmup": 4, "protocol": protocol},
             **sections.pop("distill", {}),
@@ -88,17 +88,18 @@ def same_weights(left, right):
 
 
 @pytest.mark.parametrize("setting", ["transductive", "inductive"])
-@pytest.mark.parametrize("model", ["rbm", "mlp"])
+@pytest.mark.parametrize("model", ["rbm", "moe", "mlp", "ensemble"])
 def test_a_student_learns_in_both_settings(job, setting, model):
     outcome, student = job(settings(setting, model))
     assert outcome.main.model == student.name == model
     assert outcome.teacher.model == "sage"
     assert outcome.main.fit.val_best > 0.6 and outcome.teacher.fit.val_best > 0.6
-    assert outcome.main.fit.epochs == (15 if model == "rbm" else 12)
+    assert outcome.main.fit.epochs == (15 if model in ("rbm", "moe") else 12)
 
 
-def test_only_routed_weights_are_selected(job):
-    outcome, student = job(settings(epochs=1))
+@pytest.mark.parametrize("model", ["rbm", "moe"])
+def test_only_routed_weights_are_selected(job, model):
+    outcome, student = job(settings(model=model, epochs=1))
     assert outcome.main.fit.best_epoch == 4
     assert not any(layer.pretraining for layer in student.layers)
 
@@ -133,11 +134,12 @@ def test_labels_outside_the_training_set_reach_no_weights(job):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "protocol"),  # in the teacher, pre-training, the first routed epoch, later
-    [(7, "paper"), (22, "paper"), (23, "paper"), (24, "paper"), (29, "paper"), (29, "program")],
+    ("stop_at", "protocol", "model"),  # in the teacher, pre-training, the first routed epoch, later
+    [(at, "paper", "rbm") for at in (7, 22, 23, 24, 29)]
+    + [(29, "program", "rbm"), (24, "paper", "moe"), (22, "program", "moe"), (29, "paper", "ensemble")],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(job, stop_at, protocol):
-    config = settings(protocol=protocol)
+def test_a_resumed_run_equals_an_uninterrupted_one(job, stop_at, protocol, model):
+    config = settings(protocol=protocol, model=model)
     whole, student = job(config, place="whole")
     with pytest.raises(Interrupted):
         job(config, place="cut", stop_at=stop_at)
@@ -198,6 +200,8 @@ def test_protocol_fills_only_what_is_open():
     assert (full.student.memory, full.student.first_layer_dropout, full.heldout_rate) == ("parameter", True, 1.0)
     assert resolve(config, "per_class").heldout_rate == 0.2
     assert resolve(settings(model="mlp"), "public").student.memory is None
+    moe = resolve(Config(student=StudentConfig(model="moe"), distill=DistillConfig(protocol="program")), "public")
+    assert (moe.student.k, moe.student.reading, moe.student.memory) == (4, "program", None)
     assert config.distill.normalized_tau is None
 
 
@@ -219,6 +223,30 @@ def test_clones_start_with_a_fresh_optimizer_state(job, monkeypatch, reset):
     else:
         assert torch.equal(seen["state"]["exp_avg"][0], seen["before"][0]) and seen["before"][0].abs().max() > 0
         assert seen["state"]["exp_avg"][1:].abs().max() == 0 and seen["state"]["step"] == 3
+
+
+def test_members_of_an_ensemble_get_the_gradients_they_would_get_alone(job, monkeypatch):
+    compared = []
+    losses = StudentTask.losses
+
+    def watch(task, batch):
+        result = losses(task, batch)
+        if task.model.name == "ensemble":
+            together = torch.autograd.grad(result["loss"], list(task.model.parameters()), retain_graph=True)
+            apart = []
+            for member in task.model.members:
+                task.learners = [member]
+                apart.extend(torch.autograd.grad(losses(task, batch)["loss"], list(member.parameters())))
+            task.learners = task.model.learners()
+            compared.append((together, tuple(apart)))
+        return result
+
+    monkeypatch.setattr(StudentTask, "losses", watch)
+    config = settings(model="ensemble")
+    config.student.dropout = 0.0
+    job(config)
+    assert len(compared) == 12
+    torch.testing.assert_close(*zip(*compared, strict=True))
 
 
 def test_without_neighbours_and_positions_an_mlp_is_glnn(job):

@@ -68,7 +68,7 @@ def test_flags_are_frozen():
         (["--teacher.model", "rbm", "--student.model", "mlp"], "teacher.model: expected a network on the graph"),
         (
             ["--teacher.model", "gcn", "--student.model", "gcn"],
-            r"student\.model: expected a graph-free model \(mlp, rbm\), got 'gcn'",
+            r"student\.model: expected a graph-free model \(ensemble, mlp, moe, rbm\), got 'gcn'",
         ),
         (["--config", "nowhere/none.yaml"], "no file 'nowhere/none.yaml'"),
     ],

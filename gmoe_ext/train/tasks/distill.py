@@ -1,4 +1,4 @@
-"""Distillation: a GNN teacher, positions, and a student that needs no graph (RbM and the MLP students).
+"""Distillation: a GNN teacher, positions, and a student that needs no graph.
 
 Three phases, each kept in the run directory: the teacher's fit, the positions, the student's fit.
 """
@@ -180,15 +180,14 @@ def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets
 
 
 def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Fitted:
-    """Fit the student; an RbM's pre-training epochs come before those of `train`."""
+    """Fit the student; the pre-training epochs of its experts come before those of `train`."""
     assert config.student.model is not None
     inputs = Inputs.of(scene, rows)
     targets = find_targets(config, scene, teacher)
     run.begin(config.student.model)
     options = config.student.build_args()
-    if config.student.model == "rbm":
-        names = ("ema_rate", "commitment", "self_similarity", "load_balance")
-        options |= {name: getattr(config.distill, name) for name in names}
+    known = models.option_names(config.student.model)
+    options |= {name: value for name, value in dataclasses.asdict(config.distill).items() if name in known}
     student = models.build(
         config.student.model, in_dim=inputs.seen_ND.shape[1], out_dim=scene.data.num_classes, **options
     ).to(inputs.seen_ND.device)

@@ -11,9 +11,15 @@ from typing import Any
 
 from ..config import Config
 
-_STUDENT: dict[str, dict[str, Any]] = {
-    "paper": {"first_layer_dropout": False, "memory": "buffer"},
-    "program": {"first_layer_dropout": True, "memory": "parameter"},
+_STUDENT: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "rbm": {"first_layer_dropout": False, "memory": "buffer"},
+        "moe": {"first_layer_dropout": False, "reading": "paper", "k": 3},
+    },
+    "program": {
+        "rbm": {"first_layer_dropout": True, "memory": "parameter"},
+        "moe": {"first_layer_dropout": True, "reading": "program", "k": 4},
+    },
 }
 _DISTILL: dict[str, dict[str, Any]] = {
     "paper": {
@@ -44,7 +50,7 @@ def resolve(config: Config, split: str) -> Config:
         split: rule of the data's split; the program holds out the whole test set of a public one.
     """
     protocol = config.distill.protocol
-    student = _fill(config.student, _STUDENT[protocol]) if config.student.model == "rbm" else config.student
+    student = _fill(config.student, _STUDENT[protocol].get(config.student.model or "", {}))
     data = _fill(config.data, {"heldout_rate": 1.0 if protocol == "program" and split == "public" else 0.2})
     return dataclasses.replace(config, data=data, student=student, distill=_fill(config.distill, _DISTILL[protocol]))
 

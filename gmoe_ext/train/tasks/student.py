@@ -1,4 +1,4 @@
-"""The student's fit: any model of rows alone, and RbM, whose memories learn beside its optimizer.
+"""The student's fit: any model of rows alone, one with routers, and RbM, whose memories learn beside its optimizer.
 
 N nodes that training sees, D student inputs, B rows of a batch.
 """
@@ -6,6 +6,7 @@ N nodes that training sees, D student inputs, B rows of a batch.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from ...data import metrics
 from ...distill import StudentTargets, kmeans_start
+from ...models.mixture import MixtureStudent
+from ...models.moe import MoE
 from ...models.rbm import RbM
 from ...nn.losses import krd
 from ..loop import Task
@@ -43,6 +46,7 @@ class StudentTask(Task):
     def __init__(self, model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> None:
         self.phase, self.metric, self.model = model.name, scene.data.metric, model
         self.scene, self.inputs, self.targets, self.config = scene, inputs, targets, config
+        self.learners = model.learners()
         self.optimizer = self._adam()
         labelled = torch.zeros(scene.observed.num_nodes, dtype=torch.bool, device=inputs.seen_ND.device)
         labelled[scene.observed.train_idx] = True
@@ -60,18 +64,25 @@ class StudentTask(Task):
         return list(torch.split(order, size))
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
-        """nu CE + (1 - nu) (KD + KRD) + the model's own losses; over a batch each term estimates its full value."""
+        """nu CE + (1 - nu) (KD + KRD) + the model's own losses; over a batch each term estimates its full value.
+
+        Summed over the models that learn by themselves, so that each gets the gradient it would get alone.
+        """
         seen, pairs, labelled_B, y_B = self.inputs.seen_ND, self.drawn.pairs, self.labelled_N, self.scene.observed.y
         if batch is not None:
             seen, pairs, labelled_B, y_B = seen[batch], pairs.rows(batch), labelled_B[batch], y_B[batch]
-        logits, aux = self.model(seen)
         distill = self.config.distill
         share = self.labelled_N.shape[0] / (self.labelled_N.sum() * labelled_B.shape[0])
-        label = functional.cross_entropy(logits[labelled_B], y_B[labelled_B], reduction="sum") * share
-        soft = krd(logits, pairs, distill.tau, bool(distill.normalized_tau))
         of_labels, of_pairs, of_aux = self.weights
-        loss = of_labels * label + of_pairs * soft + of_aux * aux
-        return {"loss": loss, "label": label, "soft": soft, "aux": aux}
+        total: dict[str, Tensor] = {}
+        for learner in self.learners:
+            logits, aux = learner(seen)
+            label = functional.cross_entropy(logits[labelled_B], y_B[labelled_B], reduction="sum") * share
+            soft = krd(logits, pairs, distill.tau, bool(distill.normalized_tau))
+            loss = of_labels * label + of_pairs * soft + of_aux * aux
+            for name, value in {"loss": loss, "label": label, "soft": soft, "aux": aux}.items():
+                total[name] = total[name] + value if name in total else value
+        return total
 
     def evaluate(self) -> dict[str, float]:
         """Scores of validation and test nodes; tells the sampler where student and teacher agree."""
@@ -112,27 +123,77 @@ class StudentTask(Task):
         return metrics.evaluate(self.metric, logits[nodes], y[nodes])
 
 
-class RbMTask(StudentTask):
-    """Train an RbM: first one expert without routing, then its clones, which the memories choose from."""
+class MixtureTask(StudentTask):
+    """Train layers of experts: first without routers, then routed."""
 
-    model: RbM
+    model: MixtureStudent
 
-    def __init__(self, model: RbM, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> None:
+    def __init__(
+        self, model: MixtureStudent, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config
+    ) -> None:
         super().__init__(model, scene, inputs, targets, config)
         self.pretrain_epochs = config.distill.pretrain_epochs
         self.epoch = 0
+
+    @abstractmethod
+    def start_routing(self) -> None:
+        """What comes between the last epoch of pre-training and the first routed one."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Start routing when pre-training is over."""
         if epoch == self.pretrain_epochs:
             self.model.set_pretraining(False)
-            kmeans_start(self.model, self.inputs.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
+            self.start_routing()
             self._optimize_clones()
 
     def batches(self, epoch: int) -> list[Tensor | None]:
-        """Those of every student; a whole epoch at once may replay the memories of the program's small batches."""
+        """Those of every student."""
         self.epoch = epoch
         self.model.set_pretraining(epoch < self.pretrain_epochs)
+        return super().batches(epoch)
+
+    def selectable(self) -> bool:
+        """Only a routed student can be served, so only its weights are chosen."""
+        return self.epoch >= self.pretrain_epochs
+
+    def expert_load(self) -> list[float] | None:
+        """Shares of its experts at the last forward, once it routes."""
+        shares = self.model.expert_load() if self.selectable() else None
+        return None if shares is None else shares.tolist()
+
+    def _optimize_clones(self) -> None:
+        """A new optimizer, or the old one without what it gathered on experts that had no rows yet."""
+        if self.config.distill.reset_optimizer:
+            self.optimizer = self._adam()
+            return
+        for layer in self.model.expert_layers():
+            for stacked in (layer.experts.weight, layer.experts.bias) if layer.clones else ():
+                for name, value in self.optimizer.state[stacked].items():
+                    if name != "step":
+                        value[1:] = 0.0
+
+
+class MoETask(MixtureTask):
+    """Train a vanilla mixture of experts: its routers learn with everything else."""
+
+    model: MoE
+
+    def start_routing(self) -> None:
+        """Clone experts, or leave them, as the model's reading has it."""
+        self.model.start_routing()
+
+
+class RbMTask(MixtureTask):
+    """Train an RbM: one expert becomes its clones, which the memories choose from."""
+
+    model: RbM
+
+    def start_routing(self) -> None:
+        """Clone experts and place the memories."""
+        kmeans_start(self.model, self.inputs.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
+
+    def batches(self, epoch: int) -> list[Tensor | None]:
+        """Those of every student; a whole epoch at once may replay the memories of the program's small batches."""
         self.model.set_epoch(max(0, epoch - self.pretrain_epochs))
         batches = super().batches(epoch)
         whole = batches == [None]
@@ -151,26 +212,6 @@ class RbMTask(StudentTask):
         rate = self.config.distill.memory_lr
         self.model.spread_memories_(self.config.train.lr if rate is None else rate)
 
-    def selectable(self) -> bool:
-        """Only a routed student can be served, so only its weights are chosen."""
-        return self.epoch >= self.pretrain_epochs
-
-    def expert_load(self) -> list[float] | None:
-        """Shares of its experts at the last forward, once it routes."""
-        shares = self.model.expert_load() if self.selectable() else None
-        return None if shares is None else shares.tolist()
-
-    def _optimize_clones(self) -> None:
-        """A new optimizer, or the old one without what it gathered on experts that had no rows yet."""
-        if self.config.distill.reset_optimizer:
-            self.optimizer = self._adam()
-            return
-        for layer in self.model.rbm_layers():
-            for stacked in (layer.experts.weight, layer.experts.bias):
-                for name, value in self.optimizer.state[stacked].items():
-                    if name != "step":
-                        value[1:] = 0.0
-
     def _follow_batches(self) -> None:
         """The memories follow the batches of `batch_weights` rows that the program has, before they route the step."""
         size = self.config.distill.batch_weights or 0
@@ -182,4 +223,6 @@ def build_task(model: Model, scene: Scene, inputs: Inputs, targets: StudentTarge
     """The task that trains this kind of student."""
     if isinstance(model, RbM):
         return RbMTask(model, scene, inputs, targets, config)
+    if isinstance(model, MoE):
+        return MoETask(model, scene, inputs, targets, config)
     return StudentTask(model, scene, inputs, targets, config)
