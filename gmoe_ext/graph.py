@@ -239,13 +239,16 @@ class Graph:
         Args:
             cached: any of ``rows``, ``transpose_order``, ``edges_by_type`` (as the members of that name return),
                 ``transposed`` (offsets, columns and edge type of the transpose), ``gcn_norm``, ``mean_norm``,
-                ``transpose`` (graphs, of the default arguments), ``transpose_of`` (whose transpose this graph is).
+                ``transpose`` (graphs, of the default arguments), ``looped_mean_norm`` (that of ``mean_norm`` with self
+                loops added), ``transpose_of`` (whose transpose this graph is).
         """
         for name, value in cached.items():
             if name in ("rows", "transpose_order", "edges_by_type", "transposed"):
                 self._structure[name] = value
             elif name in ("gcn_norm", "mean_norm"):
                 self._derived[name, name == "gcn_norm"] = value
+            elif name == "looped_mean_norm":
+                self._derived["mean_norm", True] = value
             elif name == "transpose":
                 self._derived[name] = value.prefill(transpose_of=self)
             elif name == "transpose_of":

@@ -1,8 +1,7 @@
 """MoleculeData: many small graphs as one disjoint union, and batches cut from it without a loop over graphs.
 
-All nodes of a molecule are neighbours in the union, so its edges are one range too, in the graph, in its transpose
-and in every normalisation of it. A batch is therefore a handful of gathers from tables made once per data set: a
-training step sorts nothing and normalises nothing.
+A batch is a handful of gathers from tables made once per data set (see `union`): a training step sorts nothing and
+normalises nothing.
 
 Shapes: G molecules, B of them in a batch, N atoms, M directed edges, P pairs of bond types.
 """
@@ -19,11 +18,12 @@ from torch import Tensor
 
 from .._graph_checks import check_range
 from ..errors import DataError
-from ..graph import Graph, gather_ranges
+from ..graph import Graph
 from ..ops import two_hop_graph
 from . import metrics
 from .files import Array
 from .splits import Split
+from .union import Cut, Table
 
 ATOM_DIMS = (119, 5, 12, 12, 10, 6, 6, 2, 2)
 BOND_DIMS = (5, 6, 2)
@@ -35,7 +35,8 @@ class MoleculeBatch(NamedTuple):
 
     Attributes:
         node_feat: OGB's atom categories, int64 [N, 9].
-        graph: bonds in both directions with bond types, its gcn_norm(), mean_norm() and transpose() ready.
+        graph: bonds in both directions with bond types, its gcn_norm(), mean_norm() (with self loops
+            or without) and transpose() ready.
         two_hop: pairs of atoms two bonds apart, edge types in [0, P), or None.
         pair_types: bond types (first, second) of each edge type of ``two_hop``, int64 [P, 2], or None.
         sizes: atoms of each molecule, int64 [B].
@@ -162,16 +163,15 @@ class MoleculeData:
             GraphIndexError: an id out of range.
         """
         chosen = torch.as_tensor(ids, dtype=torch.int64, device="cpu")
-        check_range("MoleculeData.batch", "ids", chosen, self.num_graphs)
-        cut = _Cut.of(self.node_offsets, chosen, self.node_feat.device)
-        pairs, pair_types = None, None
-        if two_hop:
-            pairs = self._cut("two_hop", cut)
-            pair_types = self._two_hop()[1]
-        placed = chosen.to(self.y.device)
+        known = chosen.numpy()
+        if known.size and (known.min() < 0 or known.max() >= self.num_graphs):
+            check_range("MoleculeData.batch", "ids", chosen, self.num_graphs)
+        tables = [self._table(which) for which in ("graph", "two_hop")[: 1 + two_hop]]
+        cut = Cut.of(self.node_offsets, chosen, tables, self.node_feat.device)
+        graph, *pairs = (table.cut(cut, edges) for table, edges in zip(tables, cut.edges, strict=True))
         return MoleculeBatch(
-            self.node_feat.index_select(0, cut.nodes), self._cut("graph", cut), pairs, pair_types,
-            cut.sizes, self.y.index_select(0, placed), placed,
+            self.node_feat.index_select(0, cut.nodes), graph, pairs[0] if pairs else None,
+            self._two_hop()[1] if two_hop else None, cut.sizes, self.y.index_select(0, cut.ids), cut.ids,
         )  # fmt: skip
 
     def with_split(self, split: Split) -> MoleculeData:
@@ -198,12 +198,12 @@ class MoleculeData:
     def __repr__(self) -> str:
         return f"MoleculeData({self.name}: {self.summary()})"
 
-    def _cut(self, which: str, cut: _Cut) -> Graph:
+    def _table(self, which: str) -> Table:
         if which not in self._tables:
             source = self.graph if which == "graph" else self._two_hop()[0]
-            self._tables[which] = _Table(source, self.node_offsets)
-        table: _Table = self._tables[which]
-        return table.cut(cut)
+            self._tables[which] = Table(source, self.node_offsets)
+        table: Table = self._tables[which]
+        return table
 
     def _two_hop(self) -> tuple[Graph, Tensor]:
         if "pairs" not in self._tables:
@@ -217,95 +217,6 @@ class MoleculeData:
             self._tables["pairs"] = graph, pair_types
         pairs: tuple[Graph, Tensor] = self._tables["pairs"]
         return pairs
-
-
-class _Cut(NamedTuple):
-    """Where the nodes of a batch lie in the union."""
-
-    ids: Tensor
-    nodes: Tensor
-    sizes: Tensor
-    starts: Tensor
-
-    @classmethod
-    def of(cls, node_offsets: Tensor, ids: Tensor, device: torch.device) -> _Cut:
-        begin = node_offsets[ids]
-        sizes = node_offsets[ids + 1] - begin
-        starts = (sizes.cumsum(0) - sizes).int()
-        total = int(sizes.sum())
-        sizes = sizes.to(device)
-        return cls(ids, gather_ranges(begin.to(device), sizes, total), sizes, starts.to(device))
-
-
-class _Table:
-    """The edges of a union, plain and GCN-normalised, ready to be gathered.
-
-    Both graphs lie side by side, so that one gather serves them. Atom and edge ids are local to their molecule.
-    ``edges`` int32 [5, M + M']: columns of the graph, of its transpose, the transpose's order, edge types of both.
-    """
-
-    def __init__(self, graph: Graph, node_offsets: Tensor) -> None:
-        # Copies without caches: what is derived here is gathered from `edges` later and need not stay.
-        plain = Graph(graph.num_nodes, graph.offsets, graph.columns, None, graph.edge_type, graph.num_edge_types)
-        looped = plain.gcn_norm()
-        self.num_edge_types = (plain.num_edge_types, looped.num_edge_types)
-        self.weight = torch.cat([_weight(plain.mean_norm()), _weight(looped)])
-        self.edges = torch.cat([_local_edges(plain, node_offsets), _local_edges(looped, node_offsets)], 1)
-        degrees = [part.degree() for one in (plain, looped) for part in (one, one.transpose())]
-        self.degrees = torch.stack(degrees)
-        begins = [one.offsets.cpu()[node_offsets] for one in (plain, looped)]
-        self.edge_offsets = torch.stack([begins[0], begins[1] + plain.num_edges])
-
-    def cut(self, cut: _Cut) -> Graph:
-        """The batch's graph with its transpose, mean_norm() and gcn_norm() prefilled."""
-        begin = self.edge_offsets[:, cut.ids]
-        counts = self.edge_offsets[:, cut.ids + 1] - begin
-        edges, values = self._gather(begin, counts, cut.starts)
-        offsets = torch.zeros(4, len(cut.nodes) + 1, dtype=torch.int64, device=edges.device)
-        torch.cumsum(self.degrees.gather(1, cut.nodes.expand(4, -1)), 1, out=offsets[:, 1:])
-        weights = self.weight.index_select(0, edges)
-        border = int(counts[0].sum())
-
-        def part(which: int, span: slice) -> Graph:
-            columns, reverse_columns, order, kinds, reverse_kinds = values[:, span].unbind()
-            graph = Graph(len(cut.nodes), offsets[2 * which], columns, None, kinds, self.num_edge_types[which])
-            transposed = (offsets[2 * which + 1], reverse_columns, reverse_kinds)
-            return graph.prefill(transpose_order=order.long(), transposed=transposed).with_weight(weights[span])
-
-        mean, normalised = part(0, slice(0, border)), part(1, slice(border, None))
-        return mean.with_weight(None).prefill(mean_norm=mean, gcn_norm=normalised)
-
-    def _gather(self, begin: Tensor, counts: Tensor, node_starts: Tensor) -> tuple[Tensor, Tensor]:
-        device = self.edges.device
-        total = int(counts.sum())
-        edge_starts = (counts.cumsum(1) - counts).to(device)
-        counts = counts.reshape(-1).to(device)
-        molecules = torch.arange(len(counts), device=device).repeat_interleave(counts, output_size=total)
-        first = torch.arange(total, device=device)
-        moved = begin.reshape(-1).to(device) - counts.cumsum(0) + counts
-        edges = first + moved.index_select(0, molecules)
-        values = self.edges.gather(1, edges.expand(5, -1))
-        values[:2] += node_starts.repeat(2).index_select(0, molecules)
-        values[2] += edge_starts.reshape(-1).int().index_select(0, molecules)
-        return edges, values
-
-
-def _weight(graph: Graph) -> Tensor:
-    assert graph.weight is not None
-    return graph.weight
-
-
-def _local_edges(graph: Graph, node_offsets: Tensor) -> Tensor:
-    reverse = graph.transpose()
-    assert graph.edge_type is not None and reverse.edge_type is not None
-    edge_offsets = graph.offsets.cpu()[node_offsets]
-    counts = edge_offsets.diff().to(graph.device)
-    first_node, first_edge = (
-        begin[:-1].to(graph.device).repeat_interleave(counts, output_size=graph.num_edges)
-        for begin in (node_offsets, edge_offsets)
-    )
-    local = (graph.columns - first_node, reverse.columns - first_node, graph.transpose_order - first_edge)
-    return torch.stack([values.int() for values in (*local, graph.edge_type, reverse.edge_type)])
 
 
 def _union(name: str, bond_index: Array, bond_feat: Array, atoms: Array, bonds: Array, offsets: Array) -> Graph:

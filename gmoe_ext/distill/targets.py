@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.transfer import without_waiting
 from ..graph import Graph
 from ..nn.losses.distill import PairTargets, neighbour_targets, own_targets
 from . import extras
@@ -214,7 +215,8 @@ class ReliableSampler:
         """
         graph = self.graph
         chance_M = self.keep_probability()[graph.columns.long()]
-        kept_M = (torch.rand(graph.num_edges, generator=generator).to(chance_M.device) < chance_M).float()
+        drawn_M = without_waiting(torch.rand(graph.num_edges, generator=generator), chance_M.device)
+        kept_M = (drawn_M < chance_M).float()
         return Graph(graph.num_nodes, graph.offsets, graph.columns, kept_M * self._edge_weight(kept_M))
 
     def _edge_weight(self, kept_M: Tensor) -> Tensor:

@@ -224,7 +224,8 @@ class BondConvs(nn.Module):
         plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
         if plain and num_experts > 1 and epilogue.gate is not None:
             return self._mixture(x, hops, slots, epilogue, epilogue.gate)
-        if num_experts >= NEEDED_FROM * chosen:
+        # Which rows are needed is known on a device; a shape that depends on it would have to be waited for.
+        if x.device.type == "cpu" and num_experts >= NEEDED_FROM * chosen:
             x_ENF = self._transform_needed(x, self.messages.needed(hops, slots))
         else:
             rows_END = x.expand(num_experts, *x.shape)

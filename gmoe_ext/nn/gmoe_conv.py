@@ -118,7 +118,8 @@ class GMoEConv(nn.Module):
 
     def _mixture(self, x: Tensor, hops: Hops, routing: Routing) -> Tensor:
         if self.training and self.over == "all_nodes":
-            gate_NE = x.new_zeros(x.shape[0], self.num_experts).scatter(1, routing.index, routing.gate)
+            none_NE = routing.gate.new_zeros(x.shape[0], self.num_experts)
+            gate_NE = none_NE.scatter(1, routing.index, routing.gate)
             return self._run(x, hops, Slots.all(x.shape[0], self.num_experts, x.device), gate_NE)
         return self._run(x, hops, Slots.chosen(routing.index, self.num_experts), routing.gate)
 

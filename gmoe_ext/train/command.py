@@ -51,7 +51,8 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     device = resolve(config.device)
     directory = Path(config.run_dir or default_directory(config))
     where = "dry run, writes nothing" if config.dry_run else str(directory)
-    progress.write(f"gmoe_ext {__version__} | {describe_backend()} | {device} | float32 | seed {config.seed} | {where}")
+    how = f"{describe_backend()} | {device} | {config.train.precision}"
+    progress.write(f"gmoe_ext {__version__} | {how} | seed {config.seed} | {where}")
     kind = tasks.kind(config)
     tasks.check_extras(config)  # before an earlier run in the same place gives way
     growable = ("train.epochs",) if kind == "supervised" else ()

@@ -242,6 +242,8 @@ class TrainConfig:
         eval_every: epochs between two evaluations.
         keep_ties: an epoch that equals the best validation score replaces it.
         step_per: one optimizer step per batch, or one per epoch with summed gradients.
+        precision: float32, or bf16-mixed: the forward under torch.autocast with bfloat16; weights, optimizer and scores
+            stay float32.
         checkpoint_s: least seconds between two checkpoints; 0 writes one after every step.
     """
 
@@ -253,6 +255,7 @@ class TrainConfig:
     eval_every: int = 1
     keep_ties: bool = False
     step_per: Literal["batch", "epoch"] = "batch"
+    precision: Literal["float32", "bf16-mixed"] = "float32"
     checkpoint_s: float = 10.0
 
 
@@ -325,6 +328,10 @@ class Config:
 # Where, how long and how often: these change no number, so a run may be continued under other values.
 _FREE = ("run_dir", "device", "resume", "dry_run", "offline", "data.root", "train.checkpoint_s")
 
+# Settings that came later, with the value that says what was done before: at that value they are left out, and
+# checkpoints and hashes of then stay what they are.
+_SINCE = {"train.precision": "float32"}
+
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every setting as one flat mapping, {"data.name": "cora", ..., "seed": 0}."""
@@ -339,7 +346,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> dict[str, Any]:
     """The settings that decide the numbers of a run: `flatten` without paths, device and checkpoint timing."""
-    return {key: value for key, value in flatten(config).items() if key not in _FREE}
+    return {k: v for k, v in flatten(config).items() if k not in _FREE and not (k in _SINCE and v == _SINCE[k])}
 
 
 def config_hash(config: Config) -> str:

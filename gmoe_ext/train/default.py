@@ -104,13 +104,16 @@ def check_packed(done: Distilled, packed: PackedStudent) -> None:
 
 
 def gnn_cost(model: Model, done: Distilled) -> Cost:
-    """A GNN fetches what its answer depends on; a batch may take one forward over the whole graph."""
+    """A GNN fetches what its answer depends on; a batch may take one forward over the whole graph.
+
+    From a GPU the answer comes back to the host, as the caller of a service would have it.
+    """
     data = done.scene.data
     server = NodeServer(model, data.x, data.graph)
     singles, many = torch.split(data.test_idx, 1), some_nodes(data.test_idx)
     return Cost(
-        microseconds(lambda i: server.answer(singles[i % len(singles)])),
-        microseconds(lambda _: server.answer(many)) / len(many),
+        microseconds(lambda i: server.answer(singles[i % len(singles)]).cpu()),
+        microseconds(lambda _: server.answer(many).cpu()) / len(many),
     )
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 
+from .. import _native
 from ..errors import ConfigError
+
+Precision = Literal["float32", "bf16-mixed"]
 
 
 def resolve(name: str) -> torch.device:
-    """The device called auto, cpu, cuda or cuda:N; auto is CUDA where there is one.
+    """The device called auto, cpu, cuda or cuda:N; auto is CUDA where there is one, cuda its current device.
 
     Raises:
         ConfigError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -27,13 +32,36 @@ def resolve(name: str) -> torch.device:
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices\n  mend: --device cpu")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """The forward's precision: as it is, or torch's mixed precision, bfloat16 where that is safe."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def raise_index_faults(device: torch.device) -> None:
+    """Raise for a bad index that an operator noted on a GPU; to be called where the host has waited for it anyway.
+
+    Raises:
+        GraphIndexError: an operator was given one since the last call.
+    """
+    check = getattr(_native, "raise_index_faults", None)
+    if device.type == "cuda" and check is not None:
+        check(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that tensors took at most on a GPU so far; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def describe_backend() -> str:
     """The compiled operators' instruction set and threads, or that the reference is used."""
-    from .. import _native
-
     threads = torch.get_num_threads()
     plural = "" if threads == 1 else "s"
     kind = f"{_native.build_info()['cpu']}, " if _native.available else ""

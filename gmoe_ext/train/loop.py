@@ -4,14 +4,18 @@
     result = fit(task, config.train, run)   # task.model then holds the weights of the best validation epoch
 
 Everything is continued bit for bit from a checkpoint at any step (on the CPU), provided a task keeps the rules below.
+
+On a GPU a step is queued and nobody waits for it: the host learns of an epoch's losses, and of bad indices that an
+operator met, when the epoch is over.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, GmoeError
+from .device import autocast, raise_index_faults
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -42,7 +47,11 @@ class Task(ABC):
         - `batches(epoch)` depends on the seed, the epoch and `state()` alone, draws from a generator of its own, and
           may be called again for the same epoch: a resumed run skips the batches it has had. Yield indices rather than
           ready-made batches, so that skipping costs nothing;
+        - `load` draws from no random state;
         - `losses` may draw from the global random states (dropout, noise).
+
+    Rules that keep a GPU busy: `load`, `losses` and `after_step` never wait for it (no .item(), no shape that depends
+    on what a tensor holds); what has to wait belongs to `begin_epoch`, `batches` or `evaluate`.
     """
 
     phase: str
@@ -58,9 +67,13 @@ class Task(ABC):
     def batches(self, epoch: int) -> Iterable[Any]:
         """The batches of an epoch, in order. Batches that cannot be trained on are left out here."""
 
+    def load(self, batch: Any) -> Any:
+        """What `losses` gets for one of `batches`. On a GPU it is called one batch ahead of it."""
+        return batch
+
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Forward one batch. "loss" is back-propagated; further scalars are only recorded, as epoch means."""
+        """Forward one loaded batch. "loss" is back-propagated; further scalars are only recorded, as epoch means."""
 
     def after_step(self) -> None:
         """Called after each optimizer step, without gradients; for updates that are not the optimizer's."""
@@ -140,8 +153,7 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     state = run.restore(task) or FitState()
     with run.fitting(task, train, state):
         while state.epoch < train.epochs and not _out_of_patience(state, train):
-            _train_epoch(task, train, state, run)
-            losses = {name: (total / max(1, state.batch)).item() for name, total in state.sums.items()}
+            losses = _train_epoch(task, train, state, run)
             _check_finite(losses, task, state)
             state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
             scores = {}
@@ -154,17 +166,17 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     return _result(task, state)
 
 
-def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> None:
-    """One epoch of steps, from the batch where a checkpoint stopped."""
+def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> dict[str, float]:
+    """One epoch of steps, from the batch where a checkpoint stopped; returns the means of the losses."""
     task.model.train()
+    device = _device(task)
     if state.batch == 0:
         task.begin_epoch(state.epoch)
     start = perf_counter()
     per_epoch = train.step_per == "epoch"
-    for position, batch in enumerate(task.batches(state.epoch)):
-        if position < state.batch:
-            continue
-        losses = task.losses(batch)
+    for batch in _loaded(task, islice(task.batches(state.epoch), state.batch, None), device):
+        with autocast(device, train.precision):
+            losses = task.losses(batch)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         for name, value in losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value.detach().double()
@@ -177,7 +189,35 @@ def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> N
         start = perf_counter()
     if per_epoch:
         _step(task, state)
+    means = _means(state)
+    raise_index_faults(device)
     state.wall_s += perf_counter() - start
+    return means
+
+
+def _loaded(task: Task, batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """The batches, ready for `losses`; on a GPU the next one is on its way while a step is queued."""
+    if device.type == "cpu":
+        yield from map(task.load, batches)
+        return
+    ahead: list[Any] = []
+    for batch in batches:
+        ahead.append(task.load(batch))
+        if len(ahead) == 2:
+            yield ahead.pop(0)
+    yield from ahead
+
+
+def _means(state: FitState) -> dict[str, float]:
+    """The losses of an epoch. Here the host waits for the device, once."""
+    if not state.sums:
+        return {}
+    sums = torch.stack(list(state.sums.values())) / max(1, state.batch)
+    return dict(zip(state.sums, sums.tolist(), strict=True))
+
+
+def _device(task: Task) -> torch.device:
+    return next(task.model.parameters()).device
 
 
 def _step(task: Task, state: FitState) -> None:
@@ -236,7 +276,8 @@ def _dry(task: Task, run: Run) -> FitResult:
     state = FitState(epoch=1, batch=1, step=1)
     task.model.train()
     task.begin_epoch(0)
-    losses = task.losses(next(iter(task.batches(0))))
+    with autocast(_device(task), run.config.train.precision):
+        losses = task.losses(task.load(next(iter(task.batches(0)))))
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     _step(task, state)
     scores = _evaluate(task)

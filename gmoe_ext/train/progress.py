@@ -49,10 +49,12 @@ class Progress:
             self._shown.close()
             self._shown = None
 
-    def epoch(self, epoch: int, loss: float, val: float | None, load: list[float] | None) -> None:
-        """An epoch is done."""
+    def epoch(
+        self, epoch: int, loss: float, val: float | None, load: list[float] | None, memory: int | None = None
+    ) -> None:
+        """An epoch is done; ``memory`` is what it took at most on a GPU, in bytes."""
         if self._shown is not None:
-            self._shown.epoch(epoch, loss, val, load)
+            self._shown.epoch(epoch, loss, val, load, memory)
 
 
 class _Bar:
@@ -78,10 +80,14 @@ class _Bar:
         self._epoch, self._epochs = done, epochs
         self._val: float | None = None
 
-    def epoch(self, epoch: int, loss: float, val: float | None, load: list[float] | None) -> None:
+    def epoch(
+        self, epoch: int, loss: float, val: float | None, load: list[float] | None, memory: int | None = None
+    ) -> None:
         self._epoch, self._val = epoch, self._val if val is None else val
         scores = f"loss {loss:.3f}" + ("" if self._val is None else f"  val {self._val:.3f}")
-        self._bars.update(self._task, completed=epoch, scores=scores, load=load_text(load))
+        self._bars.update(
+            self._task, completed=epoch, scores=scores, load=_joined(load_text(load), memory_text(memory))
+        )
 
     def close(self) -> None:
         if self._epoch < self._epochs:  # patience ended it: a full bar of the epochs it took
@@ -98,9 +104,11 @@ class _Lines:
         self._val: float | None = None
         self._unsaid = ""
 
-    def epoch(self, epoch: int, loss: float, val: float | None, load: list[float] | None) -> None:
+    def epoch(
+        self, epoch: int, loss: float, val: float | None, load: list[float] | None, memory: int | None = None
+    ) -> None:
         self._val = self._val if val is None else val
-        self._unsaid = describe(epoch, self._epochs, loss, self._val, load)
+        self._unsaid = describe(epoch, self._epochs, loss, self._val, load, memory)
         if epoch * 10 // self._epochs == (epoch - 1) * 10 // self._epochs:
             return
         left = (time.monotonic() - self._start) / max(1, epoch - self._done) * (self._epochs - epoch)
@@ -112,14 +120,23 @@ class _Lines:
             self._progress.line(self._name, self._unsaid)
 
 
-def describe(epoch: int, epochs: int, loss: float, val: float | None, load: list[float] | None) -> str:
+def describe(
+    epoch: int, epochs: int, loss: float, val: float | None, load: list[float] | None, memory: int | None = None
+) -> str:
     """What is known after an epoch, in one line."""
     parts = [f"epoch {epoch}/{epochs}", f"loss {loss:.3f}"]
     if val is not None:
         parts.append(f"val {val:.3f}")
-    if load is not None:
-        parts.append(load_text(load))
-    return "  ".join(parts)
+    return _joined(*parts, load_text(load), memory_text(memory))
+
+
+def memory_text(memory: int | None) -> str:
+    """The most that tensors took on a GPU so far."""
+    return "" if memory is None else f"{memory / 1e9:.2f} GB"
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
 
 
 def load_text(load: list[float] | None) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..models.registry import Model
 from . import state as checkpoint
 from .config import Config, TrainConfig, fingerprint
+from .device import peak_memory
 from .interrupt import Interrupted, Stop
 from .loop import FitState, Task
 from .progress import Progress
@@ -93,19 +94,22 @@ class Run:
         record |= losses | scores | {"wall_s": round(state.wall_s, 3)}
         if load is not None:
             record["expert_load"] = [round(share, 4) for share in load]
+        memory = peak_memory(next(task.model.parameters()).device)
+        if memory is not None:
+            record["gpu_bytes"] = memory
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.metrics_path, "ab") as file:
             file.truncate(min(self._metrics_end, file.tell()))
             file.write((json.dumps(record) + "\n").encode())
         state.metrics_bytes = self._metrics_end = self.metrics_path.stat().st_size
-        self.progress.epoch(state.epoch, losses["loss"], scores.get("val"), load)
+        self.progress.epoch(state.epoch, losses["loss"], scores.get("val"), load, memory)
         self.step_done(task, train, state)
 
     def save(self, task: Task, state: FitState) -> None:
         """Write the checkpoint of the task's phase."""
         task_tensors, task_scalars = _split(task.state())
         optimizer_tensors, optimizer_scalars = checkpoint.split_optimizer(task.optimizer)
-        rng_tensors, rng_scalars = checkpoint.rng_state()
+        rng_tensors, rng_scalars = checkpoint.rng_state(next(task.model.parameters()).device)
         tensors = (
             checkpoint.under("model", task.model.state_dict())
             | checkpoint.under("best", state.best)
@@ -156,7 +160,7 @@ class Run:
         device = next(task.model.parameters()).device
         state.sums = {name: value.to(device) for name, value in checkpoint.pick(tensors, "sums").items()}
         self._metrics_end = state.metrics_bytes
-        checkpoint.set_rng_state(checkpoint.pick(tensors, "rng"), scalars["rng"])
+        checkpoint.set_rng_state(checkpoint.pick(tensors, "rng"), scalars["rng"], device)
         self.line(task.phase, f"continues after step {state.step} (epoch {state.epoch}, batch {state.batch})")
         return state
 

@@ -43,8 +43,8 @@ def seed_all(seed: int, phase: str = "") -> None:
     random.seed(c)
 
 
-def rng_state() -> tuple[Tensors, dict[str, Any]]:
-    """The random states of torch (all devices in use), NumPy and Python, as tensors and scalars."""
+def rng_state(device: torch.device) -> tuple[Tensors, dict[str, Any]]:
+    """The random states of torch (CPU, and the GPU that trains), NumPy and Python, as tensors and scalars."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     tensors = {
@@ -52,24 +52,23 @@ def rng_state() -> tuple[Tensors, dict[str, Any]]:
         "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
         "python": torch.tensor(words, dtype=torch.int64),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
     return tensors, {
         "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
         "python": [version, gauss],
     }
 
 
-def set_rng_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    """Put the random states of `rng_state` back."""
+def set_rng_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], device: torch.device) -> None:
+    """Put the random states of `rng_state` back; a GPU that takes over from the CPU stays as the phase seeded it."""
     torch.set_rng_state(tensors["torch"])
     kind, position, has_gauss, cached = scalars["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     version, gauss = scalars["python"]
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    devices = [name for name in tensors if name.startswith("cuda.")]
-    if devices and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([tensors[f"cuda.{i}"] for i in range(len(devices))])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:

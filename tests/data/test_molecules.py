@@ -74,7 +74,8 @@ def test_what_a_batch_brings_ready_made_is_what_it_would_compute(ids, two_hop):
     batch = DATA.batch(ids, two_hop=two_hop)
     graph = batch.two_hop if two_hop else batch.graph
     fresh = Graph(graph.num_nodes, graph.offsets, graph.columns, None, graph.edge_type, graph.num_edge_types)
-    for got, expected in ((graph, fresh), (graph.gcn_norm(), fresh.gcn_norm()), (graph.mean_norm(), fresh.mean_norm())):
+    derived = [(graph, fresh), (graph.gcn_norm(), fresh.gcn_norm()), (graph.mean_norm(), fresh.mean_norm())]
+    for got, expected in (*derived, (graph.mean_norm(add_self_loops=True), fresh.mean_norm(add_self_loops=True))):
         assert_same_graph(got, expected)
         assert_same_graph(got.transpose(), expected.transpose())
         assert torch.equal(got.transpose_order, expected.transpose_order)
@@ -94,7 +95,7 @@ def test_a_batch_sorts_and_normalises_nothing(monkeypatch):
     monkeypatch.setattr(Graph, "_make_gcn_norm", refuse)
     monkeypatch.setattr(Graph, "_make_mean_norm", refuse)
     for graph in (batch.graph, batch.two_hop):
-        for derived in (graph, graph.gcn_norm(), graph.mean_norm()):
+        for derived in (graph, graph.gcn_norm(), graph.mean_norm(), graph.mean_norm(add_self_loops=True)):
             derived.transpose()
 
 

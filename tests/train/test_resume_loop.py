@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from gmoe_ext.errors import ConfigError, GmoeError
-from gmoe_ext.train.config import Config, TrainConfig
+from gmoe_ext.train import loop
+from gmoe_ext.train.config import Config, TrainConfig, config_hash, fingerprint
 from gmoe_ext.train.interrupt import Interrupted, Stop
 from gmoe_ext.train.loop import Task, fit
 from gmoe_ext.train.progress import Progress
@@ -182,3 +183,56 @@ def test_a_dry_run_writes_nothing(tmp_path):
     fit(task, train, run)
     assert task.steps == 1
     assert not (tmp_path / "none").exists()
+
+
+class Loading(Toy):
+    """Notes when a batch is loaded and when it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def load(self, batch):
+        self.told.append(("load", int(batch[0])))
+        return batch
+
+    def losses(self, batch):
+        self.told.append(("losses", int(batch[0])))
+        return super().losses(batch)
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cpu", 0), ("cuda", 1)])
+def test_a_gpu_has_the_next_batch_before_it_needs_it(device, ahead):
+    task = Loading()
+    batches = task.batches(0)
+    for batch in loop._loaded(task, batches, torch.device(device)):
+        task.losses(batch)
+    order = [int(batch[0]) for batch in batches]
+    assert [first for what, first in task.told if what == "load"] == order
+    assert [first for what, first in task.told if what == "losses"] == order
+    assert task.told.index(("losses", order[0])) == 1 + ahead
+
+
+def test_indices_are_asked_for_once_an_epoch_and_training_ends_there(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "raise_index_faults", asked.append)
+    task, train, run = start(tmp_path)
+    fit(task, train, run)
+    assert asked == [torch.device("cpu")] * 5
+
+
+def test_mixed_precision_trains_float32_weights(tmp_path):
+    task, train, run = start(tmp_path, precision="bf16-mixed")
+    seen = set()
+    task.model[0].register_forward_hook(lambda _module, _inputs, output: seen.add((task.model.training, output.dtype)))
+    result = fit(task, train, run)
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}  # scores are those of the weights as they are
+    assert all(value.dtype != torch.bfloat16 for value in task.model.state_dict().values())
+    assert result.val_best < 3
+
+
+def test_a_setting_that_came_later_leaves_older_checkpoints_alone():
+    assert "train.precision" not in fingerprint(Config())
+    mixed = Config(train=TrainConfig(precision="bf16-mixed"))
+    assert fingerprint(mixed)["train.precision"] == "bf16-mixed"
+    assert config_hash(mixed) != config_hash(Config())

@@ -64,11 +64,14 @@ class MoleculeTask(Task):
             if len(chosen) > 1:
                 yield self.data.train_idx[chosen]
 
-    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+    def load(self, batch: Tensor) -> MoleculeBatch:
+        """Cut the molecules out where they lie: of a batch only its ids and offsets travel to a GPU."""
+        return self.data.batch(batch, two_hop=self._two_hop)
+
+    def losses(self, batch: MoleculeBatch) -> dict[str, Tensor]:
         """Loss of the known labels and of the routing."""
-        molecules = self.data.batch(batch, two_hop=self._two_hop)
-        logits, aux = self.model(molecules)
-        task = label_loss(self.metric, logits, molecules.y)
+        logits, aux = self.model(batch)
+        task = label_loss(self.metric, logits, batch.y)
         return {"loss": task + aux, "task": task, "aux": aux}
 
     def evaluate(self) -> dict[str, float]:

@@ -87,6 +87,7 @@ def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:
         logits: [B, C] or [B, tasks].
         y: class ids [B] (or [B, 1]), else [B, tasks] with NaN for a missing label.
     """
+    logits = logits.float()
     if metric == "accuracy":
         return functional.cross_entropy(logits, y.reshape(-1).long())
     known = ~y.isnan()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...data import metrics
+from ...data.transfer import without_waiting
 from ...distill import StudentTargets, kmeans_start
 from ...models.mixture import MixtureStudent
 from ...models.moe import MoE
@@ -25,6 +26,9 @@ from .scene import Inputs, Scene
 if TYPE_CHECKING:
     from ...models.registry import Model
     from ..config import Config
+
+
+_UNLABELLED = -100  # class of a node whose label training does not see
 
 
 class StudentTask(Task):
@@ -48,9 +52,10 @@ class StudentTask(Task):
         self.scene, self.inputs, self.targets, self.config = scene, inputs, targets, config
         self.learners = model.learners()
         self.optimizer = self._adam()
-        labelled = torch.zeros(scene.observed.num_nodes, dtype=torch.bool, device=inputs.seen_ND.device)
-        labelled[scene.observed.train_idx] = True
-        self.labelled_N = labelled
+        y, labelled = scene.observed.y, scene.observed.train_idx
+        # A mask instead of a list of rows: how many rows of a batch have a label is known on the device alone.
+        self.label_N = torch.full_like(y, _UNLABELLED).index_copy(0, labelled, y[labelled])
+        self.num_labelled = torch.tensor(len(labelled), device=y.device)
 
     def batches(self, epoch: int) -> list[Tensor | None]:
         """All rows at once, or shuffled batches of `train.batch_size`; with them the epoch's targets are drawn."""
@@ -60,7 +65,7 @@ class StudentTask(Task):
         if size == 0 or size >= rows:
             return [None]
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
-        order = torch.randperm(rows, generator=generator).to(self.inputs.seen_ND.device)
+        order = without_waiting(torch.randperm(rows, generator=generator), self.inputs.seen_ND.device)
         return list(torch.split(order, size))
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
@@ -68,16 +73,17 @@ class StudentTask(Task):
 
         Summed over the models that learn by themselves, so that each gets the gradient it would get alone.
         """
-        seen, pairs, labelled_B, y_B = self.inputs.seen_ND, self.drawn.pairs, self.labelled_N, self.scene.observed.y
+        seen, pairs, label_B = self.inputs.seen_ND, self.drawn.pairs, self.label_N
         if batch is not None:
-            seen, pairs, labelled_B, y_B = seen[batch], pairs.rows(batch), labelled_B[batch], y_B[batch]
+            seen, pairs, label_B = seen[batch], pairs.rows(batch), label_B[batch]
         distill = self.config.distill
-        share = self.labelled_N.shape[0] / (self.labelled_N.sum() * labelled_B.shape[0])
+        share = self.label_N.shape[0] / (self.num_labelled * label_B.shape[0])
         of_labels, of_pairs, of_aux = self.weights
         total: dict[str, Tensor] = {}
         for learner in self.learners:
             logits, aux = learner(seen)
-            label = functional.cross_entropy(logits[labelled_B], y_B[labelled_B], reduction="sum") * share
+            logits = logits.float()
+            label = functional.cross_entropy(logits, label_B, ignore_index=_UNLABELLED, reduction="sum") * share
             soft = krd(logits, pairs, distill.tau, bool(distill.normalized_tau))
             loss = of_labels * label + of_pairs * soft + of_aux * aux
             for name, value in {"loss": loss, "label": label, "soft": soft, "aux": aux}.items():
@@ -196,27 +202,22 @@ class RbMTask(MixtureTask):
         """Those of every student; a whole epoch at once may replay the memories of the program's small batches."""
         self.model.set_epoch(max(0, epoch - self.pretrain_epochs))
         batches = super().batches(epoch)
-        whole = batches == [None]
-        self.replays = whole and bool(self.config.distill.batch_weights) and epoch >= self.pretrain_epochs
-        self.model.set_following(not self.replays)
+        size = self.config.distill.batch_weights
+        replays = batches == [None] and epoch >= self.pretrain_epochs and bool(size)
+        self.replayed = list(self.drawn.batches(self.scene.observed.train_idx, size or 0)) if replays else []
+        self.model.set_following(not replays)
         return batches
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
         """Those of every student, routed by memories that have followed the rows."""
-        if self.replays:
-            self._follow_batches()
+        for rows, copies in self.replayed:
+            self.model.follow_(self.inputs.seen_ND[rows], copies)
         return super().losses(batch)
 
     def after_step(self) -> None:
         """The memories' own step (eq. 7)."""
         rate = self.config.distill.memory_lr
         self.model.spread_memories_(self.config.train.lr if rate is None else rate)
-
-    def _follow_batches(self) -> None:
-        """The memories follow the batches of `batch_weights` rows that the program has, before they route the step."""
-        size = self.config.distill.batch_weights or 0
-        for rows, copies in self.drawn.batches(self.scene.observed.train_idx, size):
-            self.model.follow_(self.inputs.seen_ND[rows], copies)
 
 
 def build_task(model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> StudentTask:

@@ -1,0 +1,151 @@
+"""One epoch of every task on a GPU that is not there: all tensors on it, and no step waits for it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from gmoe_ext import models
+from gmoe_ext.data import synthetic
+from gmoe_ext.distill import ReliableSampler, StudentTargets
+from gmoe_ext.train import loop
+from gmoe_ext.train.config import Config, DistillConfig, TrainConfig
+from gmoe_ext.train.tasks.molecule import MoleculeTask
+from gmoe_ext.train.tasks.node import NodeTask
+from gmoe_ext.train.tasks.protocol import resolve
+from gmoe_ext.train.tasks.scene import Inputs, Scene
+from gmoe_ext.train.tasks.student import build_task
+
+from ..fake_cuda import FakeCuda, WouldWait
+
+EXPERTS = {"num_experts": 4, "num_hop1": 2, "k": 2}
+NODE_MODELS = [("gcn", {}), ("sage", {}), ("gin", {"norm": "batch"})]
+NODE_MODELS += [(name, {**EXPERTS, "norm": "batch"}) for name in ("gmoe-gcn", "gmoe-sage", "gmoe-gin")]
+MOLECULE_MODELS = [("gcn", {}), ("gin", {})] + [(name, EXPERTS) for name in ("gmoe-gcn", "gmoe-sage", "gmoe-gin")]
+MOLECULE_MODELS += [
+    ("gmoe-gcn", {"num_experts": 8, "k": 2}),
+    ("gmoe-gcn", {**EXPERTS, "norm": "all_nodes", "combine": "mean"}),
+]
+SHAPE = {"hidden_dim": 8, "num_layers": 2, "dropout": 0.5}
+
+
+class Steps:
+    """What the loop needs of a run between two epochs: nothing."""
+
+    def step_done(self, *_args):
+        return
+
+
+class OneEpoch:
+    """Trains one epoch: on the CPU, which fills the caches of graphs and optimizer, then on the fake device."""
+
+    def __init__(self, monkeypatch):
+        self.patch, self.fake = monkeypatch, FakeCuda(monkeypatch)
+
+    def run(self, task, train, epoch=0, on_the_host=None):
+        """``on_the_host``: tensors that stay there, the ids of the batches too; None: batches are on the device."""
+        batches = list(task.batches(epoch))
+        task.batches = lambda _epoch: batches
+        loop._train_epoch(task, train, loop.FitState(epoch=epoch), Steps())
+        stays = [] if on_the_host is None else [*on_the_host, *batches]
+        placed, moved = self.fake.place((task, batches), stays)
+        placed.batches = lambda _epoch: moved
+        state = loop.FitState(epoch=epoch)
+        with self.patch.context() as patch, self.fake.watched():
+            patch.setattr(loop, "_means", lambda state: {})  # the end of the epoch, where the host does wait
+            loop._train_epoch(placed, train, state, Steps())
+        assert state.step >= 1
+        for name, value in placed.model.state_dict().items():
+            assert value.device.type == "cuda", f"{name} is on {value.device}"
+        assert all(total.device.type == "cuda" for total in state.sums.values())
+
+
+@pytest.fixture
+def epoch(monkeypatch):
+    return OneEpoch(monkeypatch)
+
+
+@pytest.fixture(params=["float32", "bf16-mixed"])
+def train(request, monkeypatch):
+    """Settings in both precisions; torch refuses its autocast for a GPU that is not there, so its switch is set."""
+    autocast = loop.autocast
+
+    @contextmanager
+    def switched(device, precision):
+        if device.type != "cuda" or precision == "float32":
+            with autocast(device, precision):
+                yield
+            return
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", True)
+        torch.autocast_increment_nesting()
+        try:
+            yield
+        finally:
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
+            torch.set_autocast_enabled("cuda", False)
+
+    monkeypatch.setattr(loop, "autocast", switched)
+    return TrainConfig(batch_size=16, precision=request.param)
+
+
+@pytest.mark.parametrize(("name", "options"), NODE_MODELS, ids=str)
+def test_a_node_step_stays_on_the_device(epoch, train, name, options):
+    data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3)
+    model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **options)
+    epoch.run(NodeTask(name, model, data, train), train)
+
+
+@pytest.mark.parametrize(("name", "options"), MOLECULE_MODELS, ids=str)
+def test_a_molecule_step_stays_on_the_device(epoch, train, name, options):
+    data = synthetic.molecules(num_graphs=40)
+    model = models.build(name, input="molecule", out_dim=data.num_outputs, **SHAPE, **options)
+    task = MoleculeTask(name, model, data, train, seed=0, two_hop=model.needs_two_hop)
+    epoch.run(task, train, on_the_host=[data.node_offsets, data.train_idx, data.val_idx, data.test_idx])
+
+
+STUDENTS = [
+    pytest.param("mlp", {"norm": "batch"}, {}, 0, id="mlp"),
+    pytest.param("ensemble", {"num_members": 2}, {}, 0, id="ensemble"),
+    pytest.param("moe", {"reading": "paper"}, {}, 3, id="moe"),
+    pytest.param("moe", {"reading": "program"}, {"protocol": "program"}, 3, id="moe-program"),
+    pytest.param("rbm", {}, {}, 0, id="rbm-pretraining"),
+    pytest.param("rbm", {"norm": "batch"}, {}, 3, id="rbm"),
+    pytest.param("rbm", {"memory": "parameter"}, {"protocol": "program", "tau": 2.0}, 3, id="rbm-program"),
+    pytest.param("rbm", {"gate_gradient": True}, {"pair_weight": "kept"}, 3, id="rbm-gate-gradient"),
+]
+
+
+@pytest.mark.parametrize("batch_size", [0, 64])
+@pytest.mark.parametrize(("name", "options", "settings", "at"), STUDENTS)
+def test_a_student_step_stays_on_the_device(epoch, train, batch_size, name, options, settings, at):
+    data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3)
+    train.batch_size = batch_size
+    config = resolve(Config(train=train, distill=DistillConfig(pretrain_epochs=2, **settings)), data.split)
+    experts = {"num_experts": 4, "k": 2} if name in ("rbm", "moe") else {}
+    model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **experts, **options)
+    sampler = ReliableSampler(data.graph, torch.rand(data.num_nodes), config.distill.pair_weight)
+    targets = StudentTargets(torch.randn(data.num_nodes, data.num_classes), sampler, config.distill.tau)
+    scene = Scene.of(config, data)
+    epoch.run(build_task(model, scene, Inputs.of(scene, data.x), targets, config), train, at)
+
+
+def test_the_watch_sees_what_waits(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    x, index = torch.randn(4, 3), torch.tensor([0, 2])
+    on_device = fake.place(x)
+    for waits in (
+        lambda: on_device.sum().item(),
+        lambda: on_device[on_device > 0],
+        lambda: on_device.cpu(),
+        lambda: on_device[index],
+        lambda: x.to("cuda:0"),
+        lambda: on_device + x,
+    ):
+        with fake.watched(), pytest.raises((WouldWait, RuntimeError)):
+            waits()
+    with fake.watched():
+        assert x.to("cuda:0", non_blocking=True).device.type == "cuda"
