@@ -138,7 +138,7 @@ def first_step(task: Task) -> list[Tensor]:
     model, task.model = task.model, trial
     try:
         torch.manual_seed(1)
-        loss = task.losses(next(iter(task.batches(_first_epoch(task)))))["loss"]
+        loss = task.losses(task.load(next(iter(task.batches(_first_epoch(task))))))["loss"]
         weights = [weight for weight in trial.parameters() if weight.requires_grad]
         found = torch.autograd.grad(loss, weights, allow_unused=True)
     finally:
@@ -149,7 +149,7 @@ def first_step(task: Task) -> list[Tensor]:
 def epoch(task: Task) -> None:
     """The steps of one epoch as gmoe_ext.train takes them, without what it records."""
     task.model.train()
-    for batch in task.batches(_first_epoch(task)):
+    for batch in map(task.load, task.batches(_first_epoch(task))):
         task.losses(batch)["loss"].backward()
         task.optimizer.step()
         task.optimizer.zero_grad(set_to_none=True)
