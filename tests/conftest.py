@@ -13,6 +13,8 @@ import torch
 
 import gmoe_ext
 
+from .placement import MadeOn
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -78,6 +80,24 @@ def _devices() -> list[str]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """cpu, and cuda where the machine and the build have it."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def made_on_device(device: torch.device) -> Iterator[torch.device]:
+    """What a test makes without naming a device is made on this one, of the numbers it has on the CPU."""
+    if device.type == "cpu":
+        yield device
+        return
+    with MadeOn(device):
+        yield device
+
+
+@pytest.fixture
+def gpu(device: torch.device) -> torch.device:
+    """The CUDA device; skips where there is none, and the CPU's turn where there is one."""
+    if device.type != "cuda":
+        pytest.skip("of a GPU alone")
+    return device
 
 
 @pytest.fixture(scope="session")

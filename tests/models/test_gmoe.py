@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,16 @@ from gmoe_ext import models, ops
 from gmoe_ext.errors import ConfigError
 from tests.nn.naive_gmoe import Molecules
 
-NODES = Molecules(num_nodes=40, num_bonds=60, seed=7)
+
+def nodes():
+    return _nodes(torch.empty(0).device)
+
+
+@functools.cache
+def _nodes(_device):
+    return Molecules(num_nodes=40, num_bonds=60, seed=7)
+
+
 NAMES = ["gmoe-gcn", "gmoe-gin", "gmoe-sage"]
 
 
@@ -22,13 +33,13 @@ def make(name="gmoe-gcn", **options):
 
 @pytest.mark.parametrize("over", ["mean", "sum"])
 def test_aux_is_lambda_times_the_layers_losses(over):
-    net, x = make(aux_weight=0.5, aux_over=over, dropout=0.0), torch.randn(NODES.num_nodes, 6)
+    net, x = make(aux_weight=0.5, aux_over=over, dropout=0.0), torch.randn(nodes().num_nodes, 6)
     torch.manual_seed(1)
-    output = net(x, NODES.graph)
+    output = net(x, nodes().graph)
     torch.manual_seed(1)
     first, last = net.convs()
-    h, loss_first = first(x, NODES.graph)
-    _, loss_last = last(F.relu(h), NODES.graph)
+    h, loss_first = first(x, nodes().graph)
+    _, loss_last = last(F.relu(h), nodes().graph)
     total = loss_first + loss_last
     torch.testing.assert_close(output.aux, 0.5 * (total / 2 if over == "mean" else total))
 
@@ -37,12 +48,12 @@ def test_aux_is_lambda_times_the_layers_losses(over):
 @pytest.mark.parametrize("norm", ["none", "batch", "routed", "all_nodes"])
 def test_config_and_safetensors_rebuild_the_model(name, norm):
     net = make(name, norm=norm)
-    net(torch.randn(NODES.num_nodes, 6), NODES.graph)
+    net(torch.randn(nodes().num_nodes, 6), nodes().graph)
     again = models.build(net.name, **net.config)
     again.load_state_dict(load(save(net.state_dict())))
     net.eval(), again.eval()
-    x = torch.randn(NODES.num_nodes, 6)
-    assert torch.equal(net(x, NODES.graph).logits, again(x, NODES.graph).logits)
+    x = torch.randn(nodes().num_nodes, 6)
+    assert torch.equal(net(x, nodes().graph).logits, again(x, nodes().graph).logits)
 
 
 def test_batch_is_another_name_of_routed():
@@ -65,7 +76,7 @@ def test_active_parameters_count_k_of_n_experts():
 
 def test_expert_load_is_the_mean_over_layers():
     net = make()
-    net(torch.randn(NODES.num_nodes, 6), NODES.graph)
+    net(torch.randn(nodes().num_nodes, 6), nodes().graph)
     share = net.expert_load()
     assert share.shape == (4,) and abs(share.sum().item() - 1) < 1e-6
     torch.testing.assert_close(share, torch.stack([c.expert_load() for c in net.convs()]).mean(0))
@@ -75,10 +86,10 @@ def test_same_seed_same_training():
     weights = []
     for _ in range(2):
         torch.manual_seed(0)
-        net, x, y = make(norm="routed"), torch.randn(NODES.num_nodes, 6), torch.randint(0, 3, (NODES.num_nodes,))
+        net, x, y = make(norm="routed"), torch.randn(nodes().num_nodes, 6), torch.randint(0, 3, (nodes().num_nodes,))
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         for _ in range(5):
-            output = net(x, NODES.graph)
+            output = net(x, nodes().graph)
             optimizer.zero_grad()
             (F.cross_entropy(output.logits, y) + output.aux).backward()
             optimizer.step()
@@ -90,12 +101,12 @@ def test_same_seed_same_training():
 def test_training_spreads_the_load_and_lowers_the_loss(name):
     torch.manual_seed(0)
     net = make(name, hidden_dim=32, dropout=0.0, aux_weight=0.1)
-    x = torch.randn(NODES.num_nodes, 6)
-    y = ops.aggregate(NODES.graph.gcn_norm(), x)[:, :3].argmax(1)
+    x = torch.randn(nodes().num_nodes, 6)
+    y = ops.aggregate(nodes().graph.gcn_norm(), x)[:, :3].argmax(1)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     losses = []
     for _ in range(80):
-        output = net(x, NODES.graph)
+        output = net(x, nodes().graph)
         losses.append(F.cross_entropy(output.logits, y).item())
         optimizer.zero_grad()
         (F.cross_entropy(output.logits, y) + output.aux).backward()

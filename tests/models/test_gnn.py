@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,14 +12,23 @@ from gmoe_ext import Graph, models
 from gmoe_ext.errors import ConfigError
 from tests.nn.naive_gmoe import Molecules
 
-NODES = Molecules(num_nodes=20, num_bonds=24, seed=7)
+
+def nodes():
+    return _nodes(torch.empty(0).device)
+
+
+@functools.cache
+def _nodes(_device):
+    return Molecules(num_nodes=20, num_bonds=24, seed=7)
+
+
 BASES = ["gcn", "gin", "sage"]
 
 
 def adjacency(base):
     """Dense weights of one hop."""
-    a = torch.zeros(NODES.num_nodes, NODES.num_nodes)
-    a[NODES.edge_index[1], NODES.edge_index[0]] = 1.0
+    a = torch.zeros(nodes().num_nodes, nodes().num_nodes)
+    a[nodes().edge_index[1], nodes().edge_index[0]] = 1.0
     a.fill_diagonal_(1.0)
     degree = a.sum(1)
     return a / degree[:, None] if base == "sage" else a / degree.outer(degree).sqrt()
@@ -26,12 +37,12 @@ def adjacency(base):
 @pytest.mark.parametrize("base", ["gcn", "sage"])
 def test_layers_with_relu_between_them(base):
     net = models.build(base, in_dim=6, hidden_dim=8, out_dim=3, num_layers=3, dropout=0.5).eval()
-    x, h = torch.randn(NODES.num_nodes, 6), None
+    x, h = torch.randn(nodes().num_nodes, 6), None
     for conv in net.convs():
         h = x if h is None else F.relu(h)
         linear = conv.experts.linear
         h = adjacency(base) @ h @ linear.weight[0].T + linear.bias[0]
-    output = net(x, NODES.graph)
+    output = net(x, nodes().graph)
     torch.testing.assert_close(output.logits, h)
     assert output.aux.item() == 0.0
 
@@ -40,20 +51,20 @@ def test_batch_norm_stands_between_layers_and_not_after_the_last():
     net = models.build("gcn", in_dim=6, hidden_dim=8, out_dim=3, num_layers=2, dropout=0.0, norm="batch")
     first, last = net.convs()
     assert first.norm is not None and last.norm is None
-    x = torch.randn(NODES.num_nodes, 6)
+    x = torch.randn(nodes().num_nodes, 6)
     plain = torch.nn.BatchNorm1d(8)
     h = F.relu(plain(adjacency("gcn") @ x @ first.experts.linear.weight[0].T + first.experts.linear.bias[0]))
     expected = adjacency("gcn") @ h @ last.experts.linear.weight[0].T + last.experts.linear.bias[0]
-    torch.testing.assert_close(net(x, NODES.graph).logits, expected)
+    torch.testing.assert_close(net(x, nodes().graph).logits, expected)
     torch.testing.assert_close(first.norm.running_var[0], plain.running_var)
 
 
 def test_dropout_acts_in_training_only():
     net = models.build("gcn", in_dim=6, hidden_dim=64, out_dim=3, num_layers=2, dropout=0.5)
-    x = torch.randn(NODES.num_nodes, 6)
-    assert not torch.equal(net(x, NODES.graph).logits, net(x, NODES.graph).logits)
+    x = torch.randn(nodes().num_nodes, 6)
+    assert not torch.equal(net(x, nodes().graph).logits, net(x, nodes().graph).logits)
     net.eval()
-    assert torch.equal(net(x, NODES.graph).logits, net(x, NODES.graph).logits)
+    assert torch.equal(net(x, nodes().graph).logits, net(x, nodes().graph).logits)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -77,10 +88,10 @@ def test_config_rebuilds_the_model(base, input):
 def test_learns_to_repeat_labels(base):
     torch.manual_seed(0)
     net = models.build(base, in_dim=6, hidden_dim=32, out_dim=3, num_layers=2, dropout=0.0)
-    x, y = torch.randn(NODES.num_nodes, 6), torch.randint(0, 3, (NODES.num_nodes,))
+    x, y = torch.randn(nodes().num_nodes, 6), torch.randint(0, 3, (nodes().num_nodes,))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.03)
     for _ in range(80):
-        loss = F.cross_entropy(net(x, NODES.graph).logits, y)
+        loss = F.cross_entropy(net(x, nodes().graph).logits, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -71,8 +71,8 @@ def test_k_out_of_range_is_named(k):
 
 
 @pytest.mark.parametrize("num_nodes", [0, 1, 7])
-def test_every_slot_is_the_plan_of_all_experts(num_nodes):
-    slots = Slots.all(num_nodes, 3, torch.device("cpu"))
+def test_every_slot_is_the_plan_of_all_experts(num_nodes, device):
+    slots = Slots.all(num_nodes, 3, device)
     plan = ops.expert_plan(slots.index.contiguous(), 3)
     assert torch.equal(slots.plan.offsets, plan.offsets) and torch.equal(slots.plan.order, plan.order)
     assert (slots.plan.num_rows, slots.plan.k) == (num_nodes, 3)

@@ -124,7 +124,7 @@ def test_evaluation_under_autocast(molecules):
     conv, x = make("gcn", True, 4, 2, 2, "routed").float().eval(), torch.randn(24, DIM)
     with torch.no_grad():
         expected, _ = run(conv, x, molecules, True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             actual, _ = run(conv, x, molecules, True)
     torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
 

@@ -11,6 +11,8 @@ from gmoe_ext.graph import Graph
 
 from .samples import Random, assert_close
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def hub_graph(num_nodes: int = 300, hub_edges: int = 30_000, num_edge_types: int = 0) -> Graph:
     """Two neighbouring hubs whose rows are split several times, among ordinary rows."""

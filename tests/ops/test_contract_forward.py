@@ -55,14 +55,14 @@ def test_integers_equal_the_reference_exactly(spec: OpSpec, device: torch.device
 
 
 @pytest.mark.parametrize("spec", GRAPH_OPS, ids=str)
-def test_equals_the_reference_on_any_graph(spec: OpSpec) -> None:
+def test_equals_the_reference_on_any_graph(spec: OpSpec, device: torch.device) -> None:
     base = spec.rows(2)
     typed = "edge_table" in base.args or spec.name == "two_hop_graph"
 
     @settings(max_examples=25, derandomize=True)
     @given(graph=graphs(num_edge_types=3 if typed else 0, dtype=torch.float64), seed=st.integers(0, 999))
     def check(graph: object, seed: int) -> None:
-        assert_agrees(spec, _on_graph(base, graph, Random(str(seed))), 1e-12)
+        assert_agrees(spec, _on_graph(base, graph, Random(str(seed))).on(device), 1e-12)
 
     check()
 

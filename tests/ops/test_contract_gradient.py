@@ -103,8 +103,8 @@ def test_detached_arguments_get_no_gradient(spec: OpSpec, device: torch.device) 
 
 
 @pytest.mark.parametrize("spec", DIFFERENTIABLE, ids=str)
-def test_no_gradient_no_history(spec: OpSpec) -> None:
-    sample = spec.rows(5).to(torch.float32)
+def test_no_gradient_no_history(spec: OpSpec, device: torch.device) -> None:
+    sample = spec.rows(5).to(torch.float32).on(device)
     assert not any(value.requires_grad for value in outputs(spec.public(sample)).values())
     leaves = {path: sample[path].clone().requires_grad_() for path in _paths(spec, sample)}
     with torch.no_grad():

@@ -26,7 +26,7 @@ def _wrong(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Tensors a careless caller might pass instead."""
     yield "flat", tensor.flatten()
     yield "one dimension more", tensor[None]
-    yield "scalar", torch.zeros((), dtype=tensor.dtype)
+    yield "scalar", tensor.new_zeros(())
     if tensor.numel():
         yield "one row less", tensor[:-1]
         yield "one row more", torch.cat([tensor, tensor[-1:]])
@@ -40,9 +40,9 @@ def _wrong(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 @pytest.mark.parametrize("spec", OPS, ids=str)
-def test_a_careless_raw_call_is_an_error_or_harmless(spec: OpSpec) -> None:
+def test_a_careless_raw_call_is_an_error_or_harmless(spec: OpSpec, device: torch.device) -> None:
     spec.need_compiled()
-    sample = spec.rows(20).to(torch.float32)
+    sample = spec.rows(20).to(torch.float32).on(device)
     before = outputs(spec.public(sample))
     refused = 0
     for func, args in raw_calls(spec, sample).values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gmoe_ext import ops, reference
@@ -9,6 +10,8 @@ from gmoe_ext.graph import Graph
 
 from .samples import Random, assert_close
 from .test_aggregate import for_threads, hub_graph
+
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 def test_split_hubs_equal_the_reference_for_any_number_of_threads() -> None:

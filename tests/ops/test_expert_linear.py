@@ -9,6 +9,8 @@ import torch
 from gmoe_ext import ops, reference
 from gmoe_ext.plan import ExpertPlan
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 # Around the edges of the kernel: one row, tiles not full, depth blocks of 256, several blocks of rows, many experts.
 SIZES = [(1, 1, 1, 1, 1), (1, 3, 8, 64, 64), (63, 3, 4, 40, 70), (300, 2, 5, 300, 17), (1_500, 3, 8, 24, 40)]
 

@@ -5,6 +5,8 @@ import torch
 
 from gmoe_ext import ops
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.mark.parametrize("num_rows,num_experts", [(1, 1), (7, 3), (40_000, 5), (300, 20_000)])
 def test_order_is_the_stable_sort(num_rows, num_experts):

@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
 from gmoe_ext import ops, reference
+
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 def routed(num_rows=200, dim=12, num_experts=4, k=2):

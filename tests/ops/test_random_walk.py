@@ -10,6 +10,8 @@ from gmoe_ext.graph import Graph
 
 from .samples import Random
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 _MASK = (1 << 64) - 1
 
 

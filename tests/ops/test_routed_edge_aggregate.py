@@ -11,6 +11,8 @@ from gmoe_ext.graph import Graph
 from .samples import Random, assert_close
 from .test_aggregate import for_threads, hub_graph
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def _case(num_nodes: int = 40, dim: int = 9) -> tuple[Graph, torch.Tensor, torch.Tensor]:
     graph = Random("graph").graph("random", num_nodes, weighted=True, num_edge_types=3)

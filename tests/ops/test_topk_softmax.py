@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
 from gmoe_ext import ops
+
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 def test_ties_go_to_the_lower_expert():

@@ -10,6 +10,8 @@ from gmoe_ext.graph import Graph
 
 from .samples import Random, assert_identical, outputs
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def _both_ways(edges: list[tuple[int, int]], num_nodes: int, **options: object) -> Graph:
     edge_index = torch.tensor(edges + [(b, a) for a, b in edges]).T

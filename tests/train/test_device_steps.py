@@ -19,6 +19,7 @@ from gmoe_ext.train.tasks.scene import Inputs, Scene
 from gmoe_ext.train.tasks.student import build_task
 
 from ..fake_cuda import FakeCuda, WouldWait
+from ..ops.test_contract_device import no_waiting
 
 EXPERTS = {"num_experts": 4, "num_hop1": 2, "k": 2}
 NODE_MODELS = [("gcn", {}), ("sage", {}), ("gin", {"norm": "batch"})]
@@ -92,18 +93,39 @@ def train(request, monkeypatch):
     return TrainConfig(batch_size=16, precision=request.param)
 
 
+def node_task(name, options, train, device="cpu"):
+    data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3).to(device)
+    model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **options).to(device)
+    return NodeTask(name, model, data, train)
+
+
+def molecule_task(name, options, train, device="cpu"):
+    data = synthetic.molecules(num_graphs=40).to(device)
+    model = models.build(name, input="molecule", out_dim=data.num_outputs, **SHAPE, **options).to(device)
+    return MoleculeTask(name, model, data, train, seed=0, two_hop=model.needs_two_hop)
+
+
+def student_task(name, options, train, device="cpu", **settings):
+    data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3).to(device)
+    config = resolve(Config(train=train, distill=DistillConfig(pretrain_epochs=2, **settings)), data.split)
+    experts = {"num_experts": 4, "k": 2} if name in ("rbm", "moe") else {}
+    model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **experts, **options).to(device)
+    sampler = ReliableSampler(data.graph, torch.rand(data.num_nodes).to(device), config.distill.pair_weight)
+    logits = torch.randn(data.num_nodes, data.num_classes).to(device)
+    scene = Scene.of(config, data)
+    targets = StudentTargets(logits, sampler, config.distill.tau)
+    return build_task(model, scene, Inputs.of(scene, data.x), targets, config)
+
+
 @pytest.mark.parametrize(("name", "options"), NODE_MODELS, ids=str)
 def test_a_node_step_stays_on_the_device(epoch, train, name, options):
-    data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3)
-    model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **options)
-    epoch.run(NodeTask(name, model, data, train), train)
+    epoch.run(node_task(name, options, train), train)
 
 
 @pytest.mark.parametrize(("name", "options"), MOLECULE_MODELS, ids=str)
 def test_a_molecule_step_stays_on_the_device(epoch, train, name, options):
-    data = synthetic.molecules(num_graphs=40)
-    model = models.build(name, input="molecule", out_dim=data.num_outputs, **SHAPE, **options)
-    task = MoleculeTask(name, model, data, train, seed=0, two_hop=model.needs_two_hop)
+    task = molecule_task(name, options, train)
+    data = task.data
     epoch.run(task, train, on_the_host=[data.node_offsets, data.train_idx, data.val_idx, data.test_idx])
 
 
@@ -122,15 +144,29 @@ STUDENTS = [
 @pytest.mark.parametrize("batch_size", [0, 64])
 @pytest.mark.parametrize(("name", "options", "settings", "at"), STUDENTS)
 def test_a_student_step_stays_on_the_device(epoch, train, batch_size, name, options, settings, at):
-    data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3)
     train.batch_size = batch_size
-    config = resolve(Config(train=train, distill=DistillConfig(pretrain_epochs=2, **settings)), data.split)
-    experts = {"num_experts": 4, "k": 2} if name in ("rbm", "moe") else {}
-    model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **experts, **options)
-    sampler = ReliableSampler(data.graph, torch.rand(data.num_nodes), config.distill.pair_weight)
-    targets = StudentTargets(torch.randn(data.num_nodes, data.num_classes), sampler, config.distill.tau)
-    scene = Scene.of(config, data)
-    epoch.run(build_task(model, scene, Inputs.of(scene, data.x), targets, config), train, at)
+    epoch.run(student_task(name, options, train, **settings), train, at)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("make", "name", "options", "at"),
+    [
+        (node_task, "gmoe-gcn", {**EXPERTS, "norm": "batch"}, 0),
+        (molecule_task, "gmoe-gin", EXPERTS, 0),
+        (molecule_task, "gmoe-gcn", EXPERTS, 0),
+        (student_task, "rbm", {"norm": "batch"}, 3),
+    ],
+)
+def test_torch_sees_nobody_wait_on_a_gpu(gpu, monkeypatch, make, name, options, at, precision):
+    train = TrainConfig(batch_size=16, precision=precision)
+    task = make(name, options, train, gpu)
+    batches = list(task.batches(at))
+    task.batches = lambda _epoch: batches
+    loop._train_epoch(task, train, loop.FitState(epoch=at), Steps())
+    monkeypatch.setattr(loop, "_means", lambda state: {})
+    with no_waiting():
+        loop._train_epoch(task, train, loop.FitState(epoch=at), Steps())
 
 
 def test_the_watch_sees_what_waits(monkeypatch):

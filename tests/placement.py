@@ -1,0 +1,25 @@
+"""Tests written for the CPU, run on a GPU: what they make without naming a device comes there, of the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+
+class MadeOn(TorchFunctionMode):
+    """Tensors come into being on a device: drawn on the CPU, by its generators, and moved."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _device_constructors() or kwargs.get("device") is not None:
+            return func(*args, **kwargs)
+        wants_grad = kwargs.pop("requires_grad", False)
+        made = func(*args, **kwargs).to(self.device)
+        return made.requires_grad_() if wants_grad else made
