@@ -1,4 +1,7 @@
-"""python -m bench.claims: checks every promise about speed on this machine and writes bench/results/claims-t1.json."""
+"""python -m bench.claims: checks every promise about speed on this machine and writes bench/results/claims-t1.json.
+
+With --device cuda the promises of a GPU, into claims-cuda.json.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the claims; 0: all reported, 1: something was refused."""
+    """Run the claims; 0: all reported, 1: something was refused, 2: they cannot run as asked."""
     options = _parse(arguments)
     if options.clock == "cpu" and options.threads != 1:
         print("bench.claims: --clock cpu adds up the time of all threads; use it with --threads 1", file=sys.stderr)
@@ -22,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
-    from . import catalogue, machine, report
+    from . import catalogue, cuda, machine, report
     from .run import Outcome, as_record, run, select
     from .settings import Settings
+    from .timing import CLOCKS
 
     torch.set_num_threads(options.threads)
-    settings = Settings(options.threads, options.quick, tuple(options.without))
-    chosen = select(catalogue.experiments(settings), options.only)
+    settings = Settings(options.threads, options.quick, tuple(options.without), options.device)
+    on_cpu = options.device == "cpu"
+    chosen = select((catalogue if on_cpu else cuda.catalogue).experiments(settings), options.only)
     if not chosen:
         print(f"bench.claims: no experiment or claim contains {options.only}", file=sys.stderr)
         return 2
@@ -38,16 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for claim in experiment.claims:
                 print(f"    {claim.name}  {report.target(claim)}   ({claim.source})")
         return 0
-    facts = machine.describe(options.threads, options.clock)
+    lacking = None if on_cpu else cuda.lacking()
+    if lacking is not None:
+        print(f"bench.claims: --device {options.device}: {lacking}", file=sys.stderr)
+        return 2
+    clock = options.clock if on_cpu else "events"
+    facts = machine.describe(options.threads, clock, options.device)
     print(machine.line(facts), flush=True)
     judged = not options.quick
     path = options.json
     if path is None and judged and not options.only and options.clock == "wall":
-        path = ROOT / "bench" / "results" / f"claims-t{options.threads}.json"
+        run_name = f"t{options.threads}" if on_cpu else "cuda"
+        path = ROOT / "bench" / "results" / f"claims-{run_name}.json"
     watch = machine.Neighbours()
     budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
     outcomes: list[Outcome] = []
-    for outcome in run(chosen, budget_s, options.clock):
+    for outcome in run(chosen, budget_s, CLOCKS[clock] if on_cpu else cuda.EventTimer()):
         outcomes.append(outcome)
         print(*report.experiment_lines(outcome, judged), sep="\n", flush=True)
         if path is not None:  # after each, so that a run that is broken off keeps what it measured
@@ -66,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="names that contain this; repeat")
     parser.add_argument("--threads", type=int, default=1, help="of ours and of every rival (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/claims-tTHREADS.json, if all")
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: everything runs, nothing is judged")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each variant (default 3; quick: 0.02)")
     parser.add_argument(

@@ -21,7 +21,7 @@ def compiled(settings: Settings, function: F) -> F:
         Missing: left out, or there is no C++ compiler to compile with.
     """
     settings.rival("torch.compile")
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+    if settings.device == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise Missing("no C++ compiler for torch.compile")
     torch.compiler.reset()
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def describe(num_threads: int, clock: str = "wall") -> dict[str, Any]:
+def describe(num_threads: int, clock: str = "wall", device: str = "cpu") -> dict[str, Any]:
     """The machine, the software and the settings."""
     native = gmoe_ext.backend() == "native"
     return {
+        **({} if device == "cpu" else gpu()),
         "cpu": cpu_model(),
         "caches": {f"L{level}": size for level, size in caches().items()},
         "cpus": len(os.sched_getaffinity(0)),
@@ -38,9 +39,31 @@ def describe(num_threads: int, clock: str = "wall") -> dict[str, Any]:
     }
 
 
+def gpu() -> dict[str, Any]:
+    """The GPU and what runs it."""
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        told = []
+    return {
+        "gpu": card.name,
+        "gpu_capability": f"{card.major}.{card.minor}",
+        "gpu_memory": card.total_memory,
+        "gpu_multiprocessors": card.multi_processor_count,
+        "gpu_l2": card.L2_cache_size,
+        "gpu_driver_and_clocks": told[0] if told else None,
+        "cuda": torch.version.cuda,
+        "cuda_kernels": gmoe_ext.build_info().get("cuda", False),
+    }
+
+
 def line(machine: dict[str, Any]) -> str:
     """The description as one line."""
+    card = (f"{machine['gpu']} (sm_{machine['gpu_capability']}), CUDA {machine['cuda']}",) if "gpu" in machine else ()
     parts = (
+        *card,
         machine["cpu"],
         f"{machine['cpus']} of {machine['cpus_of_machine']} CPUs",
         f"{threads(machine)}, {machine['clock']} clock",

@@ -11,7 +11,7 @@ import torch
 
 from .claim import Claim, Experiment, Mismatch, Missing, Variant
 from .machine import Neighbours
-from .timing import Clock, Samples, interleave
+from .timing import WALL, Samples, Timer, interleave
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Outcome:
     refusal: str = ""
 
 
-def run(experiments: Iterable[Experiment], budget_s: float, clock: Clock = "wall") -> Iterator[Outcome]:
+def run(experiments: Iterable[Experiment], budget_s: float, timer: Timer = WALL) -> Iterator[Outcome]:
     """Run one after the other; what one leaves in memory is freed before the next begins."""
     for experiment in experiments:
-        yield run_one(experiment, budget_s, clock)
+        yield run_one(experiment, budget_s, timer)
         gc.collect()
 
 
-def run_one(experiment: Experiment, budget_s: float, clock: Clock = "wall") -> Outcome:
+def run_one(experiment: Experiment, budget_s: float, timer: Timer = WALL) -> Outcome:
     """Check and measure one experiment."""
     with torch.inference_mode(not experiment.gradients):
         try:
@@ -64,7 +64,7 @@ def run_one(experiment: Experiment, budget_s: float, clock: Clock = "wall") -> O
         del variants, ready  # the expected results are as large as the inputs
         gc.collect()
         neighbours = Neighbours()
-        times = interleave(calls, budget_s, experiment.calls, clock) if calls else {}
+        times = interleave(calls, budget_s, experiment.calls, timer) if calls else {}
     verdicts = tuple(judge(claim, times, missing) for claim in experiment.claims)
     return Outcome(experiment.name, times, missing, verdicts, neighbours.share())
 

@@ -21,11 +21,13 @@ class Settings:
         threads: of ours and of every rival.
         quick: sizes that run in seconds and judge nothing.
         without: rivals left out, such as "torch.compile".
+        device: where inputs lie; "cuda" in the claims of a GPU, which the tests build on "cpu".
     """
 
     threads: int = 1
     quick: bool = False
     without: tuple[str, ...] = ()
+    device: str = "cpu"
 
     def size(self, full: int, quick: int) -> int:
         """The one of two sizes that this run takes."""

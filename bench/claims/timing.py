@@ -8,12 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter, process_time
-from typing import Any, Literal
-
-Clock = Literal["wall", "cpu"]
-
-# CPU time leaves out what a busy machine took from us: right for one thread, and for comparing, not for promising.
-CLOCKS: dict[str, Callable[[], float]] = {"wall": lambda: perf_counter(), "cpu": lambda: process_time()}
+from typing import Any, Protocol
 
 SHORTEST_SAMPLE_S = 1e-3  # shorter ones repeat the call: the clock and the loop cost a tenth of a microsecond
 MOST_SAMPLES = 201
@@ -55,11 +50,43 @@ class Samples:
         }
 
 
+class Timer(Protocol):
+    """Takes the time of calls."""
+
+    @property
+    def shortest_s(self) -> float:
+        """A sample that would be shorter repeats its call."""
+        ...
+
+    def seconds(self, call: Callable[[], Any], repeats: int) -> float:
+        """Of so many calls together."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostTimer:
+    """By a clock of this process, read before and after."""
+
+    now: Callable[[], float]
+    shortest_s: float = SHORTEST_SAMPLE_S
+
+    def seconds(self, call: Callable[[], Any], repeats: int) -> float:
+        start = self.now()
+        for _ in range(repeats):
+            call()
+        return self.now() - start
+
+
+WALL = HostTimer(lambda: perf_counter())
+# CPU time leaves out what a busy machine took from us: right for one thread, and for comparing, not for promising.
+CLOCKS: dict[str, Timer] = {"wall": WALL, "cpu": HostTimer(lambda: process_time())}
+
+
 def interleave(
     calls: Mapping[str, tuple[Callable[[], Any], float]],
     budget_s: float,
     single_calls: int | None = None,
-    clock: Clock = "wall",
+    timer: Timer = WALL,
 ) -> dict[str, Samples]:
     """Measure calls side by side.
 
@@ -67,16 +94,15 @@ def interleave(
         calls: name -> (call, units of work).
         budget_s: time to spend on each; a call that takes longer is still sampled three times.
         single_calls: take that many samples of one call each instead.
-        clock: whose seconds.
+        timer: whose seconds.
     """
-    now = CLOCKS[clock]
     repeats, counts = {}, {}
     for name, (call, _) in calls.items():
-        once = _time(call, 1, now)
+        once = timer.seconds(call, 1)
         if once < SLOW_S:  # a slow call was warmed up by its check, and one more would tell nothing new
             trials = 1 if once > SHORTEST_SAMPLE_S else 10
-            once = _time(call, trials, now) / trials
-        repeats[name] = 1 if single_calls else max(1, math.ceil(SHORTEST_SAMPLE_S / max(once, 1e-8)))
+            once = timer.seconds(call, trials) / trials
+        repeats[name] = 1 if single_calls else max(1, math.ceil(timer.shortest_s / max(once, 1e-8)))
         fits = int(budget_s / (max(once, 1e-8) * repeats[name]))
         counts[name] = single_calls or max(3, min(MOST_SAMPLES, fits))
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -90,15 +116,8 @@ def interleave(
             for name in names[first:] + names[:first]:
                 # A variant with fewer samples than rounds takes them evenly spread over the rounds.
                 if (turn + 1) * counts[name] // rounds > turn * counts[name] // rounds:
-                    taken[name].append(_time(calls[name][0], repeats[name], now) / repeats[name])
+                    taken[name].append(timer.seconds(calls[name][0], repeats[name]) / repeats[name])
     finally:
         if collecting:
             gc.enable()
     return {name: Samples(tuple(seconds), calls[name][1]) for name, seconds in taken.items()}
-
-
-def _time(call: Callable[[], Any], repeats: int, now: Callable[[], float]) -> float:
-    start = now()
-    for _ in range(repeats):
-        call()
-    return now() - start

@@ -136,6 +136,8 @@ def first_step(task: Task) -> list[Tensor]:
     """Loss and gradients of the first batch, with seeded noise, on a copy that may move its memories."""
     trial = copy.deepcopy(task.model).train()
     model, task.model = task.model, trial
+    if isinstance(task, StudentTask):
+        task.learners = trial.learners()
     try:
         torch.manual_seed(1)
         loss = task.losses(task.load(next(iter(task.batches(_first_epoch(task))))))["loss"]
@@ -143,6 +145,8 @@ def first_step(task: Task) -> list[Tensor]:
         found = torch.autograd.grad(loss, weights, allow_unused=True)
     finally:
         task.model = model
+        if isinstance(task, StudentTask):
+            task.learners = model.learners()
     return [loss.detach(), *(grad for grad in found if grad is not None)]
 
 
