@@ -55,21 +55,22 @@ void check_grad_y(const char* op, const Tensor& grad_y, const Tensor& x, std::in
 
 }  // namespace gmoe::ops
 
+// tf32: on CUDA, products of float32 from factors rounded to 10 bits of fraction.
 GMOE_SCHEMAS(m) {
   m.def(
       "expert_linear(Tensor x, Tensor weight, Tensor? bias, Tensor offsets, Tensor order, int k, Tensor? gate, "
-      "Tensor? source) -> Tensor");
+      "Tensor? source, bool tf32=False) -> Tensor");
   m.def(
       "expert_linear_grad_x(Tensor grad_y, Tensor x, Tensor weight, Tensor offsets, Tensor order, int k, "
-      "Tensor? gate, Tensor? source) -> Tensor");
+      "Tensor? gate, Tensor? source, bool tf32=False) -> Tensor");
   m.def(
       "expert_linear_grad_weight(Tensor grad_y, Tensor x, Tensor offsets, Tensor order, int k, Tensor? gate, "
-      "Tensor? source) -> Tensor");
+      "Tensor? source, bool tf32=False) -> Tensor");
   m.def("expert_linear_grad_bias(Tensor grad_y, Tensor offsets, Tensor order, int k, Tensor? gate) -> Tensor");
   m.def(
       "expert_linear_grad_gate(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, Tensor offsets, Tensor order, "
-      "int k, Tensor? source) -> Tensor");
+      "int k, Tensor? source, bool tf32=False) -> Tensor");
   m.def(
       "expert_linear_grad_x_gate(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, Tensor offsets, Tensor order, "
-      "int k, Tensor gate, Tensor? source) -> (Tensor grad_x, Tensor grad_gate)");
+      "int k, Tensor gate, Tensor? source, bool tf32=False) -> (Tensor grad_x, Tensor grad_gate)");
 }

@@ -56,6 +56,17 @@ def checks_inside(*operands: Tensor | None) -> bool:
     return True
 
 
+def allows_tf32(x: Tensor) -> bool:
+    """Whether torch may make products of these rows in TF32: on CUDA, by its own switch for matrix products."""
+    return x.is_cuda and _tf32_switch()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tf32_switch() -> bool:
+    # torch.compile cannot trace it, but compiles again when the switch is turned.
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
 def expect(ok: bool, op: str, argument: str, expected: str | Callable[[], str], got: object) -> None:
     """Raise ``ValueError`` in the project's wording unless ``ok``.
 

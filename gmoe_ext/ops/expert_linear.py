@@ -34,7 +34,8 @@ def expert_linear(
             None reads row i, which needs R = N.
 
     Returns:
-        y [N, Dout] in x's dtype, accumulated in float32 (float64 for float64); [N, k, Dout] without gate.
+        y [N, Dout] in x's dtype, accumulated in float32 (float64 for float64); [N, k, Dout] without gate. On CUDA,
+        float32 products are made in TF32, here and in the gradients, if torch.backends.cuda.matmul allows it.
 
     Gradients: x, weight, bias and gate, each computed only when needed.
 
@@ -60,7 +61,9 @@ def expert_linear(
             op.expect_index("expert_linear", "source", source, x.shape[0])
         return reference.expert_linear(*inputs)
     try:
-        y: Tensor = op.call("expert_linear", x, weight, bias, plan.offsets, plan.order, plan.k, gate, source)
+        y: Tensor = op.call(
+            "expert_linear", x, weight, bias, plan.offsets, plan.order, plan.k, gate, source, op.allows_tf32(x)
+        )
     except RuntimeError:
         _check(*inputs)
         raise
@@ -116,34 +119,37 @@ def _fake(
     k: int,
     gate: Tensor | None,
     source: Tensor | None,
+    tf32: bool = False,
 ) -> Tensor:
     num_rows, out_dim = order.shape[0] // k, weight.shape[1]
     return x.new_empty(num_rows, k, out_dim) if gate is None else x.new_empty(num_rows, out_dim)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.k, gate, source = inputs
+    *tensors, ctx.k, gate, source, ctx.tf32 = inputs
     ctx.save_for_backward(*tensors, gate, source)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, offsets, order, gate, source = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias, _, _, _, needs_gate, _ = ctx.needs_input_grad
-    gmoe, k = torch.ops.gmoe, ctx.k
+    needs_x, needs_weight, needs_bias, _, _, _, needs_gate, *_ = ctx.needs_input_grad
+    gmoe, k, tf32 = torch.ops.gmoe, ctx.k, ctx.tf32
     grad_x = grad_weight = grad_bias = grad_gate = None
     needs_gate = needs_gate and gate is not None
     if needs_x and needs_gate:
         # Both need the product of grad_y with the weights: one operator makes it once.
-        grad_x, grad_gate = gmoe.expert_linear_grad_x_gate(grad_y, x, weight, bias, offsets, order, k, gate, source)
+        grad_x, grad_gate = gmoe.expert_linear_grad_x_gate(
+            grad_y, x, weight, bias, offsets, order, k, gate, source, tf32
+        )
     elif needs_x:
-        grad_x = gmoe.expert_linear_grad_x(grad_y, x, weight, offsets, order, k, gate, source)
+        grad_x = gmoe.expert_linear_grad_x(grad_y, x, weight, offsets, order, k, gate, source, tf32)
     elif needs_gate:
-        grad_gate = gmoe.expert_linear_grad_gate(grad_y, x, weight, bias, offsets, order, k, source)
+        grad_gate = gmoe.expert_linear_grad_gate(grad_y, x, weight, bias, offsets, order, k, source, tf32)
     if needs_weight:
-        grad_weight = gmoe.expert_linear_grad_weight(grad_y, x, offsets, order, k, gate, source)
+        grad_weight = gmoe.expert_linear_grad_weight(grad_y, x, offsets, order, k, gate, source, tf32)
     if needs_bias and bias is not None:
         grad_bias = gmoe.expert_linear_grad_bias(grad_y, offsets, order, k, gate)
-    return grad_x, grad_weight, grad_bias, None, None, None, grad_gate, None
+    return grad_x, grad_weight, grad_bias, None, None, None, grad_gate, None, None
 
 
 def _fake_grad_x(grad_y: Tensor, x: Tensor, *_: Any) -> Tensor:

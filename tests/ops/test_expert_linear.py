@@ -5,14 +5,18 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gmoe_ext import ops, reference
+from gmoe_ext.ops import _dispatch
 from gmoe_ext.plan import ExpertPlan
 
 pytestmark = pytest.mark.usefixtures("made_on_device")
 
 # Around the edges of the kernel: one row, tiles not full, depth blocks of 256, several blocks of rows, many experts.
 SIZES = [(1, 1, 1, 1, 1), (1, 3, 8, 64, 64), (63, 3, 4, 40, 70), (300, 2, 5, 300, 17), (1_500, 3, 8, 24, 40)]
+
+GRADIENTS_WITH_PRODUCTS = ("_grad_x", "_grad_gate", "_grad_x_gate", "_grad_weight")
 
 
 def operands(num_rows, k, num_experts, in_dim, out_dim, *, bias=True, gate=True, source=False, seed=0):
@@ -124,3 +128,41 @@ def test_without_input_columns_the_bias_alone_moves_the_gate():
         strict=True,
     ):
         torch.testing.assert_close(got, want)
+
+
+@pytest.fixture
+def tf32_switch():
+    """torch's switch for matrix products, as it was again afterwards."""
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    yield switch
+    switch.fp32_precision = before
+
+
+def test_tf32_follows_torchs_switch_in_compiled_functions_too(tf32_switch):
+    compiled = torch.compile(lambda x: x + _dispatch._tf32_switch(), backend="eager", fullgraph=True)
+    for precision, allowed in (("ieee", 0), ("tf32", 1), ("ieee", 0)):
+        tf32_switch.fp32_precision = precision
+        assert _dispatch._tf32_switch() == allowed
+        assert compiled(torch.zeros(1)) == allowed
+    tf32_switch.fp32_precision = "tf32"
+    assert not _dispatch.allows_tf32(torch.ones(1)), "a switch of CUDA's products alone"
+
+
+@pytest.mark.native
+def test_gradients_are_as_precise_as_their_forward(monkeypatch):
+    seen = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "gmoe" and "tf32" in [a.name for a in function._schema.arguments]:
+                seen[function._schema.name] = args[-1]
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(_dispatch, "allows_tf32", lambda x: True)
+    x, weight, bias, plan, gate, _ = operands(5, 2, 3, 4, 6)
+    leaves = [t.float().requires_grad_() for t in (x, weight, bias, gate)]
+    with Watch():
+        for rows, gates in ((leaves[0], leaves[3]), (leaves[0], leaves[3].detach()), (leaves[0].detach(), leaves[3])):
+            ops.expert_linear(rows, leaves[1], leaves[2], plan, gates).sum().backward()
+    assert seen == dict.fromkeys(["gmoe::expert_linear" + s for s in ("", *GRADIENTS_WITH_PRODUCTS)], True)

@@ -44,7 +44,7 @@ __global__ void cut_kernel(PlanCut c) {
 enum class Weight { as_is, transposed };
 
 template <typename T, typename Out>
-RoutedProduct<T, Out> forward_product(const ExpertLinear<T>& a, Out* y) {
+RoutedProduct<T, Out> forward_product(const ExpertLinear<Element<T>>& a, Out* y) {
   RoutedProduct<T, Out> p{};
   p.in = a.x;
   p.source = a.source;
@@ -76,7 +76,7 @@ bool in_tiles(const RoutedInputs<T>& p) {
 }
 
 template <typename T>
-void pack_weights(RoutedInputs<T>& p, const Weights<T>& weights, T* panels, Stream stream) {
+void pack_weights(RoutedInputs<T>& p, const Weights<Element<T>>& weights, T* panels, Stream stream) {
   p.weight.panels = panels;
   launch("expert_linear/pack",
          weights.layout == Weight::transposed ? pack_weight_kernel<true, T> : pack_weight_kernel<false, T>,
@@ -84,8 +84,8 @@ void pack_weights(RoutedInputs<T>& p, const Weights<T>& weights, T* panels, Stre
          panels);
 }
 
-template <typename T>
-void run_tiles(RoutedProduct<T, T> p, const Weights<T>& weights, Workspace& workspace, const Call& call) {
+template <typename T, typename Out>
+void run_tiles(RoutedProduct<T, Out> p, const Weights<Out>& weights, Workspace& workspace, const Call& call) {
   using A = Accumulator<T>;
   p.rows_per_tile = rows_per_tile(p.slots_per_out);
   p.num_tiles = divide_up(num_slots(p.plan), p.slots_per_tile());
@@ -93,14 +93,15 @@ void run_tiles(RoutedProduct<T, T> p, const Weights<T>& weights, Workspace& work
   auto* cut = workspace.take<std::int64_t>(p.plan.num_experts * (p.num_tiles + 1));
   if (workspace.counts_only()) return;
   p.cut = cut;
-  p.packs = p.with_out && fits_packs<kPack<T>>(p.weight.columns, p.out);
+  p.packs = p.with_out && fits_packs<kPack<Out>>(p.weight.columns, p.out);
   pack_weights(p, weights, panels, call.stream);
   launch("expert_linear/cut", cut_kernel, divide_up(p.plan.num_experts * (p.num_tiles + 1), kCutThreads), kCutThreads,
          0, call.stream, PlanCut{p.plan, p.slots_per_tile(), p.num_tiles, cut});
   const std::size_t bytes = shared_bytes<T, A, A>(kStages * kBatch * kStageDepth<T>, p.rows_per_tile * kTileColumns,
                                                   p.dot != nullptr ? kBatch * kColumnPanels : 0) +
                             TileSlots<A>::bytes(p.plan.num_experts, p.slots_per_tile());
-  launch("expert_linear/tiles", p.dot != nullptr ? tile_product_kernel<true, T, T> : tile_product_kernel<false, T, T>,
+  launch("expert_linear/tiles",
+         p.dot != nullptr ? tile_product_kernel<true, T, Out> : tile_product_kernel<false, T, Out>,
          p.num_tiles * p.num_column_blocks, kProductThreads, bytes, call.stream, p, call.bad_index);
 }
 
@@ -115,8 +116,8 @@ void find_positions(const ExpertPlanView& plan, unsigned long long* position, st
 }
 
 template <typename T, typename Out>
-void run_grouped(RoutedProduct<T, Out> p, const Weights<T>& weights, std::int64_t* ranked, Workspace& workspace,
-                 const Call& call) {
+void run_grouped(RoutedProduct<T, Out> p, const Weights<Element<T>>& weights, std::int64_t* ranked,
+                 Workspace& workspace, const Call& call) {
   using A = Accumulator<T>;
   T* panels = workspace.take<T>(p.weight.size());
   auto* position = workspace.take<unsigned long long>(num_slots(p.plan));
@@ -134,19 +135,19 @@ void run_grouped(RoutedProduct<T, Out> p, const Weights<T>& weights, std::int64_
 
 // Launches nothing where the workspace has no memory.
 template <typename T, typename Out>
-void run_product(RoutedProduct<T, Out> p, const Weights<T>& weights, Workspace& workspace, const Call& call) {
+void run_product(RoutedProduct<T, Out> p, const Weights<Element<T>>& weights, Workspace& workspace, const Call& call) {
   using A = Accumulator<T>;
   p.num_column_blocks = static_cast<int>(divide_up(p.weight.columns, kTileColumns));
   p.copies = fits_packs<kPack<T>>(p.weight.depth, p.in);
   if (num_slots(p.plan) * p.weight.columns == 0) return;
-  if constexpr (std::is_same_v<T, Out>) {
+  if constexpr (std::is_same_v<Element<T>, Out>) {
     if (in_tiles(p)) return run_tiles(p, weights, workspace, call);
     if (p.slots_per_out > 1 && p.with_out) {
       RoutedProduct<T, A> rows{p, workspace.take<A>(num_slots(p.plan) * p.weight.columns)};
       auto* ranked = workspace.take<std::int64_t>(num_slots(p.plan));
       run_grouped(rows, weights, ranked, workspace, call);
       if (workspace.counts_only()) return;
-      return sum_slots<T>({rows.out, ranked, nullptr, p.plan.k, p.plan.num_rows, p.weight.columns, p.out}, call);
+      return sum_slots<Out>({rows.out, ranked, nullptr, p.plan.k, p.plan.num_rows, p.weight.columns, p.out}, call);
     }
   }
   run_grouped(p, weights, nullptr, workspace, call);
@@ -186,8 +187,8 @@ __global__ void gate_gradient_kernel(GateGradient<T> g) {
 
 // W_e^T dy_i, times the gate for grad_x, and its dot products with x_s for the gate's gradient.
 template <typename T, typename Out>
-RoutedProduct<T, Out> gradient_product(const ExpertLinear<T>& a, const T* grad_y, Out* out, bool apart,
-                                       bool with_dots) {
+RoutedProduct<T, Out> gradient_product(const ExpertLinear<Element<T>>& a, const Element<T>* grad_y, Out* out,
+                                       bool apart, bool with_dots) {
   RoutedProduct<T, Out> p{};
   p.in = grad_y;
   p.slots_per_in = a.gate != nullptr || with_dots ? a.plan.k : 1;
@@ -208,13 +209,14 @@ struct Gradients {
 };
 
 template <typename T, typename Out>
-void run_gradient(const ExpertLinear<T>& a, const T* grad_y, Out* out, bool apart, const Gradients<T>& grad,
-                  Workspace& workspace, const Call& call) {
-  RoutedProduct<T, Out> p = gradient_product(a, grad_y, out, apart, grad.with_gate);
+void run_gradient(const ExpertLinear<Element<T>>& a, const Element<T>* grad_y, Out* out, bool apart,
+                  const Gradients<Element<T>>& grad, Workspace& workspace, const Call& call) {
+  RoutedProduct<T, Out> p = gradient_product<T>(a, grad_y, out, apart, grad.with_gate);
   p.with_out = grad.with_x;
-  const Weights<T> weights{a.weight, Weight::transposed};
+  const Weights<Element<T>> weights{a.weight, Weight::transposed};
   if (!grad.with_gate) return run_product(p, weights, workspace, call);
-  GateGradient<T> g{a.plan, nullptr, divide_up(a.in_dim, kTileColumns), a.bias, grad_y, a.out_dim, nullptr, grad.gate};
+  GateGradient<Element<T>> g{a.plan,  nullptr,  divide_up(a.in_dim, kTileColumns), a.bias, grad_y, a.out_dim,
+                             nullptr, grad.gate};
   p.against = a.x;
   p.against_source = a.source;
   p.num_against_rows = a.num_sources;
@@ -224,18 +226,18 @@ void run_gradient(const ExpertLinear<T>& a, const T* grad_y, Out* out, bool apar
   run_product(p, weights, workspace, call);
   if (workspace.counts_only()) return;
   find_positions(a.plan, position, nullptr, call);
-  launch("expert_linear/gate_gradient", gate_gradient_kernel<T>, divide_up(num_slots(a.plan), kGateThreads / kWarp),
-         kGateThreads, 0, call.stream, g);
+  launch("expert_linear/gate_gradient", gate_gradient_kernel<Element<T>>,
+         divide_up(num_slots(a.plan), kGateThreads / kWarp), kGateThreads, 0, call.stream, g);
 }
 
 template <typename T>
-void run_gradients(const ExpertLinear<T>& a, const T* grad_y, const Gradients<T>& grad, Workspace& workspace,
-                   const Call& call) {
+void run_gradients(const ExpertLinear<Element<T>>& a, const Element<T>* grad_y, const Gradients<Element<T>>& grad,
+                   Workspace& workspace, const Call& call) {
   using A = Accumulator<T>;
-  if (!grad.with_x || a.source == nullptr) return run_gradient(a, grad_y, grad.x, false, grad, workspace, call);
+  if (!grad.with_x || a.source == nullptr) return run_gradient<T>(a, grad_y, grad.x, false, grad, workspace, call);
   A* rows = workspace.take<A>(num_slots(a.plan) * a.in_dim);
-  run_gradient(a, grad_y, rows, true, grad, workspace, call);
-  sum_by_source<T>({rows, a.source, num_slots(a.plan), a.num_sources, a.in_dim, grad.x}, workspace, call);
+  run_gradient<T>(a, grad_y, rows, true, grad, workspace, call);
+  sum_by_source<Element<T>>({rows, a.source, num_slots(a.plan), a.num_sources, a.in_dim, grad.x}, workspace, call);
 }
 
 void check_sizes(const ExpertPlanView& plan) {
@@ -255,11 +257,14 @@ std::int64_t expert_linear_workspace(const ExpertLinear<T>& a) {
 }
 
 template <typename T>
-void expert_linear(const ExpertLinear<T>& a, T* y, const Call& call) {
+void expert_linear(const ExpertLinear<T>& a, T* y, bool tf32, const Call& call) {
   check_sizes(a.plan);
   if (num_slots(a.plan) * a.out_dim == 0) return;
   Workspace workspace(call.workspace);
-  run_product<T, T>(forward_product(a, y), {a.weight, Weight::as_is}, workspace, call);
+  dispatch_operand<T>(tf32, [&](auto operand) {
+    using Factor = typename decltype(operand)::type;
+    run_product(forward_product<Factor>(a, y), {a.weight, Weight::as_is}, workspace, call);
+  });
 }
 
 template <typename T>
@@ -270,7 +275,8 @@ std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<T>& a, bool 
 }
 
 template <typename T>
-void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate, const Call& call) {
+void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate, bool tf32,
+                               const Call& call) {
   check_sizes(a.plan);
   if (num_slots(a.plan) == 0) {
     if (grad_x != nullptr && a.num_sources * a.in_dim > 0) {
@@ -279,21 +285,20 @@ void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* gra
     return;
   }
   Workspace workspace(call.workspace);
-  run_gradients<T>(a, grad_y, {grad_x != nullptr, grad_gate != nullptr, grad_x, grad_gate}, workspace, call);
+  dispatch_operand<T>(tf32, [&](auto operand) {
+    using Factor = typename decltype(operand)::type;
+    run_gradients<Factor>(a, grad_y, {grad_x != nullptr, grad_gate != nullptr, grad_x, grad_gate}, workspace, call);
+  });
 }
 
-template std::int64_t expert_linear_workspace(const ExpertLinear<float>&);
-template void expert_linear(const ExpertLinear<float>&, float*, const Call&);
-template std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<float>&, bool, bool);
-template void expert_linear_grad_x_gate(const ExpertLinear<float>&, const float*, float*, float*, const Call&);
-template std::int64_t expert_linear_workspace(const ExpertLinear<double>&);
-template void expert_linear(const ExpertLinear<double>&, double*, const Call&);
-template std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<double>&, bool, bool);
-template void expert_linear_grad_x_gate(const ExpertLinear<double>&, const double*, double*, double*, const Call&);
-template std::int64_t expert_linear_workspace(const ExpertLinear<bfloat16>&);
-template void expert_linear(const ExpertLinear<bfloat16>&, bfloat16*, const Call&);
-template std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<bfloat16>&, bool, bool);
-template void expert_linear_grad_x_gate(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*, bfloat16*,
-                                        const Call&);
+#define GMOE_INSTANTIATE(T)                                                                      \
+  template std::int64_t expert_linear_workspace(const ExpertLinear<T>&);                         \
+  template void expert_linear(const ExpertLinear<T>&, T*, bool, const Call&);                    \
+  template std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<T>&, bool, bool); \
+  template void expert_linear_grad_x_gate(const ExpertLinear<T>&, const T*, T*, T*, bool, const Call&);
+GMOE_INSTANTIATE(float)
+GMOE_INSTANTIATE(double)
+GMOE_INSTANTIATE(bfloat16)
+#undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::cuda

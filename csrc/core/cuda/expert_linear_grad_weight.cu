@@ -9,6 +9,7 @@
 
 #include "core/cuda/expert_linear.h"
 #include "core/cuda/expert_parts.cuh"
+#include "core/cuda/tfloat32.cuh"
 #include "core/cuda/workspace.h"
 
 namespace gmoe::core::cuda {
@@ -27,12 +28,12 @@ constexpr std::int64_t kLeastBiasPerPart = 256;
 
 template <typename T>
 struct WeightGradient {
-  ExpertLinear<T> a;
-  const T* grad_y;
+  ExpertLinear<Element<T>> a;
+  const Element<T>* grad_y;
   std::int64_t slots_per_grad;  // slot s has the gradient's row s / slots_per_grad
   ExpertParts parts;
   bool copies;           // whether rows can be read by 16 bytes
-  T* result;             // [num_experts, out_dim, in_dim], of whole experts
+  Element<T>* result;    // [num_experts, out_dim, in_dim], of whole experts
   Accumulator<T>* sums;  // [parts.count(), out_dim, in_dim], of cut ones
   int row_tiles, column_tiles;
 
@@ -106,16 +107,19 @@ struct Products {
 };
 
 // Matrix instructions: 2 x 4 warps with 64 rows and 32 columns each. Slots are the depth of the product, so both sides
-// are read transposed; rows of a stage have their 16-byte pieces swapped, eight rows in different banks.
+// are read transposed. Slots past the last are zeros, their gates too.
+struct MatrixProducts {
+  static __device__ int row(int i) { return warp_id() / 4 * 64 + i * 8 + lane_id() / 4; }
+  static __device__ int column(int j) { return warp_id() % 4 * 32 + j / 2 * 8 + lane_id() % 4 * 2 + j % 2; }
+};
+
+// Rows of a stage have their 16-byte pieces swapped, eight rows in different banks.
 template <>
-struct Products<bfloat16> {
+struct Products<bfloat16> : MatrixProducts {
   static constexpr int kDepth = 16;
 
   static __device__ int staged_at(int slot, int column) { return slot * kTile + (column ^ (slot & 7) << 3); }
-  static __device__ int row(int i) { return warp_id() / 4 * 64 + i * 8 + lane_id() / 4; }
-  static __device__ int column(int j) { return warp_id() % 4 * 32 + j / 2 * 8 + lane_id() % 4 * 2 + j % 2; }
 
-  // Slots past `count` are zeros, their gates too.
   static __device__ void add(const bfloat16* grad, const bfloat16* x, const float* gate, int count,
                              ThreadSums<float>& sum) {
     // What this lane names: row lane % 8 of matrix lane / 8.
@@ -154,10 +158,47 @@ struct Products<bfloat16> {
   }
 };
 
+// Rows of a stage have their pieces of 8 columns swapped: four rows and eight columns are in different banks.
+template <>
+struct Products<tfloat32> : MatrixProducts {
+  static constexpr int kDepth = 8;
+
+  static __device__ int staged_at(int slot, int column) { return slot * kTile + (column ^ (slot & 3) << 3); }
+
+  static __device__ void add(const tfloat32* grad, const tfloat32* x, const float* gate, int count,
+                             ThreadSums<float>& sum) {
+    const auto bits = [](const tfloat32* stage, int slot, int column, float times) {
+      return rounded_to_tf32(stage[staged_at(slot, column)].value * times);
+    };
+#pragma unroll 1
+    for (int first = 0; first < count; first += kDepth) {
+      const int low = first + lane_id() % 4, high = low + 4;
+      unsigned right[4][2];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int at = warp_id() % 4 * 32 + n * 8 + lane_id() / 4;
+        right[n][0] = bits(x, low, at, 1.0f);
+        right[n][1] = bits(x, high, at, 1.0f);
+      }
+      const float low_gate = gate[low], high_gate = gate[high];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const unsigned left[4] = {bits(grad, low, row(2 * m), low_gate), bits(grad, low, row(2 * m + 1), low_gate),
+                                  bits(grad, high, row(2 * m), high_gate), bits(grad, high, row(2 * m + 1), high_gate)};
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          multiply_m16n8k8(sum[2 * m][2 * n], sum[2 * m][2 * n + 1], sum[2 * m + 1][2 * n], sum[2 * m + 1][2 * n + 1],
+                           left[0], left[1], left[2], left[3], right[n][0], right[n][1]);
+        }
+      }
+    }
+  }
+};
+
 // Columns [first, first + kTile) of the rows of kSlots<T> slots to a stage; zeros past the end.
 template <typename T>
-__device__ void fetch_rows(const T* from, const std::int64_t* row, int count, std::int64_t dim, int first, bool copies,
-                           T* stage) {
+__device__ void fetch_rows(const Element<T>* from, const std::int64_t* row, int count, std::int64_t dim, int first,
+                           bool copies, T* stage) {
   constexpr int kPacks = kTile / kPack<T>;
 #pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < kSlots<T> * kPacks; i += kThreads) {
@@ -169,7 +210,7 @@ __device__ void fetch_rows(const T* from, const std::int64_t* row, int count, st
       copy_async16(to, valid ? from + r * dim + at : from, valid);
     } else {
 #pragma unroll
-      for (int v = 0; v < kPack<T>; ++v) to[v] = r >= 0 && at + v < dim ? from[r * dim + at + v] : T{};
+      for (int v = 0; v < kPack<T>; ++v) to[v] = r >= 0 && at + v < dim ? T{from[r * dim + at + v]} : T{};
     }
   }
 }
@@ -302,7 +343,8 @@ ExpertParts cut_experts(const ExpertPlanView& plan, std::int64_t tiles, std::int
 }
 
 template <typename T>
-WeightGradient<T> weight_gradient(const ExpertLinear<T>& a, const T* grad_y, T* result, Workspace& workspace) {
+WeightGradient<T> weight_gradient(const ExpertLinear<Element<T>>& a, const Element<T>* grad_y, Element<T>* result,
+                                  Workspace& workspace) {
   WeightGradient<T> w{};
   w.a = a;
   w.grad_y = grad_y;
@@ -335,17 +377,21 @@ std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<T>& a) {
 }
 
 template <typename T>
-void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight, const Call& call) {
+void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight, bool tf32, const Call& call) {
   using A = Accumulator<T>;
   const std::int64_t size = a.out_dim * a.in_dim;
   if (a.plan.num_experts * size == 0) return;
   Workspace workspace(call.workspace);
-  const WeightGradient<T> w = weight_gradient(a, grad_y, grad_weight, workspace);
-  const std::size_t bytes = shared_bytes<T, T, std::int64_t, std::int64_t, A>(
-      kStages * kSlots<T> * kTile, kStages * kSlots<T> * kTile, kThreads, kThreads, kThreads);
-  launch("expert_linear_grad_weight", grad_weight_kernel<T>, w.parts.count() * w.num_tiles(), kThreads, bytes,
-         call.stream, w, call.bad_index);
-  add_parts(w.parts, w.sums, size, grad_weight, call);
+  dispatch_operand<T>(tf32, [&](auto operand) {
+    using Factor = typename decltype(operand)::type;
+    constexpr std::int64_t kStaged = kStages * kSlots<Factor> * kTile;
+    const WeightGradient<Factor> w = weight_gradient<Factor>(a, grad_y, grad_weight, workspace);
+    const std::size_t bytes =
+        shared_bytes<Factor, Factor, std::int64_t, std::int64_t, A>(kStaged, kStaged, kThreads, kThreads, kThreads);
+    launch("expert_linear_grad_weight", grad_weight_kernel<Factor>, w.parts.count() * w.num_tiles(), kThreads, bytes,
+           call.stream, w, call.bad_index);
+    add_parts(w.parts, w.sums, size, grad_weight, call);
+  });
 }
 
 template <typename T>
@@ -365,17 +411,14 @@ void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_
   add_parts(b.parts, b.sums, a.out_dim, grad_bias, call);
 }
 
-template std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<float>&);
-template void expert_linear_grad_weight(const ExpertLinear<float>&, const float*, float*, const Call&);
-template std::int64_t expert_linear_grad_bias_workspace(const ExpertLinear<float>&);
-template void expert_linear_grad_bias(const ExpertLinear<float>&, const float*, float*, const Call&);
-template std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<double>&);
-template void expert_linear_grad_weight(const ExpertLinear<double>&, const double*, double*, const Call&);
-template std::int64_t expert_linear_grad_bias_workspace(const ExpertLinear<double>&);
-template void expert_linear_grad_bias(const ExpertLinear<double>&, const double*, double*, const Call&);
-template std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<bfloat16>&);
-template void expert_linear_grad_weight(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*, const Call&);
-template std::int64_t expert_linear_grad_bias_workspace(const ExpertLinear<bfloat16>&);
-template void expert_linear_grad_bias(const ExpertLinear<bfloat16>&, const bfloat16*, bfloat16*, const Call&);
+#define GMOE_INSTANTIATE(T)                                                                         \
+  template std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<T>&);                \
+  template void expert_linear_grad_weight(const ExpertLinear<T>&, const T*, T*, bool, const Call&); \
+  template std::int64_t expert_linear_grad_bias_workspace(const ExpertLinear<T>&);                  \
+  template void expert_linear_grad_bias(const ExpertLinear<T>&, const T*, T*, const Call&);
+GMOE_INSTANTIATE(float)
+GMOE_INSTANTIATE(double)
+GMOE_INSTANTIATE(bfloat16)
+#undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::cuda

@@ -252,6 +252,40 @@ inline void multiply_m16n8k16(float& c0, float& c1, float& c2, float& c3, unsign
 }
 #endif
 
+// The bits of the nearest float with 10 bits of fraction, ties away from zero.
+inline __device__ unsigned rounded_to_tf32(float value) {
+#ifdef __CUDACC__
+  unsigned rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
+  return rounded;
+#else
+  return host::rounded_to_tf32(value);
+#endif
+}
+
+// c += a b, by a whole warp: a [16, 8] row by row, b [8, 8] column by column, of floats with 10 bits of fraction; c
+// [16, 8]. With g = lane / 4 and t = lane % 4: a0 = a[g][t], a1 = a[g + 8][t], a2 = a[g][t + 4], a3 = a[g + 8][t + 4],
+// b0 = b[t][g], b1 = b[t + 4][g], c as of multiply_m16n8k16.
+#ifdef __CUDACC__
+__device__ __forceinline__ void multiply_m16n8k8(float& c0, float& c1, float& c2, float& c3, unsigned a0, unsigned a1,
+                                                 unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#else
+inline void multiply_m16n8k8(float& c0, float& c1, float& c2, float& c3, unsigned a0, unsigned a1, unsigned a2,
+                             unsigned a3, unsigned b0, unsigned b1, GmoePlace place = GmoePlace::current()) {
+  host::MatrixFragments own{{a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
+  host::multiply_m16n8k8(own, place);
+  c0 = own.c[0];
+  c1 = own.c[1];
+  c2 = own.c[2];
+  c3 = own.c[3];
+}
+#endif
+
 // Four 8 x 8 matrices of bfloat16 from shared memory, transposed, by a whole warp: lane l says where row l % 8 of
 // matrix l / 8 is, 16-byte aligned, and gets of each matrix rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4 as a pair.
 #ifdef __CUDACC__

@@ -16,20 +16,20 @@ inline constexpr int kStages = 3;  // in shared memory, of which two are on thei
 template <typename T>
 struct RoutedInputs {
   using A = Accumulator<T>;
-  const T* in;                 // [num_in_rows, depth]
+  const Element<T>* in;        // [num_in_rows, depth]
   const std::int64_t* source;  // [num_slots]: the row of `in` that a slot reads, or null: slot / slots_per_in
   std::int64_t num_in_rows, slots_per_in;
   bool copies, packs;  // whether rows of `in` can be read, and of `out` be written, by 16 bytes
   PackedWeight<T> weight;
-  const T* bias;  // [num_experts, columns] or null
-  const T* gate;  // [num_slots] or null
+  const Element<T>* bias;  // [num_experts, columns] or null
+  const Element<T>* gate;  // [num_slots] or null
   ExpertPlanView plan;
   const std::int64_t* cut;  // [num_experts, num_tiles + 1], by cut_kernel, where tiles are blocks'
   std::int64_t num_tiles;
   int num_column_blocks, slots_per_out, rows_per_tile;
   bool with_out;  // else dot products alone
   // Dot products of each slot's product, without bias and gate, with a row of `against`, by block of columns.
-  const T* against;                    // [.., columns]
+  const Element<T>* against;           // [.., columns]
   const std::int64_t* against_source;  // [num_slots] or null: the row of `in` is the row of `against` too
   std::int64_t num_against_rows;
   A* dot;  // [num_slots, num_column_blocks]
@@ -60,14 +60,14 @@ __device__ void fetch(const RoutedProduct<T, Out>& p, const std::int64_t* in_row
 #pragma unroll 2
   for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Batch; row += kRows) {
     if (row >= count) break;
-    const T* from = p.in + in_row[row] * depth + at;
+    const Element<T>* from = p.in + in_row[row] * depth + at;
     T* to = stage + row * kStageDepth<T> + piece_at(row, piece) * kPack<T>;
     if (p.copies) {
       const bool valid = in_row[row] >= 0 && at < depth;
       copy_async16(to, valid ? from : p.in, valid);
     } else {
 #pragma unroll
-      for (int v = 0; v < kPack<T>; ++v) to[v] = in_row[row] >= 0 && at + v < depth ? from[v] : T{};
+      for (int v = 0; v < kPack<T>; ++v) to[v] = in_row[row] >= 0 && at + v < depth ? T{from[v]} : T{};
     }
   }
 }

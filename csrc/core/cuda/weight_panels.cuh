@@ -10,7 +10,7 @@
 // rows g + 8 i and columns 8 (j / 2) + 2 t + j % 2, as the matrix instructions lay them out.
 #pragma once
 
-#include "core/cuda/primitives.cuh"
+#include "core/cuda/tfloat32.cuh"
 
 namespace gmoe::core::cuda {
 
@@ -78,57 +78,74 @@ struct Panels {
   }
 };
 
-// Matrix instructions. The order of depths within a product is free, so lane t takes 8 neighbours out of 32, of rows
-// and of weights alike, as the depths that two instructions want of it: fragments are 16-byte loads. A panel is [depth
-// / 32, 4 (columns by 8), 32 lanes, 8 depths].
-template <>
-struct Panels<bfloat16> {
-  static constexpr int kDepth = 32;  // of two instructions
+// Matrix instructions. The order of depths within a product is free, so lane t takes the neighbours of a 16-byte piece,
+// of rows and of weights alike, as the depths that two instructions want of it. A panel is [depth / kDepth, 4 (columns
+// by 8), 32 lanes, kPack depths].
+template <typename T>
+struct MatrixPanels {
+  static constexpr int kDepth = 4 * kPack<T>;  // of two instructions
 
   static __device__ PanelPlace place(int piece, int v) {
     const int lane = piece % kWarp, n = piece / kWarp % 4;
-    return {piece / kWarp / 4 * kDepth + lane % 4 * 8 + v, n * 8 + lane / 4};
+    return {piece / kWarp / 4 * kDepth + lane % 4 * kPack<T> + v, n * 8 + lane / 4};
   }
 
-  // Two depths each.
+  // Two words for each of the instructions.
   struct Fragment {
-    unsigned pair[4];
+    unsigned word[4];
   };
-  static __device__ Fragment fragment(const bfloat16* at) {
+  static __device__ Fragment fragment(const T* at) {
     const Pack<unsigned, 4> pack = load<4>(reinterpret_cast<const unsigned*>(at));
     return {{pack.value[0], pack.value[1], pack.value[2], pack.value[3]}};
   }
+  // Rows come as they are in memory; weights are rounded when they are packed.
+  static __device__ Fragment row_fragment(const T* at) {
+    if constexpr (std::is_same_v<T, tfloat32>) {
+      const Pack<T, 4> pack = load<4>(at);
+      Fragment rounded;
+#pragma unroll
+      for (int v = 0; v < 4; ++v) rounded.word[v] = rounded_to_tf32(pack.value[v].value);
+      return rounded;
+    } else {
+      return fragment(at);
+    }
+  }
 
   template <int Rows>
-  static __device__ void multiply(const bfloat16* stage, const bfloat16* panel, int rows, LaneSums<float, Rows>& sum) {
+  static __device__ void multiply(const T* stage, const T* panel, int rows, LaneSums<float, Rows>& sum) {
     const int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
-    for (int step = 0; step < kStageDepth<bfloat16> / kDepth; ++step) {
+    for (int step = 0; step < kStageDepth<T> / kDepth; ++step) {
       Fragment column[4];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) column[n] = fragment(panel + ((step * 4 + n) * kWarp + lane_id()) * 8);
+      for (int n = 0; n < 4; ++n) column[n] = fragment(panel + ((step * 4 + n) * kWarp + lane_id()) * kPack<T>);
 #pragma unroll
       for (int m = 0; m < Rows / 2; ++m) {
         if (16 * m >= rows) break;
         Fragment row[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          row[half] = fragment(stage + lane_row(2 * m + half) * kStageDepth<bfloat16> + piece_at(g, step * 4 + t) * 8);
+          row[half] =
+              row_fragment(stage + lane_row(2 * m + half) * kStageDepth<T> + piece_at(g, step * 4 + t) * kPack<T>);
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            multiply_m16n8k16(sum[2 * m][2 * n], sum[2 * m][2 * n + 1], sum[2 * m + 1][2 * n],
-                              sum[2 * m + 1][2 * n + 1], row[0].pair[2 * half], row[1].pair[2 * half],
-                              row[0].pair[2 * half + 1], row[1].pair[2 * half + 1], column[n].pair[2 * half],
-                              column[n].pair[2 * half + 1]);
+            const unsigned (&a0)[4] = row[0].word, (&a1)[4] = row[1].word, (&b)[4] = column[n].word;
+            multiply_words<T>(sum[2 * m][2 * n], sum[2 * m][2 * n + 1], sum[2 * m + 1][2 * n],
+                              sum[2 * m + 1][2 * n + 1], a0[2 * half], a1[2 * half], a0[2 * half + 1], a1[2 * half + 1],
+                              b[2 * half], b[2 * half + 1]);
           }
         }
       }
     }
   }
 };
+template <>
+struct Panels<bfloat16> : MatrixPanels<bfloat16> {};
+template <>
+struct Panels<tfloat32> : MatrixPanels<tfloat32> {};
 
 // All experts' weights as panels: [num_experts, panels(), stages() of depth].
 template <typename T>
@@ -150,7 +167,7 @@ inline constexpr int kPackThreads = 256;
 
 // A thread writes 16 bytes. weight is [num_experts, columns, depth], or [num_experts, depth, columns] if Transposed.
 template <bool Transposed, typename T>
-__global__ void pack_weight_kernel(PackedWeight<T> to, const T* weight, T* panels) {
+__global__ void pack_weight_kernel(PackedWeight<T> to, const Element<T>* weight, T* panels) {
   const std::int64_t piece = static_cast<std::int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
   if (piece >= to.size() / kPack<T>) return;
   const std::int64_t pieces = to.panel_size() / kPack<T>;
@@ -162,7 +179,8 @@ __global__ void pack_weight_kernel(PackedWeight<T> to, const T* weight, T* panel
     const PanelPlace place = Panels<T>::place(static_cast<int>(piece % pieces), v);
     const std::int64_t column = panel * kPanel + place.column, depth = place.depth;
     const bool inside = column < to.columns && depth < to.depth;
-    pack.value[v] = inside ? weight[Transposed ? depth * to.columns + column : column * to.depth + depth] : T{};
+    pack.value[v] =
+        inside ? factor<T>(weight[Transposed ? depth * to.columns + column : column * to.depth + depth]) : T{};
   }
   store<kPack<T>>(panels + piece * kPack<T>, pack);
 }

@@ -42,7 +42,8 @@ core::ExpertLinear<T> operands(const Routing& r, const Tensor& x, const Optional
 }
 
 Tensor expert_linear(const Tensor& x_in, const Tensor& weight_in, const OptionalTensor& bias_in, const Tensor& offsets,
-                     const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source) {
+                     const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source,
+                     bool /*tf32*/) {
   constexpr const char* op = "gmoe::expert_linear";
   const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, gate, source);
   check_expert_weight(op, x_in, offsets, weight_in, bias_in);
@@ -85,14 +86,14 @@ GradXGate grad_x_gate(const char* op, bool wants_x, bool wants_gate, const Tenso
 
 Tensor expert_linear_grad_x(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                             const Tensor& order, std::int64_t k, const OptionalTensor& gate,
-                            const OptionalTensor& source) {
+                            const OptionalTensor& source, bool /*tf32*/) {
   constexpr const char* op = "gmoe::expert_linear_grad_x";
   return grad_x_gate(op, true, false, grad_y, x, weight, std::nullopt, offsets, order, k, gate, source).grad_x;
 }
 
 Tensor expert_linear_grad_gate(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                               const Tensor& offsets, const Tensor& order, std::int64_t k,
-                               const OptionalTensor& source) {
+                               const Tensor& offsets, const Tensor& order, std::int64_t k, const OptionalTensor& source,
+                               bool /*tf32*/) {
   constexpr const char* op = "gmoe::expert_linear_grad_gate";
   return grad_x_gate(op, false, true, grad_y, x, weight, bias, offsets, order, k, std::nullopt, source).grad_gate;
 }
@@ -100,7 +101,7 @@ Tensor expert_linear_grad_gate(const Tensor& grad_y, const Tensor& x, const Tens
 std::tuple<Tensor, Tensor> expert_linear_grad_x_gate(const Tensor& grad_y, const Tensor& x, const Tensor& weight,
                                                      const OptionalTensor& bias, const Tensor& offsets,
                                                      const Tensor& order, std::int64_t k, const Tensor& gate,
-                                                     const OptionalTensor& source) {
+                                                     const OptionalTensor& source, bool /*tf32*/) {
   constexpr const char* op = "gmoe::expert_linear_grad_x_gate";
   const GradXGate out = grad_x_gate(op, true, true, grad_y, x, weight, bias, offsets, order, k, gate, source);
   return {out.grad_x, out.grad_gate};
@@ -108,7 +109,7 @@ std::tuple<Tensor, Tensor> expert_linear_grad_x_gate(const Tensor& grad_y, const
 
 Tensor expert_linear_grad_weight(const Tensor& grad_y_in, const Tensor& x_in, const Tensor& offsets,
                                  const Tensor& order, std::int64_t k, const OptionalTensor& gate,
-                                 const OptionalTensor& source) {
+                                 const OptionalTensor& source, bool /*tf32*/) {
   constexpr const char* op = "gmoe::expert_linear_grad_weight";
   const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, gate, source);
   check_grad_y(op, grad_y_in, x_in, num_rows, k, gate.has_value());

@@ -38,7 +38,8 @@ core::cuda::Call launch(DeviceCall& call, const Routing& r, std::int64_t workspa
 }
 
 Tensor expert_linear(const Tensor& x_in, const Tensor& weight_in, const OptionalTensor& bias_in, const Tensor& offsets,
-                     const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source) {
+                     const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source,
+                     bool tf32) {
   constexpr const char* op = "gmoe::expert_linear";
   const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, gate, source);
   check_expert_weight(op, x_in, offsets, weight_in, bias_in);
@@ -51,7 +52,8 @@ Tensor expert_linear(const Tensor& x_in, const Tensor& weight_in, const Optional
   dispatch_floating(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const core::ExpertLinear<T> a = routing.operands<T>(x, weight, bias, out_dim);
-    core::cuda::expert_linear<T>(a, mutable_data<T>(y), launch(call, routing, core::cuda::expert_linear_workspace(a)));
+    core::cuda::expert_linear<T>(a, mutable_data<T>(y), tf32,
+                                 launch(call, routing, core::cuda::expert_linear_workspace(a)));
   });
   return y;
 }
@@ -63,7 +65,8 @@ struct GradXGate {
 
 GradXGate grad_x_gate(const char* op, bool wants_x, bool wants_gate, const Tensor& grad_y_in, const Tensor& x_in,
                       const Tensor& weight_in, const OptionalTensor& bias_in, const Tensor& offsets,
-                      const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source) {
+                      const Tensor& order, std::int64_t k, const OptionalTensor& gate, const OptionalTensor& source,
+                      bool tf32) {
   const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, gate, source);
   check_expert_weight(op, x_in, offsets, weight_in, bias_in);
   check_grad_y(op, grad_y_in, x_in, num_rows, k, wants_gate || gate.has_value());
@@ -79,7 +82,7 @@ GradXGate grad_x_gate(const char* op, bool wants_x, bool wants_gate, const Tenso
     const core::ExpertLinear<T> a = routing.operands<T>(x, weight, bias, weight.size(1));
     const std::int64_t bytes = core::cuda::expert_linear_grad_x_gate_workspace(a, wants_x, wants_gate);
     core::cuda::expert_linear_grad_x_gate<T>(a, data<T>(grad_y), wants_x ? mutable_data<T>(out.grad_x) : nullptr,
-                                             wants_gate ? mutable_data<T>(out.grad_gate) : nullptr,
+                                             wants_gate ? mutable_data<T>(out.grad_gate) : nullptr, tf32,
                                              launch(call, routing, bytes));
   });
   return out;
@@ -87,30 +90,30 @@ GradXGate grad_x_gate(const char* op, bool wants_x, bool wants_gate, const Tenso
 
 Tensor expert_linear_grad_x(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                             const Tensor& order, std::int64_t k, const OptionalTensor& gate,
-                            const OptionalTensor& source) {
+                            const OptionalTensor& source, bool tf32) {
   constexpr const char* op = "gmoe::expert_linear_grad_x";
-  return grad_x_gate(op, true, false, grad_y, x, weight, std::nullopt, offsets, order, k, gate, source).grad_x;
+  return grad_x_gate(op, true, false, grad_y, x, weight, std::nullopt, offsets, order, k, gate, source, tf32).grad_x;
 }
 
 Tensor expert_linear_grad_gate(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                               const Tensor& offsets, const Tensor& order, std::int64_t k,
-                               const OptionalTensor& source) {
+                               const Tensor& offsets, const Tensor& order, std::int64_t k, const OptionalTensor& source,
+                               bool tf32) {
   constexpr const char* op = "gmoe::expert_linear_grad_gate";
-  return grad_x_gate(op, false, true, grad_y, x, weight, bias, offsets, order, k, std::nullopt, source).grad_gate;
+  return grad_x_gate(op, false, true, grad_y, x, weight, bias, offsets, order, k, std::nullopt, source, tf32).grad_gate;
 }
 
 std::tuple<Tensor, Tensor> expert_linear_grad_x_gate(const Tensor& grad_y, const Tensor& x, const Tensor& weight,
                                                      const OptionalTensor& bias, const Tensor& offsets,
                                                      const Tensor& order, std::int64_t k, const Tensor& gate,
-                                                     const OptionalTensor& source) {
+                                                     const OptionalTensor& source, bool tf32) {
   constexpr const char* op = "gmoe::expert_linear_grad_x_gate";
-  const GradXGate out = grad_x_gate(op, true, true, grad_y, x, weight, bias, offsets, order, k, gate, source);
+  const GradXGate out = grad_x_gate(op, true, true, grad_y, x, weight, bias, offsets, order, k, gate, source, tf32);
   return {out.grad_x, out.grad_gate};
 }
 
 Tensor expert_linear_grad_weight(const Tensor& grad_y_in, const Tensor& x_in, const Tensor& offsets,
                                  const Tensor& order, std::int64_t k, const OptionalTensor& gate,
-                                 const OptionalTensor& source) {
+                                 const OptionalTensor& source, bool tf32) {
   constexpr const char* op = "gmoe::expert_linear_grad_weight";
   const std::int64_t num_rows = check_routed_rows(op, x_in, offsets, order, k, gate, source);
   check_grad_y(op, grad_y_in, x_in, num_rows, k, gate.has_value());
@@ -122,7 +125,7 @@ Tensor expert_linear_grad_weight(const Tensor& grad_y_in, const Tensor& x_in, co
   dispatch_floating(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const core::ExpertLinear<T> a = routing.operands<T>(x, std::nullopt, std::nullopt, out_dim);
-    core::cuda::expert_linear_grad_weight<T>(a, data<T>(grad_y), mutable_data<T>(grad_weight),
+    core::cuda::expert_linear_grad_weight<T>(a, data<T>(grad_y), mutable_data<T>(grad_weight), tf32,
                                              launch(call, routing, core::cuda::expert_linear_grad_weight_workspace(a)));
   });
   return grad_weight;

@@ -162,6 +162,29 @@ GMOE_PARALLEL_TEST(executor_multiplies_matrices_by_warps) {
   CHECK_EQUAL(c, want);
 }
 
+__global__ void tf32_product(const float* a, const float* b, float* c) {
+  const int g = cuda::lane_id() / 4, t = cuda::lane_id() % 4;
+  const auto of_a = [&](int row, int column) { return cuda::rounded_to_tf32(a[row * 8 + column]); };
+  const auto of_b = [&](int row, int column) { return cuda::rounded_to_tf32(b[row * 8 + column]); };
+  float own[4] = {1, 1, 1, 1};
+  cuda::multiply_m16n8k8(own[0], own[1], own[2], own[3], of_a(g, t), of_a(g + 8, t), of_a(g, t + 4), of_a(g + 8, t + 4),
+                         of_b(t, g), of_b(t + 4, g));
+  for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = own[i];
+}
+
+GMOE_PARALLEL_TEST(executor_multiplies_matrices_of_tf32_by_warps) {
+  std::vector<float> a, b;
+  for (int i = 0; i < 16 * 8; ++i) a.push_back(static_cast<float>(i % 17 - 8));
+  for (int i = 0; i < 8 * 8; ++i) b.push_back(static_cast<float>(i % 13 - 6));
+  std::vector<float> c(16 * 8), want(16 * 8, 1);
+  for (int i = 0; i < 16 * 8 * 8; ++i) {
+    const int row = i / 64, k = i / 8 % 8, column = i % 8;
+    want[row * 8 + column] += a[row * 8 + k] * b[k * 8 + column];
+  }
+  cuda::launch("tf32_product", tf32_product, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
+  CHECK_EQUAL(c, want);
+}
+
 __global__ void nothing() {}
 
 GMOE_TEST(executor_refuses_launches_that_no_device_takes) {

@@ -48,29 +48,39 @@ void for_each_case(const F& f) {
   });
 }
 
+// Factors of tf32 have as many bits as those of half precision, and errors of a row's products may add up.
+template <typename T>
+double tolerance(bool tf32) {
+  return tf32 ? 2e-3 : 2 * kTolerance<T>;
+}
+#define CHECK_PRODUCTS(got, want, tf32) check_close(__FILE__, __LINE__, #got, got, want, tolerance<T>(tf32))
+
+template <typename T>
+void check_forward(const ExpertLinearCase<T>& a, bool tf32) {
+  const ExpertLinearResults want = naive(a);
+  std::vector<T> y = unwritten<T>(static_cast<std::int64_t>(want.y.size()));
+  Device device;
+  cuda::expert_linear(a.call, y.data(), tf32, device.call(cuda::expert_linear_workspace(a.call)));
+  CHECK(device.bad_index() == -1);
+  CHECK_PRODUCTS(y, want.y, tf32);
+}
+
 GMOE_PARALLEL_TEST(expert_linear) {
-  for_each_case([]<typename T>(const ExpertLinearCase<T>& a) {
-    const ExpertLinearResults want = naive(a);
-    std::vector<T> y = unwritten<T>(static_cast<std::int64_t>(want.y.size()));
-    Device device;
-    cuda::expert_linear(a.call, y.data(), device.call(cuda::expert_linear_workspace(a.call)));
-    CHECK(device.bad_index() == -1);
-    CHECK_CLOSE(y, want.y);
-  });
+  for_each_case([](const auto& a) { check_forward(a, false); });
 }
 
 template <typename T>
 void check_grad_x_gate(const ExpertLinearCase<T>& a, const core::ExpertLinear<T>& call, const ExpertLinearResults& want,
-                       bool with_x, bool with_gate) {
+                       bool with_x, bool with_gate, bool tf32 = false) {
   std::vector<T> grad_x = unwritten<T>(with_x ? a.num_sources * a.sizes.in : 0);
   std::vector<T> grad_gate = unwritten<T>(with_gate ? a.slots : 0);
   Device device;
   cuda::expert_linear_grad_x_gate(call, a.grad_y.data(), with_x ? grad_x.data() : nullptr,
-                                  with_gate ? grad_gate.data() : nullptr,
+                                  with_gate ? grad_gate.data() : nullptr, tf32,
                                   device.call(cuda::expert_linear_grad_x_gate_workspace(call, with_x, with_gate)));
   CHECK(device.bad_index() == -1);
-  if (with_x) CHECK_CLOSE(grad_x, want.grad_x);
-  if (with_gate) CHECK_CLOSE(grad_gate, want.grad_gate);
+  if (with_x) CHECK_PRODUCTS(grad_x, want.grad_x, tf32);
+  if (with_gate) CHECK_PRODUCTS(grad_gate, want.grad_gate, tf32);
 }
 
 GMOE_PARALLEL_TEST(expert_linear_grad_x_gate) {
@@ -93,15 +103,15 @@ GMOE_PARALLEL_TEST(expert_linear_grad_x_of_more_sources_than_a_digit_has) {
 }
 
 template <typename T>
-void check_grad_weight_and_bias(const ExpertLinearCase<T>& a) {
+void check_grad_weight_and_bias(const ExpertLinearCase<T>& a, bool tf32 = false) {
   const ExpertLinearResults want = naive(a);
   std::vector<T> grad_weight = unwritten<T>(static_cast<std::int64_t>(a.weight.size()));
   std::vector<T> grad_bias = unwritten<T>(a.sizes.experts * a.sizes.out);
   Device device;
-  cuda::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data(),
+  cuda::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data(), tf32,
                                   device.call(cuda::expert_linear_grad_weight_workspace(a.call)));
   CHECK(device.bad_index() == -1);
-  CHECK_CLOSE(grad_weight, want.grad_weight);
+  CHECK_PRODUCTS(grad_weight, want.grad_weight, tf32);
   cuda::expert_linear_grad_bias(a.call, a.grad_y.data(), grad_bias.data(),
                                 device.call(cuda::expert_linear_grad_bias_workspace(a.call)));
   CHECK(device.bad_index() == -1);
@@ -119,6 +129,31 @@ GMOE_PARALLEL_TEST(expert_linear_grad_weight_of_many_slots) {
     const ExpertLinearCase<float> a(random, s, false, true, false);
     set_case(describe(a));
     check_grad_weight_and_bias(a);
+  }
+}
+
+GMOE_PARALLEL_TEST(expert_linear_by_tf32) {
+  Random random(5);
+  for (const Case& c : kCases) {
+    const ExpertLinearCase<float> a(random, c.sizes, (c.with & kBias) != 0, (c.with & kGate) != 0,
+                                    (c.with & kSource) != 0);
+    set_case(describe(a));
+    check_forward(a, true);
+    check_grad_x_gate(a, a.call, naive(a), true, a.call.gate != nullptr, true);
+    check_grad_weight_and_bias(a, true);
+  }
+}
+
+GMOE_PARALLEL_TEST(expert_linear_by_tf32_rounds_factors_to_ten_bits_of_fraction) {
+  Random random(6);
+  ExpertLinearCase<float> a(random, {4, 1, 1, 1, 1}, false, false, false);
+  a.weight[0] = 1;
+  a.x = {1 + 0x1p-12f, 1 + 0x1p-11f, -1 - 0x1p-11f, std::numeric_limits<float>::infinity()};
+  for (const bool tf32 : {false, true}) {
+    std::vector<float> y = unwritten<float>(a.sizes.rows);
+    Device device;
+    cuda::expert_linear(a.call, y.data(), tf32, device.call(cuda::expert_linear_workspace(a.call)));
+    CHECK_EQUAL(y, (tf32 ? std::vector<float>{1, 1 + 0x1p-10f, -1 - 0x1p-10f, a.x[3]} : a.x));
   }
 }
 
@@ -159,15 +194,15 @@ GMOE_PARALLEL_TEST(expert_linear_follows_no_bad_index) {
   for_each_damage([](const ExpertLinearCase<float>& a, std::int64_t noted) {
     std::vector<float> y(static_cast<std::size_t>(a.sizes.rows * a.sizes.out));
     Device device;
-    cuda::expert_linear(a.call, y.data(), device.call(cuda::expert_linear_workspace(a.call)));
+    cuda::expert_linear(a.call, y.data(), false, device.call(cuda::expert_linear_workspace(a.call)));
     CHECK(device.bad_index() == noted);
     std::vector<float> grad_x(static_cast<std::size_t>(a.num_sources * a.sizes.in));
     std::vector<float> grad_gate(static_cast<std::size_t>(a.slots));
-    cuda::expert_linear_grad_x_gate(a.call, a.grad_y.data(), grad_x.data(), grad_gate.data(),
+    cuda::expert_linear_grad_x_gate(a.call, a.grad_y.data(), grad_x.data(), grad_gate.data(), false,
                                     device.call(cuda::expert_linear_grad_x_gate_workspace(a.call, true, true)));
     CHECK(device.bad_index() == noted);
     std::vector<float> grad_weight(a.weight.size()), grad_bias(a.bias.size());
-    cuda::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data(),
+    cuda::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data(), false,
                                     device.call(cuda::expert_linear_grad_weight_workspace(a.call)));
     cuda::expert_linear_grad_bias(a.call, a.grad_y.data(), grad_bias.data(),
                                   device.call(cuda::expert_linear_grad_bias_workspace(a.call)));
