@@ -1,12 +1,13 @@
 """Builds the compiled modules by driving CMake and Ninja; everything else stands in pyproject.toml.
 
 Environment: MAX_JOBS (parallel compiler jobs), DEBUG=1 (no optimisation, symbols), FORCE_CUDA=1 or GMOE_CUDA=ON
-(CUDA kernels), TORCH_CUDA_ARCH_LIST (their targets), GMOE_CMAKE_ARGS (anything else for CMake).
+(CUDA kernels), TORCH_CUDA_ARCH_LIST (their targets, such as "8.0 9.0a+PTX"), GMOE_CMAKE_ARGS (anything else for CMake).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,16 @@ def find_tool(name: str) -> str:
     return found
 
 
+def cuda_architectures() -> list[str]:
+    """The targets that torch's variable names, in CMake's words: 9.0a is 90a-real, 9.0+PTX is 90."""
+    names = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    wrong = [name for name in names if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]
+    if wrong:
+        raise SystemExit(f"error: TORCH_CUDA_ARCH_LIST: expected names such as 8.0 or 9.0a+PTX, got {wrong[0]}")
+    bare = [name.removesuffix("+PTX").replace(".", "") + ("" if name.endswith("+PTX") else "-real") for name in names]
+    return [f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(bare)}"] if bare else []
+
+
 class CMakeBuild(build_ext):
     """One CMake project makes all modules, whatever their number."""
 
@@ -50,6 +61,7 @@ class CMakeBuild(build_ext):
             f"-DGMOE_VERSION={VERSION}",
             f"-DGMOE_OUTPUT_DIR={output}",
             f"-DGMOE_CUDA={'ON' if cuda else 'OFF'}",
+            *(cuda_architectures() if cuda else []),
             *os.environ.get("GMOE_CMAKE_ARGS", "").split(),
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)

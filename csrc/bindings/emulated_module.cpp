@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr std::int32_t kCpu = -1;  // as torch numbers it
-
 pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = GMOE_VERSION;
@@ -25,5 +23,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Registers the gmoe torch operators on an emulated device.";
   m.def("build_info", &build_info, "Versions this library was built with.");
   m.def("num_threads", [] { return 1; }, "The emulated device runs one thread at a time.");
-  m.def("raise_index_faults", [] { gmoe::ops::raise_index_faults(kCpu); }, "Raises for a bad index that is known.");
+  m.def("raise_index_faults", &gmoe::ops::raise_index_faults, pybind11::arg("device"),
+        "Raises for a bad index that is known; waits for nothing.");
 }

@@ -31,7 +31,9 @@ struct Work {
   Accumulator<T>* piece;  // [2, segments, dim]: ends of rows that began before, then starts of rows that go on
   BadIndex* bad;
 
-  __host__ __device__ RowSegments segments() const { return {a.offsets, a.num_rows, a.num_edges}; }
+  __host__ __device__ RowSegments segments() const {
+    return {a.offsets, a.num_rows, a.num_edges, kSegmentItems, bad, a.num_edges};
+  }
   __device__ std::int64_t segment() const { return blockIdx.x % blocks_per_tile * kWarps + warp_id(); }
   __device__ std::int64_t tile() const { return blockIdx.x / blocks_per_tile; }
   __device__ Accumulator<T>* row_end(std::int64_t segment) const { return piece + segment * a.dim; }
@@ -60,7 +62,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, V * Packs * sizeof(Accumulator<
   const Aggregate<T, Index>& a = w.a;
   const std::int64_t segment = w.segment();
   if (segment >= w.segments().count()) return;
-  const RowPosition begin = w.segments().begin(segment), end = w.segments().begin(segment + 1);
+  if (w.tile() == 0) w.segments().check(segment);
+  const RowPosition begin = w.segments().begin(segment), end = w.segments().end(segment, begin);
   const Tile<V, Packs> tile(w.tile());
   A sum[Packs][V] = {};
   std::int64_t row = begin.row;
@@ -95,7 +98,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, V * Packs * sizeof(Accumulator<
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       if (first + u >= end.edge) break;
-      while (first + u == a.offsets[row + 1]) finish_row();
+      while (row < end.row && first + u == a.offsets[row + 1]) finish_row();
 #pragma unroll
       for (int p = 0; p < Packs; ++p) {
         if (!valid[u] || tile.column(p) >= a.dim) continue;
@@ -114,7 +117,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) aggregate_divided_rows_kernel(W
   using A = Accumulator<T>;
   const std::int64_t segment = w.segment();
   if (segment >= w.segments().count()) return;
-  const RowPosition begin = w.segments().begin(segment), end = w.segments().begin(segment + 1);
+  const RowPosition begin = w.segments().begin(segment), end = w.segments().end(segment, begin);
   if (!end.inside || (begin.inside && begin.row == end.row)) return;
   const std::int64_t last = w.segments().last_segment(end.row);
   const Tile<V, Packs> tile(w.tile());
@@ -141,12 +144,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id()) * kWarp;
   if (first >= a.num_edges) return;
   const int count = static_cast<int>(a.num_edges - first < kWarp ? a.num_edges - first : kWarp);
+  check_offsets(a.offsets, a.num_rows, a.num_edges, first + lane_id(), divide_up(a.num_edges, kWarp) * kWarp,
+                a.num_edges, bad);
   const auto start = [&](std::int64_t r) { return a.offsets[r]; };
   std::int64_t own_row = last_at_or_before(a.num_rows, first, start);
   Index own_column = -1;
   if (lane_id() < count) {
     const std::int64_t edge = first + lane_id();
-    while (a.offsets[own_row + 1] <= edge) ++own_row;
+    while (own_row + 1 < a.num_rows && a.offsets[own_row + 1] <= edge) ++own_row;
     if (check_index(a.columns[edge], num_columns, edge, bad)) own_column = a.columns[edge];
   }
   A dot[kWarp] = {};

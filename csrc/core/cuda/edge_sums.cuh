@@ -29,6 +29,7 @@ struct SegmentPart {
 
   struct Pair {
     std::int64_t row, list, edge, slot;
+    bool exists;  // not where offsets are broken
   };
   __device__ Pair pair(unsigned place, const std::int64_t* offsets) const {
     const unsigned per_edge = static_cast<unsigned>(inner) * slots;
@@ -36,10 +37,12 @@ struct SegmentPart {
     // Of its edges, those in this segment.
     const std::int64_t first = offsets[row] > begin.edge ? offsets[row] : begin.edge;
     const std::int64_t last = offsets[row + 1] < end.edge ? offsets[row + 1] : end.edge;
+    if (last <= first) return {row, 0, 0, 0, false};
     const unsigned per_list = static_cast<unsigned>(last - first) * slots;
     const unsigned in_row = place - static_cast<unsigned>(first - begin.edge) * per_edge;
     const unsigned in_list = in_row % per_list;
-    return {row, in_row / per_list, first + in_list / slots, in_list % slots};
+    const std::int64_t list = in_row / per_list;
+    return {row, list, first + in_list / slots, in_list % slots, list < inner};
   }
 
  private:
@@ -62,7 +65,7 @@ __device__ int stage(const Sum& s, const SegmentPart& part, std::int64_t list, u
   if (first + lane_id() < part.pairs()) {
     const auto pair = part.pair(first + lane_id(), s.to.rows.offsets);
     own.sum = static_cast<int>((pair.row - part.begin.row) * part.inner + pair.list);
-    counts = s.stage(pair.row, list + pair.list, pair.edge, pair.slot, own);
+    counts = pair.exists && s.stage(pair.row, list + pair.list, pair.edge, pair.slot, own);
   }
   const unsigned counting = __ballot_sync(kAllLanes, counts);
   if (counts) staged[__popc(counting & ((1u << lane_id()) - 1))] = own;
@@ -88,8 +91,9 @@ __global__ void __launch_bounds__(kSumWarps* kWarp, sizeof(Accumulator<typename 
   Staged<A>* staged = all_staged + warp_id() * kWarp;
   const std::int64_t segment = s.to.unit() / s.to.lists, own_list = s.to.unit() % s.to.lists;
   if (segment >= s.to.rows.count()) return;
-  const SegmentPart part{s.to.rows.begin(segment), s.to.rows.begin(segment + 1), s.inner,
-                         static_cast<unsigned>(s.slots)};
+  if (s.to.tile() == 0 && own_list == 0) s.to.rows.check(segment);
+  const RowPosition begin = s.to.rows.begin(segment);
+  const SegmentPart part{begin, s.to.rows.end(segment, begin), s.inner, static_cast<unsigned>(s.slots)};
   const Tile<V> tile(s.to.tile());
   const int sums = static_cast<int>((part.end.row - part.begin.row + (part.end.inside ? 1 : 0)) * s.inner);
   TileValues<V, A> sum = {}, total = {};

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "core/cuda/expert_plan.h"
-#include "core/cuda/primitives.cuh"
+#include "core/cuda/row_segments.cuh"
 #include "core/cuda/workspace.h"
 
 namespace gmoe::core::cuda {
@@ -82,10 +82,13 @@ __global__ void edge_type_offsets_kernel(EdgeTypeRows<Index> rows, const Index* 
 }
 
 template <typename Index>
-__global__ void edge_rows_kernel(EdgeTypeRows<Index> rows, const std::int64_t* offsets, std::int64_t num_rows) {
+__global__ void edge_rows_kernel(EdgeTypeRows<Index> rows, const std::int64_t* offsets, std::int64_t num_rows,
+                                 BadIndex* bad) {
   const std::int64_t edge = static_cast<std::int64_t>(blockIdx.x) * kEdgeThreads + threadIdx.x;
   if (edge >= rows.num_edges) return;
-  rows.row[edge] = first_not(num_rows, [&](std::int64_t i) { return offsets[i + 1] <= edge; });
+  check_offsets(offsets, num_rows, rows.num_edges, edge, rows.num_edges, 2 * rows.num_edges, bad);
+  // One of the rows even where no offset is above the edge, as none of broken ones may be.
+  rows.row[edge] = first_not(num_rows - 1, [&](std::int64_t i) { return offsets[i + 1] <= edge; });
 }
 
 template <typename Index>
@@ -117,7 +120,8 @@ void make_edge_type_rows(const EdgeTypeRows<Index>& rows, const Index* edge_type
     sort(nullptr, 0, rows.num_types, rows.offsets, rows.order);
   }
   if (blocks == 0) return;
-  launch("edge_rows", edge_rows_kernel<Index>, blocks, kEdgeThreads, 0, call.stream, rows, offsets, num_rows);
+  launch("edge_rows", edge_rows_kernel<Index>, blocks, kEdgeThreads, 0, call.stream, rows, offsets, num_rows,
+         call.bad_index);
 }
 
 }  // namespace gmoe::core::cuda

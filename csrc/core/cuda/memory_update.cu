@@ -193,10 +193,10 @@ template <typename T>
 void memory_update(const MemoryUpdate<T>& a, const Call& call) {
   using A = Accumulator<T>;
   check_experts("memory_update", a.num_experts);
-  const MemorySums<A> sums{memory_chunks(a.num_rows, a.num_experts), a.num_experts, a.dim,
-                           static_cast<A*>(call.workspace)};
+  const std::int64_t rows = a.num_experts * a.k > 0 ? a.num_rows : 0;
+  const MemorySums<A> sums{memory_chunks(rows, a.num_experts), a.num_experts, a.dim, static_cast<A*>(call.workspace)};
   const Work<T> w{a, sums, 0, 0, call.bad_index};
-  if (a.num_rows * a.dim > 0) {
+  if (rows * a.dim > 0) {
     fits_packs<kPack<T>>(a.dim, a.x) ? add_up<kPack<T>>(w, call.stream) : add_up<1>(w, call.stream);
   }
   average_memory<T>({sums, a.memory, a.rate, a.eps, a.out}, call.stream);

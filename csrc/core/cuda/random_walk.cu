@@ -3,7 +3,7 @@
 // whole lines go out though the walks lie one after another. Floor: the graph's sectors, two for each step.
 #include "core/cuda/random_walk.h"
 
-#include "core/cuda/primitives.cuh"
+#include "core/cuda/row_segments.cuh"
 
 namespace gmoe::core::cuda {
 namespace {
@@ -26,7 +26,9 @@ struct Walks {
   BadIndex* bad;
 
   __device__ std::int64_t next(std::int64_t node, std::uint64_t key, std::int64_t step) const {
-    const std::int64_t begin = a.offsets[node], degree = a.offsets[node + 1] - begin;
+    // Where offsets are broken a walk stays too.
+    const std::int64_t begin = clamped(a.offsets[node], 0, num_edges);
+    const std::int64_t degree = clamped(a.offsets[node + 1], begin, num_edges) - begin;
     if (degree == 0) return node;
     // 63 random bits modulo the degree: the bias is below degree / 2^63.
     const std::uint64_t bits = splitmix64(key + static_cast<std::uint64_t>(step)) >> 1;
@@ -43,6 +45,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) random_walk_kernel(Walks<Index>
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id()) * kWarp;
   if (first >= a.num_walks) return;
   const std::int64_t walk = first + lane_id();
+  check_offsets(a.offsets, w.num_nodes, w.num_edges, walk, divide_up(a.num_walks, kWarp) * kWarp,
+                w.num_edges + a.num_walks, w.bad);
   const std::int64_t start = walk < a.num_walks ? a.starts[walk] : 0;
   const bool walks = walk < a.num_walks && check_index(start, w.num_nodes, w.num_edges + walk, w.bad);
   const std::uint64_t key =

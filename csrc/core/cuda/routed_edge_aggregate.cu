@@ -46,14 +46,18 @@ struct GradSum {
 };
 
 template <typename T, typename Index>
-RowSums<T> sums_of_y(const EdgeMessages<T, Index>& m, T* y) {
-  return {{m.offsets, m.num_destinations, m.num_edges}, m.k, m.dim, m.k, 1, y, nullptr};
+RowSegments rows_of(const EdgeMessages<T, Index>& m, std::int64_t num_rows, BadIndex* bad) {
+  return {m.offsets, num_rows, m.num_edges, kSegmentItems, bad, 2 * m.num_edges};
 }
 
 template <typename T, typename Index>
-RowSums<T> sums_of_grad_x(const EdgeMessages<T, Index>& m, T* grad_x) {
-  return {
-      {m.offsets, m.num_sources, m.num_edges}, m.shared ? 1 : m.num_experts, m.dim, 1, m.num_sources, grad_x, nullptr};
+RowSums<T> sums_of_y(const EdgeMessages<T, Index>& m, T* y, BadIndex* bad) {
+  return {rows_of(m, m.num_destinations, bad), m.k, m.dim, m.k, 1, y, nullptr};
+}
+
+template <typename T, typename Index>
+RowSums<T> sums_of_grad_x(const EdgeMessages<T, Index>& m, T* grad_x, BadIndex* bad) {
+  return {rows_of(m, m.num_sources, bad), m.shared ? 1 : m.num_experts, m.dim, 1, m.num_sources, grad_x, nullptr};
 }
 
 // Few types have most of the edges: longer segments, so that a row has at most ~1000 pieces to add up.
@@ -78,7 +82,7 @@ struct GradWorkspace {
   Accumulator<T>* piece;
 
   GradWorkspace(const EdgeMessages<T, Index>& m, void* at) : all(at), types(m.num_edges, m.num_types, all) {
-    const std::int64_t x = sums_of_grad_x<T>(m, nullptr).piece_bytes();
+    const std::int64_t x = sums_of_grad_x<T>(m, nullptr, nullptr).piece_bytes();
     const std::int64_t table = sums_of_grad_table<T>(m, nullptr, nullptr).piece_bytes();
     piece = reinterpret_cast<Accumulator<T>*>(all.take<unsigned char>(x > table ? x : table));
   }
@@ -96,10 +100,12 @@ __global__ void __launch_bounds__(kSumWarps* kWarp)
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kSumWarps + warp_id()) * kWarp;
   if (first >= m.num_edges) return;
   const std::int64_t edge = first + lane_id();
+  check_offsets(m.offsets, m.num_destinations, m.num_edges, edge, divide_up(m.num_edges, kWarp) * kWarp,
+                2 * m.num_edges, messages.bad);
   std::int64_t row = last_at_or_before(m.num_destinations, first, [&](std::int64_t r) { return m.offsets[r]; });
   bool valid = false;
   if (edge < m.num_edges) {
-    while (m.offsets[row + 1] <= edge) ++row;
+    while (row + 1 < m.num_destinations && m.offsets[row + 1] <= edge) ++row;
     valid = messages.check(edge, m.num_sources);
   }
   A dot[kWarp] = {};
@@ -139,13 +145,13 @@ constexpr SumNames kGradNames = {"routed_edge_aggregate_grad", "routed_edge_aggr
 
 template <typename T, typename Index>
 std::int64_t routed_edge_aggregate_workspace(const EdgeMessages<T, Index>& m) {
-  return sums_of_y<T>(m, nullptr).piece_bytes();
+  return sums_of_y<T>(m, nullptr, nullptr).piece_bytes();
 }
 
 template <typename T, typename Index>
 void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a, const Call& call) {
   const auto& m = a.messages;
-  MessageSum<T, Index> s{sums_of_y(m, a.y), {m, call.bad_index}};
+  MessageSum<T, Index> s{sums_of_y(m, a.y, call.bad_index), {m, call.bad_index}};
   s.to.piece = static_cast<Accumulator<T>*>(call.workspace);
   sum_edges({"routed_edge_aggregate", "routed_edge_aggregate/divided_rows"}, s, call, m.x, m.table);
 }
@@ -161,7 +167,7 @@ void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a, cons
   const GradWorkspace<T, Index> workspace(m, call.workspace);
   GradSum<T, Index> s{{}, {m, call.bad_index}, a.grad_y, nullptr, nullptr, m.shared, 1, m.k};
   if (a.grad_x != nullptr) {
-    s.to = sums_of_grad_x(m, a.grad_x);
+    s.to = sums_of_grad_x(m, a.grad_x, call.bad_index);
     s.to.piece = workspace.piece;
     sum_edges(kGradNames, s, call, m.x, m.table, a.grad_y);
   }

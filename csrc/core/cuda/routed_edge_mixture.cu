@@ -42,10 +42,10 @@ struct MixtureSum : MessageSum<T, Index> {
 
 // A warp works through every slot of its segment, which is the shorter for it.
 template <typename T, typename Index>
-RowSums<T> sums_of_y(const EdgeMessages<T, Index>& m, T* y) {
+RowSums<T> sums_of_y(const EdgeMessages<T, Index>& m, T* y, BadIndex* bad) {
   constexpr std::int64_t kLeastItems = 16;
   const std::int64_t items = kSegmentItems / (m.k > 0 ? m.k : 1);
-  return {{m.offsets, m.num_destinations, m.num_edges, items > kLeastItems ? items : kLeastItems},
+  return {{m.offsets, m.num_destinations, m.num_edges, items > kLeastItems ? items : kLeastItems, bad, 2 * m.num_edges},
           1,
           m.dim,
           1,
@@ -58,14 +58,17 @@ RowSums<T> sums_of_y(const EdgeMessages<T, Index>& m, T* y) {
 
 template <typename T, typename Index>
 std::int64_t routed_edge_mixture_workspace(const EdgeMessages<T, Index>& m) {
-  return sums_of_y<T>(m, nullptr).piece_bytes();
+  return sums_of_y<T>(m, nullptr, nullptr).piece_bytes();
 }
 
 template <typename T, typename Index>
 void routed_edge_mixture(const RoutedEdgeMixture<T, Index>& a, const Call& call) {
   const auto& m = a.messages;
-  MixtureSum<T, Index> s{
-      {sums_of_y(m, a.y), {m, call.bad_index}, m.k > 0 ? m.k : 1, m.k > 0 ? 1 : 0}, a.gate, a.scale, a.shift, a.onto};
+  MixtureSum<T, Index> s{{sums_of_y(m, a.y, call.bad_index), {m, call.bad_index}, m.k > 0 ? m.k : 1, m.k > 0 ? 1 : 0},
+                         a.gate,
+                         a.scale,
+                         a.shift,
+                         a.onto};
   s.to.piece = static_cast<Accumulator<T>*>(call.workspace);
   sum_edges({"routed_edge_mixture", "routed_edge_mixture/divided_rows"}, s, call, m.x, m.table, a.scale, a.shift,
             a.onto);

@@ -69,7 +69,7 @@ template <typename T>
 __global__ void __launch_bounds__(kSumWarps* kWarp) divided_rows_kernel(RowSums<T> s) {
   const std::int64_t segment = s.unit() / s.lists, list = s.unit() % s.lists;
   if (segment >= s.rows.count()) return;
-  const RowPosition begin = s.rows.begin(segment), end = s.rows.begin(segment + 1);
+  const RowPosition begin = s.rows.begin(segment), end = s.rows.end(segment, begin);
   if (!end.inside || (begin.inside && begin.row == end.row)) return;
   const std::int64_t last = s.rows.last_segment(end.row);
   const Tile<1> tile(s.tile());

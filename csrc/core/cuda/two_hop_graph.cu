@@ -6,6 +6,7 @@
 #include "core/cuda/two_hop_graph.h"
 
 #include "core/cuda/prefix.cuh"
+#include "core/cuda/row_segments.cuh"
 #include "core/cuda/workspace.h"
 
 namespace gmoe::core::cuda {
@@ -23,6 +24,10 @@ struct Paths {
   std::int64_t num_edges;
   BadIndex* bad;
 
+  // Broken offsets are noted, and lead to no edge that does not exist.
+  __device__ std::int64_t begin(std::int64_t row) const { return clamped(a.offsets[row], 0, num_edges); }
+  __device__ std::int64_t end(std::int64_t row) const { return clamped(a.offsets[row + 1], 0, num_edges); }
+
   __device__ bool usable(std::int64_t edge) const {
     const auto in = [](std::int64_t value, std::int64_t bound) { return value >= 0 && value < bound; };
     return in(a.columns[edge], a.num_nodes) && (a.edge_type == nullptr || in(a.edge_type[edge], a.num_types));
@@ -34,10 +39,10 @@ struct Paths {
   // f(column, middle, first, second) for the paths column -> middle -> i, by edges; a lane takes some of each middle's.
   template <typename F>
   __device__ __forceinline__ void for_each(std::int64_t i, const F& f) const {
-    for (std::int64_t second = a.offsets[i]; second < a.offsets[i + 1]; ++second) {
+    for (std::int64_t second = begin(i), last = end(i); second < last; ++second) {
       if (!usable(second)) continue;
       const std::int64_t middle = a.columns[second];
-      for (std::int64_t first = a.offsets[middle] + lane_id(); first < a.offsets[middle + 1]; first += kWarp) {
+      for (std::int64_t first = begin(middle) + lane_id(), end = this->end(middle); first < end; first += kWarp) {
         if (usable(first)) f(static_cast<std::int64_t>(a.columns[first]), middle, first, second);
       }
     }
@@ -58,7 +63,7 @@ struct Window {
 template <typename Index, typename F>
 __device__ __forceinline__ void for_each_window(const Paths<Index>& paths, std::int64_t i, unsigned* word, const F& f) {
   const auto& a = paths.a;
-  if (a.offsets[i] == a.offsets[i + 1]) return;
+  if (paths.begin(i) >= paths.end(i)) return;
   std::int64_t lowest = a.num_nodes, highest = -1;
   paths.for_each(i, [&](std::int64_t column, std::int64_t, std::int64_t, std::int64_t) {
     lowest = column < lowest ? column : lowest;
@@ -84,7 +89,7 @@ __device__ __forceinline__ void for_each_window(const Paths<Index>& paths, std::
       if (window.covers(column)) atomicAnd(window.word_of(column), ~window.bit_of(column));
     };
     if (a.exclude_self && lane_id() == 0) leave_out(i);
-    for (std::int64_t e = a.offsets[i] + lane_id(); a.exclude_one_hop && e < a.offsets[i + 1]; e += kWarp) {
+    for (std::int64_t e = paths.begin(i) + lane_id(); a.exclude_one_hop && e < paths.end(i); e += kWarp) {
       if (paths.usable(e)) leave_out(a.columns[e]);
     }
     __syncwarp();
@@ -99,7 +104,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
   GMOE_SHARED_ARRAY(unsigned, words, kWarps* kWindowWords);
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id();
   if (i >= paths.a.num_nodes) return;
-  for (std::int64_t e = paths.a.offsets[i] + lane_id(); e < paths.a.offsets[i + 1]; e += kWarp) paths.check(e);
+  for (std::int64_t e = paths.begin(i) + lane_id(); e < paths.end(i); e += kWarp) paths.check(e);
+  if (lane_id() == 0) {
+    check_offsets(paths.a.offsets, paths.a.num_nodes, paths.num_edges, i, paths.a.num_nodes,
+                  (paths.a.edge_type == nullptr ? 1 : 2) * paths.num_edges, paths.bad);
+  }
   std::int64_t count = 0;
   for_each_window(paths, i, words + warp_id() * kWindowWords, [&](const Window& window) {
     for (std::int64_t w = lane_id(); w < window.words; w += kWarp) count += __popc(window.word[w]);
@@ -160,14 +169,14 @@ struct RowWriter {
     for_each_kept([&](std::int64_t edge, std::int64_t middle, std::int64_t first, std::int64_t second) {
       if (best.middle[edge] != static_cast<unsigned long long>(middle)) return;
       // No row has 2^32 edges.
-      const auto places = static_cast<unsigned long long>(second - a.offsets[i]) << 32 |
-                          static_cast<unsigned long long>(first - a.offsets[middle]);
+      const auto places = static_cast<unsigned long long>(second - paths.begin(i)) << 32 |
+                          static_cast<unsigned long long>(first - paths.begin(middle));
       atomicMin(best.edges + edge, places);
     });
     for (std::int64_t edge = place + lane_id(); edge < end; edge += kWarp) {
       const auto middle = static_cast<std::int64_t>(best.middle[edge]);
-      const std::int64_t second = a.offsets[i] + static_cast<std::int64_t>(best.edges[edge] >> 32);
-      const std::int64_t first = a.offsets[middle] + static_cast<std::int64_t>(best.edges[edge] & 0xffffffffu);
+      const std::int64_t second = paths.begin(i) + static_cast<std::int64_t>(best.edges[edge] >> 32);
+      const std::int64_t first = paths.begin(middle) + static_cast<std::int64_t>(best.edges[edge] & 0xffffffffu);
       to.edge_type[edge] = static_cast<Index>(a.edge_type[first] * a.num_types + a.edge_type[second]);
     }
   }

@@ -1,7 +1,7 @@
 // Arguments of the operators over typed edges and routed slots on a device, and what their launchers are told of them.
 #pragma once
 
-#include "ops/cuda/call.h"
+#include "ops/cuda/rows.h"
 #include "ops/routed_edges.h"
 
 namespace gmoe::ops {
@@ -23,12 +23,14 @@ struct EdgesOnDevice : RoutedEdges {
                     first_expert_in},
         rows_are_sources(rows_are_sources_in) {
     check_routed_rows(op, *this, rows_are_sources);
+    check_has_rows(op, offsets, columns);
   }
 
   core::cuda::Call launch(DeviceCall& call, std::int64_t workspace_bytes) const {
     const std::int64_t edges = columns.size(0);
     return call.launch(workspace_bytes,
-                       {{"columns", edges, num_columns(rows_are_sources)}, {"edge_type", edges, table.size(1)}});
+                       {{"columns", edges, num_columns(rows_are_sources)}, {"edge_type", edges, table.size(1)}},
+                       kRisingOffsets);
   }
 };
 
