@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+# The texts of csrc/ops/compat.h and csrc/ops/cuda/index_faults.cpp: change them together.
+_BAD_INDEX = re.compile(
+    r"(gmoe::\w+): index out of range: '(\w+)' at position (\d+)(?: is (-?\d+))?, expected 0 <= index < (\d+)"
+    r"(, found on \S+ by an earlier call(?:; so did .*)?)?"
+)
+
 
 class GmoeError(Exception):
     """Base of all errors raised on purpose by gmoe_ext."""
@@ -21,18 +29,30 @@ class GraphIndexError(GmoeError, IndexError):
     Attributes:
         argument: name of the argument that holds the index.
         position: flat position of the first bad element in it.
-        value: the bad index.
+        value: the bad index, or None where a device has noted its position alone.
         bound: valid indices are 0 <= index < bound.
     """
 
-    def __init__(self, op: str, argument: str, position: int, value: int, bound: int) -> None:
+    def __init__(self, op: str, argument: str, position: int, value: int | None, bound: int, remark: str = "") -> None:
+        found = "" if value is None else f" is {value}"
         super().__init__(
-            f"{op}: index out of range: '{argument}' at position {position} is {value}, expected 0 <= index < {bound}"
+            f"{op}: index out of range: '{argument}' at position {position}{found}, expected 0 <= index < {bound}"
+            f"{remark}"
         )
         self.op, self.argument, self.position, self.value, self.bound = op, argument, position, value, bound
+        self._remark = remark
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, int, int, int]]:
-        return type(self), (self.op, self.argument, self.position, self.value, self.bound)
+    def __reduce__(self) -> tuple[type, tuple[str, str, int, int | None, int, str]]:
+        return type(self), (self.op, self.argument, self.position, self.value, self.bound, self._remark)
+
+    @classmethod
+    def of_native(cls, error: RuntimeError) -> GraphIndexError | None:
+        """What the compiled operators meant, where it was a bad index."""
+        found = _BAD_INDEX.search(str(error))
+        if found is None:
+            return None
+        op, argument, position, value, bound, remark = found.groups()
+        return cls(op, argument, int(position), None if value is None else int(value), int(bound), remark or "")
 
 
 class NativeError(GmoeError, ImportError):

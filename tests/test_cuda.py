@@ -1,24 +1,38 @@
-"""The CUDA kernels without a GPU: they run right in the host executor, and nvcc compiles them without a spill."""
+"""The CUDA side without a GPU: kernels and operators run right in the host executor, and nvcc builds their library."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import gmoe_ext
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
-def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PATH": TOOLS, "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("MAX_JOBS", "2")}
+# What of torch only a torch with CUDA has.
+OF_TORCH_WITH_CUDA = {"aoti_torch_get_current_cuda_stream"}
+
+
+def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": TOOLS, "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("MAX_JOBS", "2"), **variables}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def succeed(*command: str, cwd: Path, **variables: str) -> str:
+    done = run(*command, cwd=cwd, **variables)
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
 
 
 def require(*tools: str) -> None:
@@ -27,13 +41,56 @@ def require(*tools: str) -> None:
             pytest.skip(f"needs '{tool}'")
 
 
-def test_kernels_give_the_same_bits_in_every_order_and_need_their_barriers(repository: Path) -> None:
+def require_host_executor() -> None:
     require("cmake", "ninja")
     if platform.machine() not in {"x86_64", "AMD64"}:
         pytest.skip("the host executor switches stacks by x86-64 assembly")
-    done = run("cmake", "--workflow", "--preset", "cuda", cwd=repository)
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
-    assert "100% tests passed" in done.stdout
+
+
+def test_kernels_give_the_same_bits_in_every_order_and_need_their_barriers(repository: Path) -> None:
+    require_host_executor()
+    assert "100% tests passed" in succeed("cmake", "--workflow", "--preset", "cuda", cwd=repository)
+
+
+def test_operators_keep_their_contract_on_an_emulated_device(repository: Path) -> None:
+    require_host_executor()
+    pytest.importorskip("pybind11", reason="pybind11 comes with the build requirements")
+    options = ("-DGMOE_EMULATED=ON", f"-DPython_EXECUTABLE={sys.executable}")
+    succeed("cmake", "--preset", "cuda", *options, cwd=repository)
+    succeed("cmake", "--build", "--preset", "cuda", "--target", "emulated", cwd=repository)
+    (library,) = (repository / "build/cuda/emulated").glob(f"_C.{sys.implementation.cache_tag}*.so")
+    chosen = ("-m", "not slow", "-k", "contract and not number_of_threads")
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, "tests/ops")
+    variables = {"GMOE_EXT_TEST_LIBRARY": str(library), "GMOE_EXT_REQUIRE_NATIVE": "1", "PYTHONPATH": str(repository)}
+    passed = re.search(r"(\d+) passed", succeed(*command, cwd=repository, **variables))
+    assert passed is not None and int(passed[1]) > 700
+
+
+def test_library_compiles_and_needs_only_torch_and_libc(repository: Path, tmp_path: Path) -> None:
+    require("cmake", "ninja", "nvcc", "nm")
+    pytest.importorskip("pybind11", reason="pybind11 comes with the build requirements")
+    # One target is enough here: the test of registers compiles the kernels for both.
+    options = ("-DGMOE_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=80-real", f"-DGMOE_OUTPUT_DIR={tmp_path}")
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    build = str(repository / "build/cuda-library")
+    succeed("cmake", "-S", ".", "-B", build, "-G", "Ninja", *options, python, cwd=repository)
+    succeed("cmake", "--build", build, "--target", "_cuda", cwd=repository)
+    (library,) = tmp_path.glob("_cuda.*.so")
+    symbols = {line.split()[-1] for line in succeed("nm", "-D", "-u", str(library), cwd=tmp_path).splitlines()}
+    # Weak ones of the compiler's own start-up code, Python's, and those that carry the version of a system library.
+    outside = re.compile(r"_ITM_\w+|__gmon_start__|_?Py\w+|\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\w.]+|_ZNSt\w+")
+    others = {symbol for symbol in symbols if not outside.fullmatch(symbol)}
+    (torch_library,) = Path(torch.__file__).parent.glob("lib/libtorch_cpu.*")
+    defined = succeed("nm", "-D", "--defined-only", str(torch_library), cwd=tmp_path)
+    assert others - {line.split()[-1].partition("@")[0] for line in defined.splitlines()} <= OF_TORCH_WITH_CUDA
+    assert others >= OF_TORCH_WITH_CUDA
+
+
+def test_nothing_of_cuda_is_loaded_beside_a_torch_without_it() -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA")
+    assert "gmoe_ext._cuda" not in sys.modules
+    assert gmoe_ext.backend() != "native" or gmoe_ext.build_info()["cuda"] is False
 
 
 def test_kernels_compile_for_both_targets_without_spills(repository: Path, tmp_path: Path) -> None:

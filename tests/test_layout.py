@@ -23,6 +23,7 @@ ROOMS = (
     "csrc/core/cpu/{op}.h",
     "csrc/ops/{op}.cpp",
     "csrc/ops/cpu/{op}.cpp",
+    "csrc/ops/cuda/{op}.cpp",
     "gmoe_ext/ops/{op}.py",
     "gmoe_ext/reference/{op}.py",
     "docs/ops/{op}.md",
@@ -89,7 +90,9 @@ def test_source_lists_name_every_file(room: str) -> None:
 CUDA_KERNELS = sorted(path.stem for path in (ROOT / "csrc/core/cuda").glob("*.cu"))
 
 
-@pytest.mark.parametrize("room", ["csrc/core/cuda", "csrc/core/cuda/host", "csrc/tests/cuda"])
+@pytest.mark.parametrize(
+    "room", ["csrc/bindings", "csrc/core/cuda", "csrc/core/cuda/host", "csrc/ops/cuda", "csrc/tests/cuda"]
+)
 def test_source_lists_name_every_file_of_cuda(room: str) -> None:
     cmake = (ROOT / "CMakeLists.txt").read_text()
     for path in sorted((ROOT / room).glob("*.c[pu]*")):

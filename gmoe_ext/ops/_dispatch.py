@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,11 +15,6 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float64)
 INTEGER = (torch.int32, torch.int64)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
-# The text of csrc/ops/compat.h: change both together.
-_BAD_INDEX = re.compile(
-    r"(gmoe::\w+): index out of range: '(\w+)' at position (\d+) is (-?\d+), expected 0 <= index < (\d+)"
-)
-
 
 def native() -> bool:
     """Whether the compiled operators are loaded."""
@@ -28,18 +22,22 @@ def native() -> bool:
 
 
 def call(name: str, *args: Any) -> Any:
-    """Call ``torch.ops.gmoe.<name>``; a bad index found inside becomes a :class:`GraphIndexError`."""
+    """Call ``torch.ops.gmoe.<name>``; a bad index found inside becomes a :class:`GraphIndexError`.
+
+    On CUDA an operator only notes a bad index, and a later call on that device raises for it.
+    """
     op = getattr(torch.ops.gmoe, name)
     if torch.compiler.is_compiling():
         return op(*args)
     try:
         return op(*args)
     except RuntimeError as error:
-        found = _BAD_INDEX.search(str(error))
-        if found is None:
+        if isinstance(error, NotImplementedError):
+            _native.expect_cuda(name, args)
+        bad_index = GraphIndexError.of_native(error)
+        if bad_index is None:
             raise
-        where, argument, position, value, bound = found.groups()
-        raise GraphIndexError(where, argument, int(position), int(value), int(bound)) from None
+        raise bad_index from None
 
 
 def checks_inside(*operands: Tensor | None) -> bool:

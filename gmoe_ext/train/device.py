@@ -50,9 +50,7 @@ def raise_index_faults(device: torch.device) -> None:
     Raises:
         GraphIndexError: an operator was given one since the last call.
     """
-    check = getattr(_native, "raise_index_faults", None)
-    if device.type == "cuda" and check is not None:
-        check(device)
+    _native.raise_index_faults(device)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -44,6 +44,7 @@ class OpSpec:
         second_derivative: paths whose gradient is itself differentiable; for the others it is refused.
         bad: wrong arguments.
         indices: paths of index tensors with the bound each is checked against.
+        followed: those of which a device looks only at what it follows.
         row_of: argument whose rows are poisoned with NaN and Inf in turn.
         autocast: dtype the operator runs in under autocast, None when it keeps its inputs' dtype.
         wide: results, by name, that are float32 for bfloat16 arguments: sums that a rounding would spoil.
@@ -59,6 +60,7 @@ class OpSpec:
     second_derivative: tuple[str, ...] = ()
     bad: tuple[BadCase, ...] = ()
     indices: dict[str, Callable[[Sample], int]] | None = None
+    followed: tuple[str, ...] = ()
     row_of: str | None = None
     autocast: torch.dtype | None = None
     wide: tuple[str, ...] = ()
@@ -349,5 +351,6 @@ OPS = (
         lambda rows: inputs.walk("random", rows, rows, 8, 5),
         bad=(_shape("starts", lambda t: t[None], "2-D"), _dtype("starts", torch.float32), _value("length", 0)),
         indices={**_COLUMNS, "starts": _nodes},
+        followed=("graph.columns",),
     ),
 )

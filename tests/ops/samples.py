@@ -15,8 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmoe_ext import _native
 from gmoe_ext.graph import Graph
 from gmoe_ext.plan import ExpertPlan
+
+
+def emulated() -> bool:
+    """Whether CPU tensors are those of an emulated device, which is slow."""
+    return _native.available and _native.build_info()["cpu"] == "emulated"
+
+
+def notes_indices(device: torch.device) -> bool:
+    """Whether the operators are a device's: they note the position of a bad index, and raise when somebody looks."""
+    return device.type == "cuda" or emulated()
+
+
+def settle(device: torch.device) -> None:
+    """Wait for a device, and raise what its operators have noted."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    _native.raise_index_faults(device)
+
 
 _GRAPH_FIELDS = ("offsets", "columns", "weight", "edge_type")
 

@@ -14,7 +14,7 @@ from gmoe_ext import _native, ops, reference
 from gmoe_ext.errors import GraphIndexError
 
 from .opinfo import OPS, BadCase, OpSpec
-from .samples import assert_identical, outputs
+from .samples import Sample, assert_identical, notes_indices, outputs, settle
 
 INDEXED = [(spec, path) for spec in OPS for path in spec.indices or ()]
 
@@ -41,10 +41,19 @@ def test_a_wrong_argument_is_named(spec: OpSpec, bad: BadCase, device: torch.dev
     assert ", got " in text, f"says what was expected but not what came: {text}"
 
 
+def _error_of(spec: OpSpec, sample: Sample, device: torch.device) -> Exception | None:
+    try:
+        spec.public(sample)
+        settle(device)
+    except (GraphIndexError, RuntimeError) as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("learning", [False, True], ids=["inference", "learning"])
 @pytest.mark.parametrize(("spec", "path"), [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}") for pair in INDEXED])
 def test_a_bad_index_is_an_error_and_the_process_lives(
-    spec: OpSpec, path: str, learning: bool, device: torch.device
+    spec: OpSpec, path: str, learning: bool, device: torch.device, backend: str
 ) -> None:
     sample = spec.rows(63).to(torch.float32).on(device)
     before = outputs(spec.public(sample))
@@ -54,16 +63,22 @@ def test_a_bad_index_is_an_error_and_the_process_lives(
     assert spec.indices is not None and indices.numel() > 40
     bound = spec.indices[path](sample)
     huge = torch.iinfo(indices.dtype).max
+    argument = path.rpartition(".")[2]
+    noted = backend == "native" and notes_indices(device)
     for value in (-1, bound, huge, -huge - 1):
         for position in (0, 37, indices.numel() - 1):
             bad = indices.clone()
             bad.view(-1)[position] = value
-            with pytest.raises(GraphIndexError) as caught:
-                spec.public(sample.replace({path: bad}))
-            error = caught.value
-            found = (error.argument, error.position, error.value, error.bound)
-            assert found == (path.rpartition(".")[2], position, value, bound), str(error)
-            assert str(error).startswith(f"gmoe::{spec.name}: index out of range: '{error.argument}'")
+            error = _error_of(spec, sample.replace({path: bad}), device)
+            if noted and (path in spec.followed or argument == "order") and not isinstance(error, GraphIndexError):
+                # A device may not meet the index, and says of a plan only that it is none.
+                assert path in spec.followed or f"gmoe::{spec.name}: expected '{argument}'" in str(error)
+                continue
+            assert isinstance(error, GraphIndexError), error
+            # A device knows no value, but in learning the graph was transposed before, which looks at all of it.
+            assert error.value == value or (noted and error.value is None), str(error)
+            assert (error.argument, error.position, error.bound) == (argument, position, bound), str(error)
+            assert str(error).startswith(f"gmoe::{spec.name}: index out of range: '{argument}'")
     after = {name: value.detach() for name, value in outputs(spec.public(sample)).items()}
     assert_identical(after, before, f"{spec} after bad indices")
 
@@ -78,6 +93,7 @@ def test_broken_offsets_are_an_error(spec: OpSpec, device: torch.device) -> None
         broken[position] = value
         with pytest.raises((ValueError, IndexError, RuntimeError), match=rf"gmoe::{spec.name}.*offsets"):
             spec.public(sample.replace({"graph.offsets": broken}))
+            settle(device)
 
 
 @pytest.mark.parametrize("spec", OPS, ids=str)

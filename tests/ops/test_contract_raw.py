@@ -15,7 +15,7 @@ from torch import Tensor
 from gmoe_ext import _native
 
 from .opinfo import OPS, OpSpec
-from .samples import assert_identical, outputs
+from .samples import assert_identical, outputs, settle
 from .test_contract_dispatch import raw_calls
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +52,7 @@ def test_a_careless_raw_call_is_an_error_or_harmless(spec: OpSpec, device: torch
             for label, wrong in _wrong(argument):
                 try:
                     func(*args[:position], wrong, *args[position + 1 :])
+                    settle(torch.device("cpu"))
                 except Exception as error:
                     assert "gmoe::" in str(error), f"{func} argument {position}, {label}: {error}"
                     refused += 1
