@@ -52,7 +52,7 @@ def test_a_careless_raw_call_is_an_error_or_harmless(spec: OpSpec, device: torch
             for label, wrong in _wrong(argument):
                 try:
                     func(*args[:position], wrong, *args[position + 1 :])
-                    settle(torch.device("cpu"))
+                    settle(device)
                 except Exception as error:
                     assert "gmoe::" in str(error), f"{func} argument {position}, {label}: {error}"
                     refused += 1
