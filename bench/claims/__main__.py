@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
-    from . import catalogue, cuda, machine, report
+    from . import machine, report
+    from .cuda.events import EventTimer, lacking
     from .run import Outcome, as_record, run, select
     from .settings import Settings
     from .timing import CLOCKS
@@ -33,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     settings = Settings(options.threads, options.quick, tuple(options.without), options.device)
     on_cpu = options.device == "cpu"
-    chosen = select((catalogue if on_cpu else cuda.catalogue).experiments(settings), options.only)
+    # Each asks for libraries of its own.
+    catalogue = import_module(f"{__package__}.{'catalogue' if on_cpu else 'cuda.catalogue'}")
+    chosen = select(catalogue.experiments(settings), options.only)
     if not chosen:
         print(f"bench.claims: no experiment or claim contains {options.only}", file=sys.stderr)
         return 2
@@ -43,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for claim in experiment.claims:
                 print(f"    {claim.name}  {report.target(claim)}   ({claim.source})")
         return 0
-    lacking = None if on_cpu else cuda.lacking()
-    if lacking is not None:
-        print(f"bench.claims: --device {options.device}: {lacking}", file=sys.stderr)
+    lacks = None if on_cpu else lacking()
+    if lacks is not None:
+        print(f"bench.claims: --device {options.device}: {lacks}", file=sys.stderr)
         return 2
     clock = options.clock if on_cpu else "events"
     facts = machine.describe(options.threads, clock, options.device)
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch = machine.Neighbours()
     budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
     outcomes: list[Outcome] = []
-    for outcome in run(chosen, budget_s, CLOCKS[clock] if on_cpu else cuda.EventTimer()):
+    for outcome in run(chosen, budget_s, CLOCKS[clock] if on_cpu else EventTimer()):
         outcomes.append(outcome)
         print(*report.experiment_lines(outcome, judged), sep="\n", flush=True)
         if path is not None:  # after each, so that a run that is broken off keeps what it measured

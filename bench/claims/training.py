@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import gmoe_ext
 from gmoe_ext import data, models
@@ -22,11 +20,12 @@ from gmoe_ext.train.tasks.distill import find_targets
 from gmoe_ext.train.tasks.molecule import MoleculeTask
 from gmoe_ext.train.tasks.protocol import resolve
 from gmoe_ext.train.tasks.scene import Inputs, Scene
-from gmoe_ext.train.tasks.student import StudentTask, build_task
+from gmoe_ext.train.tasks.student import build_task
 
 from . import inputs, parity
 from .backend import on_reference
 from .claim import Experiment, Variant, Variants, speedup
+from .first_step import first_epoch, first_step
 from .molecules import made_up
 from .settings import Settings
 
@@ -127,33 +126,10 @@ def compare(make: Callable[[], Task]) -> Variants:
     return {"ours": Variant(partial(epoch, ours)), "reference": Variant(reference)}
 
 
-def _first_epoch(task: Task) -> int:
-    """The first epoch in which the experts are routed to."""
-    return task.pretrain_epochs if isinstance(task, StudentTask) else 0
-
-
-def first_step(task: Task) -> list[Tensor]:
-    """Loss and gradients of the first batch, with seeded noise, on a copy that may move its memories."""
-    trial = copy.deepcopy(task.model).train()
-    model, task.model = task.model, trial
-    if isinstance(task, StudentTask):
-        task.learners = trial.learners()
-    try:
-        torch.manual_seed(1)
-        loss = task.losses(task.load(next(iter(task.batches(_first_epoch(task))))))["loss"]
-        weights = [weight for weight in trial.parameters() if weight.requires_grad]
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-    finally:
-        task.model = model
-        if isinstance(task, StudentTask):
-            task.learners = model.learners()
-    return [loss.detach(), *(grad for grad in found if grad is not None)]
-
-
 def epoch(task: Task) -> None:
     """The steps of one epoch as gmoe_ext.train takes them, without what it records."""
     task.model.train()
-    for batch in map(task.load, task.batches(_first_epoch(task))):
+    for batch in map(task.load, task.batches(first_epoch(task))):
         task.losses(batch)["loss"].backward()
         task.optimizer.step()
         task.optimizer.zero_grad(set_to_none=True)

@@ -3,10 +3,3 @@
 Times are those of the device, between events, with the second-level cache written over before each call. None of it
 has run on a GPU yet; the tests build every experiment on the CPU in small.
 """
-
-from __future__ import annotations
-
-from . import catalogue
-from .events import EventTimer, lacking
-
-__all__ = ["EventTimer", "catalogue", "lacking"]

@@ -24,9 +24,9 @@ from gmoe_ext.train.tasks.student import build_task
 from .. import inputs, parity
 from ..backend import on_reference
 from ..claim import Experiment, Variant, Variants
+from ..first_step import first_epoch, first_step
 from ..molecules import made_up
 from ..settings import Settings
-from ..training import first_step
 
 MIXTURE = {"num_experts": 8, "num_hop1": 4, "k": 4, "scale_hidden": True}
 
@@ -63,8 +63,7 @@ def steps(make: Callable[[], Task]) -> Variants:
 
 def _step(task: Task, precision: Precision) -> Callable[[], None]:
     task.model.train()
-    epoch = getattr(task, "pretrain_epochs", 0)
-    batch = next(iter(task.batches(epoch)))
+    batch = next(iter(task.batches(first_epoch(task))))
     device = next(task.model.parameters()).device
 
     def run() -> None:
