@@ -113,7 +113,7 @@ on_gpu tests_of_calls ${contract}_dispatch.py ${contract}_raw.py ${contract}_err
 on_gpu tests_of_results ${contract}_forward.py ${contract}_determinism.py
 on_gpu tests_of_gradients ${contract}_gradient.py
 on_gpu tests_of_operators tests/ops --ignore-glob "*/test_contract_*"
-on_gpu tests_of_models tests/nn tests/models tests/train/test_device_steps.py
+on_gpu tests_of_models tests/nn tests/models tests/train/test_{device_steps,runs_on_devices}.py
 finish
 # shellcheck disable=SC2086
 step claims 120 "$PYTHON" $claims --json "$out/claims.json" --only "cuda routing" --only "cuda dispatch" \

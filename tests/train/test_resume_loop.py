@@ -9,6 +9,7 @@ from torch import nn
 
 from gmoe_ext.errors import ConfigError, GmoeError
 from gmoe_ext.train import loop
+from gmoe_ext.train import state as checkpoint
 from gmoe_ext.train.config import Config, TrainConfig, config_hash, fingerprint
 from gmoe_ext.train.interrupt import Interrupted, Stop
 from gmoe_ext.train.loop import Task, fit
@@ -236,3 +237,12 @@ def test_a_setting_that_came_later_leaves_older_checkpoints_alone():
     mixed = Config(train=TrainConfig(precision="bf16-mixed"))
     assert fingerprint(mixed)["train.precision"] == "bf16-mixed"
     assert config_hash(mixed) != config_hash(Config())
+
+
+def test_random_numbers_of_a_gpu_are_left_out_where_none_trains():
+    cpu = torch.device("cpu")
+    tensors, scalars = checkpoint.rng_state(cpu)
+    assert "cuda" not in tensors
+    expected = torch.rand(3)
+    checkpoint.set_rng_state({**tensors, "cuda": torch.zeros(16, dtype=torch.uint8)}, scalars, cpu)
+    assert torch.equal(torch.rand(3), expected)
