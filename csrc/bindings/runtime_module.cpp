@@ -185,9 +185,15 @@ py::object classes(const PackedStudent& student) {
 py::dict info(const PackedStudent& student) {
   const StudentFile& file = student.file();
   py::list layers;
-  for (const core::RoutedLayer& layer : file.layers) {
+  for (std::size_t l = 0; l < file.layers.size(); ++l) {
+    const core::RoutedLayer& layer = file.layers[l];
+    const bool projected = file.projection(l) != nullptr;
     py::dict entry;
-    entry["router"] = layer.memory == nullptr ? "none" : "cosine";
+    entry["router"] = layer.memory == nullptr ? "none" : projected ? "projected" : "cosine";
+    if (projected) {
+      entry["router_dim"] = layer.compared;
+      entry["gates"] = layer.over_all ? "all" : "chosen";
+    }
     entry["in"] = layer.in;
     entry["out"] = layer.out;
     entry["experts"] = layer.experts;
@@ -207,6 +213,7 @@ py::dict info(const PackedStudent& student) {
   result["model"] = file.model;
   result["classes"] = classes(student);
   result["features"] = features;
+  result["members"] = file.members;
   result["layers"] = layers;
   result["num_bytes"] = file.num_bytes();
   result["num_threads"] = student.num_threads();

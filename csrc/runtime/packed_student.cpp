@@ -6,6 +6,8 @@
 #include <system_error>
 #include <thread>
 
+#include "runtime/votes.h"
+
 namespace gmoe::runtime {
 namespace {
 
@@ -20,13 +22,18 @@ constexpr float kEps = 1e-12f;
 
 std::int64_t widest(const StudentFile& file) {
   std::int64_t columns = 0;
-  for (const core::RoutedLayer& layer : file.layers) columns = std::max({columns, layer.in, layer.out});
+  for (const core::RoutedLayer& layer : file.layers) {
+    columns = std::max({columns, layer.in, layer.out, layer.compared});
+  }
   return columns;
 }
 
 std::int64_t work_of(const StudentFile& file) {
   std::int64_t work = 0;
-  for (const core::RoutedLayer& layer : file.layers) work += layer.in * (layer.out * layer.k + layer.experts);
+  for (const core::RoutedLayer& layer : file.layers) {
+    work += layer.in * layer.out * layer.k + layer.compared * layer.experts;
+  }
+  for (const core::RoutedLayer& projection : file.projections) work += projection.in * projection.out;
   return work;
 }
 
@@ -66,9 +73,8 @@ struct PackedStudent::Workspace {
       k = std::max(k, layer.k);
     }
     const auto columns = static_cast<std::size_t>(core::padded(widest(file)));
-    x.resize(columns);
-    y.resize(columns);
-    value.resize(columns);
+    for (std::vector<float>* row : {&x, &y, &projected, &logits, &input_value, &value}) row->resize(columns);
+    input_column.resize(columns);
     column.resize(columns);
     cosine.resize(static_cast<std::size_t>(experts));
     gate.resize(static_cast<std::size_t>(k));
@@ -83,15 +89,17 @@ struct PackedStudent::Workspace {
     block_index.resize(slots);
     block_slots.resize(slots);
     block_offsets.resize(cosine.size() + 1);
-    block_scaled.resize(floats);
-    block_y.resize(floats);
-    block_x.resize(floats);
+    for (std::vector<float>* block : {&block_input, &block_projected, &block_scaled, &block_y, &block_x}) {
+      block->resize(floats);
+    }
   }
 
-  std::vector<float> x, y, value, cosine, gate;
-  std::vector<std::int32_t> column;
+  core::BlockScratch scratch() { return {block_scaled.data(), block_offsets.data(), block_slots.data()}; }
+
+  std::vector<float> x, y, projected, logits, input_value, value, cosine, gate;
+  std::vector<std::int32_t> input_column, column;
   std::vector<std::int64_t> index;
-  std::vector<float> block_x, block_y, block_scaled, block_gate;
+  std::vector<float> block_input, block_projected, block_x, block_y, block_scaled, block_gate;
   std::vector<std::int64_t> block_index, block_slots, block_offsets;
 };
 
@@ -175,14 +183,17 @@ void PackedStudent::in_parallel(std::int64_t count, std::int64_t rows_per_item, 
 bool PackedStudent::one_by_one(const Rows& rows) const {
   if (rows.count < kFewRows) return true;
   if (rows.count > kMostRows) return false;
+  const double features = rows.dense == nullptr ? 0 : dense_share(rows, file_.layers.front().in);
   double alone = 0, together = 0;
   for (std::size_t l = 0; l < file_.layers.size(); ++l) {
-    const core::RoutedLayer& layer = file_.layers[l];
-    const auto values = static_cast<double>(layer.in * layer.out);
-    if (l == 0 && rows.dense == nullptr) continue;  // either way row by row
-    const double density = l == 0 ? dense_share(rows, layer.in) : kHiddenDensity;
-    alone += values * density * static_cast<double>(rows.count * layer.k * weight_bytes(layer.type));
-    together += values * sizeof(float) * static_cast<double>(std::min(layer.experts, rows.count * layer.k));
+    const bool first = l % file_.depth() == 0;
+    if (first && rows.dense == nullptr) continue;  // either way row by row
+    for (const core::RoutedLayer* some : {&file_.layers[l], &file_.projections[l]}) {
+      const auto values = static_cast<double>(some->in * some->out);
+      const double density = first ? features : kHiddenDensity;
+      alone += values * density * static_cast<double>(rows.count * some->k * weight_bytes(some->type));
+      together += values * sizeof(float) * static_cast<double>(std::min(some->experts, rows.count * some->k));
+    }
   }
   return kRowReading * alone < together;
 }
@@ -195,7 +206,7 @@ void PackedStudent::predict(const Rows& rows, float* logits) const {
     }
     return;
   }
-  packed_layers();  // made before the threads ask for them
+  packed();  // made before the threads ask for it
   const std::int64_t blocks = (rows.count + block_rows_ - 1) / block_rows_;
   in_parallel(blocks, std::min(rows.count, block_rows_), [&](std::int64_t b, Workspace& work) {
     block(rows, b * block_rows_, std::min(rows.count, (b + 1) * block_rows_), work, logits);
@@ -231,19 +242,17 @@ void PackedStudent::prepare(const Rows& rows, std::int64_t i, float* out) const 
   }
 }
 
-// The non-zeros of row i; its routing is in work.gate and work.index afterwards.
-void PackedStudent::take_row(const Rows& rows, std::int64_t i, Workspace& work, core::SparseRow* x) const {
-  const core::RoutedLayer& layer = file_.layers.front();
+// Row i with its non-zeros, which stay in the workspace: every member takes them.
+PackedStudent::Input PackedStudent::take_row(const Rows& rows, std::int64_t i, Workspace& work) const {
+  const std::int64_t in = file_.layers.front().in;
   const Features& features = file_.features;
-  float* value = work.value.data();
-  std::int32_t* column = work.column.data();
+  float* value = work.input_value.data();
+  std::int32_t* column = work.input_column.data();
   if (rows.dense != nullptr) {
-    const bool as_is = features.normalize == Normalize::none && rows.columns == layer.in;
+    const bool as_is = features.normalize == Normalize::none && rows.columns == in;
     if (!as_is) prepare(rows, i, work.x.data());
-    const float* dense = as_is ? rows.dense + i * layer.in : work.x.data();
-    core::route_row(layer, dense, work.cosine.data(), work.gate.data(), work.index.data());
-    *x = {value, column, core::compress(dense, layer.in, value, column)};
-    return;
+    const float* dense = as_is ? rows.dense + i * in : work.x.data();
+    return {{value, column, core::compress(dense, in, value, column)}, dense};
   }
   const std::int64_t begin = rows.offsets[i];
   std::int64_t count = rows.offsets[i + 1] - begin;
@@ -259,90 +268,159 @@ void PackedStudent::take_row(const Rows& rows, std::int64_t i, Workspace& work, 
       value[count] = place[j];
     }
   }
-  *x = {value, column, count};
-  core::route_sparse_row(layer, *x, work.cosine.data(), work.gate.data(), work.index.data());
+  return {{value, column, count}, nullptr};
 }
 
-void PackedStudent::row(const Rows& rows, std::int64_t i, Workspace& work, const Target& target) const {
-  core::SparseRow x{};
-  take_row(rows, i, work, &x);
-  for (std::size_t l = 0;; ++l) {
+// The experts of layer l for one row: in work.gate and work.index.
+void PackedStudent::choose(std::size_t l, const Input& x, Workspace& work) const {
+  const core::RoutedLayer& layer = file_.layers[l];
+  float *cosine = work.cosine.data(), *gate = work.gate.data();
+  std::int64_t* index = work.index.data();
+  if (const core::RoutedLayer* projection = file_.projection(l); projection != nullptr) {
+    float one = 1;
+    std::int64_t only = 0;
+    core::routed_row(*projection, x.sparse, &one, &only, work.projected.data());
+    core::route_row(layer, work.projected.data(), cosine, gate, index);
+  } else if (x.dense != nullptr) {
+    core::route_row(layer, x.dense, cosine, gate, index);
+  } else {
+    core::route_sparse_row(layer, x.sparse, cosine, gate, index);
+  }
+}
+
+void PackedStudent::member_row(Input x, std::size_t first, Workspace& work, const Target& target) const {
+  for (std::size_t l = first;; ++l) {
     const core::RoutedLayer& layer = file_.layers[l];
+    choose(l, x, work);
     if (l == target.stop) {
       std::copy_n(work.gate.data(), layer.k, target.gate);
       std::copy_n(work.index.data(), layer.k, target.index);
       return;
     }
-    const bool last = l + 1 == file_.layers.size();
+    const bool last = l + 1 == first + file_.depth();
     float* y = last ? target.logits : work.y.data();
-    core::routed_row(layer, x, work.gate.data(), work.index.data(), y);
+    core::routed_row(layer, x.sparse, work.gate.data(), work.index.data(), y);
     if (last) return;
-    const core::RoutedLayer& next = file_.layers[l + 1];
-    core::route_row(next, y, work.cosine.data(), work.gate.data(), work.index.data());
-    x.count = core::compress(y, next.in, work.value.data(), work.column.data());
+    float* value = work.value.data();
+    std::int32_t* column = work.column.data();
+    x = {{value, column, core::compress(y, layer.out, value, column)}, y};
   }
+}
+
+void PackedStudent::row(const Rows& rows, std::int64_t i, Workspace& work, const Target& target) const {
+  const Input x = take_row(rows, i, work);
+  if (target.logits == nullptr) return member_row(x, target.stop / file_.depth() * file_.depth(), work, target);
+  if (file_.members == 1) return member_row(x, 0, work, target);
+  for (std::size_t first = 0; first < file_.layers.size(); first += file_.depth()) {
+    member_row(x, first, work, {work.logits.data(), nullptr, nullptr, target.stop});
+    add_vote(work.logits.data(), num_outputs(), first == 0, target.logits);
+  }
+  end_votes(file_.members, num_outputs(), target.logits);
 }
 
 // Sparse rows meet the first layer one by one: grouping them would mean reading the weights of features they lack.
-void PackedStudent::first_layer_sparse(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work,
-                                       float* y) const {
-  const core::RoutedLayer& layer = file_.layers.front();
-  core::SparseRow x{};
+void PackedStudent::first_layer_sparse(const Rows& rows, std::int64_t begin, std::int64_t end, std::size_t first,
+                                       Workspace& work, float* y) const {
+  const core::RoutedLayer& layer = file_.layers[first];
   for (std::int64_t i = begin; i < end; ++i, y += core::padded(layer.out)) {
-    take_row(rows, i, work, &x);
-    core::routed_row(layer, x, work.gate.data(), work.index.data(), y);
+    const Input x = take_row(rows, i, work);
+    choose(first, x, work);
+    core::routed_row(layer, x.sparse, work.gate.data(), work.index.data(), y);
   }
 }
 
-void PackedStudent::block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work,
-                          float* logits) const {
-  const std::vector<core::RoutedLayer>& layers = packed_layers();
-  const std::int64_t count = end - begin;
-  work.prepare_blocks(block_rows_);
-  float *from = work.block_x.data(), *to = work.block_y.data();
-  const float* x = from;
-  std::int64_t stride = layers.front().in;
-  std::size_t first = 0;
-  if (rows.dense == nullptr) {
-    first_layer_sparse(rows, begin, end, work, from);
-    stride = core::padded(layers.front().out);
-    first = 1;
-  } else if (file_.features.normalize == Normalize::none && rows.columns == stride) {
-    x = rows.dense + begin * stride;
-  } else {
-    for (std::int64_t i = begin; i < end; ++i) prepare(rows, i, from + (i - begin) * stride);
+// Dense rows as the first layer takes them.
+const float* PackedStudent::dense_block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work) const {
+  const std::int64_t in = file_.layers.front().in;
+  if (file_.features.normalize == Normalize::none && rows.columns == in) return rows.dense + begin * in;
+  float* x = work.block_input.data();
+  for (std::int64_t i = begin; i < end; ++i) prepare(rows, i, x + (i - begin) * in);
+  return x;
+}
+
+// The experts of layer l for each row of a block: in work.block_gate and work.block_index.
+void PackedStudent::choose_block(std::size_t l, const float* x, std::int64_t stride, std::int64_t count,
+                                 Workspace& work) const {
+  const core::RoutedLayer& layer = packed().layers[l];
+  float* gate = work.block_gate.data();
+  std::int64_t* index = work.block_index.data();
+  if (file_.projection(l) != nullptr) {
+    const core::RoutedLayer& projection = packed().projections[l];
+    std::fill_n(gate, count, 1.0f);
+    std::fill_n(index, count, std::int64_t{0});
+    core::routed_block(projection, x, stride, count, gate, index, work.scratch(), work.block_projected.data());
+    x = work.block_projected.data();
+    stride = core::padded(projection.out);
   }
-  for (std::size_t l = first; l < layers.size(); ++l) {
-    const core::RoutedLayer& layer = layers[l];
-    for (std::int64_t i = 0; i < count; ++i) {
-      core::route_row(layer, x + i * stride, work.cosine.data(), work.block_gate.data() + i * layer.k,
-                      work.block_index.data() + i * layer.k);
-    }
-    core::routed_block(layer, x, stride, count, work.block_gate.data(), work.block_index.data(),
-                       {work.block_scaled.data(), work.block_offsets.data(), work.block_slots.data()}, to);
+  for (std::int64_t i = 0; i < count; ++i) {
+    core::route_row(layer, x + i * stride, work.cosine.data(), gate + i * layer.k, index + i * layer.k);
+  }
+}
+
+// Logits of one member, [end - begin, padded(num_outputs())]; `input` null: rows are sparse.
+const float* PackedStudent::member_block(const Rows& rows, std::int64_t begin, std::int64_t end, const float* input,
+                                         std::size_t first, Workspace& work) const {
+  float *from = work.block_x.data(), *to = work.block_y.data();
+  const float* x = input;
+  std::int64_t stride = file_.layers[first].in;
+  std::size_t l = first;
+  if (input == nullptr) {
+    first_layer_sparse(rows, begin, end, first, work, from);
+    x = from;
+    stride = core::padded(file_.layers[l++].out);
+  }
+  for (; l < first + file_.depth(); ++l) {
+    const core::RoutedLayer& layer = packed().layers[l];
+    choose_block(l, x, stride, end - begin, work);
+    core::routed_block(layer, x, stride, end - begin, work.block_gate.data(), work.block_index.data(), work.scratch(),
+                       to);
     x = to;
     stride = core::padded(layer.out);
     std::swap(from, to);
   }
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::copy_n(x + i * stride, num_outputs(), logits + (begin + i) * num_outputs());
-  }
+  return x;
 }
 
-const std::vector<core::RoutedLayer>& PackedStudent::packed_layers() const {
+void PackedStudent::block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work,
+                          float* logits) const {
+  work.prepare_blocks(block_rows_);
+  const float* input = rows.dense == nullptr ? nullptr : dense_block(rows, begin, end, work);
+  const std::int64_t outputs = num_outputs();
+  float* to = logits + begin * outputs;
+  for (std::size_t first = 0; first < file_.layers.size(); first += file_.depth()) {
+    const float* votes = member_block(rows, begin, end, input, first, work);
+    for (std::int64_t i = 0; i < end - begin; ++i) {
+      const float* vote = votes + i * core::padded(outputs);
+      if (file_.members == 1) std::copy_n(vote, outputs, to + i * outputs);
+      if (file_.members > 1) add_vote(vote, outputs, first == 0, to + i * outputs);
+    }
+  }
+  if (file_.members == 1) return;
+  for (std::int64_t i = 0; i < end - begin; ++i) end_votes(file_.members, outputs, to + i * outputs);
+}
+
+const PackedStudent::Packed& PackedStudent::packed() const {
   std::call_once(packed_once_, [this] {
+    packed_.layers = file_.layers;
+    packed_.projections = file_.projections;
     std::int64_t total = 0;
-    for (const core::RoutedLayer& layer : file_.layers) total += core::panel_floats(layer);
-    panels_.resize(static_cast<std::size_t>(total));
-    packed_layers_ = file_.layers;
-    float* panels = panels_.data();
-    for (core::RoutedLayer& layer : packed_layers_) {
+    const auto each = [this](const auto& f) {
+      for (std::vector<core::RoutedLayer>* some : {&packed_.layers, &packed_.projections}) {
+        for (core::RoutedLayer& layer : *some) {
+          if (layer.out > 0) f(layer);
+        }
+      }
+    };
+    each([&](const core::RoutedLayer& layer) { total += core::panel_floats(layer); });
+    packed_.panels.resize(static_cast<std::size_t>(total));
+    float* panels = packed_.panels.data();
+    each([&](core::RoutedLayer& layer) {
       core::pack_panels(layer, panels);
       layer.panels = panels;
       panels += core::panel_floats(layer);
-    }
+    });
   });
-  return packed_layers_;
+  return packed_;
 }
 
 }  // namespace gmoe::runtime

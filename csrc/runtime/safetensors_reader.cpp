@@ -118,6 +118,7 @@ SafetensorsReader::SafetensorsReader(const std::string& path, std::string_view m
     }
   });
   json.end();
+  tensors_.shrink_to_fit();  // the room for short entries, before others ask for theirs
   if (metadata_.empty()) {
     throw FormatError("the metadata has no '" + std::string(metadata_key) +
                       "': this is no packed student; make one with gmoe_ext.export.pack");

@@ -1,6 +1,8 @@
 #include "runtime/student_file.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <initializer_list>
 #include <limits>
@@ -8,9 +10,12 @@
 namespace gmoe::runtime {
 namespace {
 
-constexpr std::size_t kMaxLayers = 64;
+constexpr std::size_t kMaxLayers = 1024;  // of all members
+// {"router":"none","in":1,"out":1,"experts":1,"k":1,"activation":"none"}: no layer's text is shorter.
+constexpr std::size_t kMinLayerBytes = 70;
 constexpr std::int64_t kMaxColumns = std::numeric_limits<std::int32_t>::max();
 constexpr float kUnitTolerance = 1e-3f;
+constexpr double kMaxMemoryNorm = 100;  // of a projecting router: the largest temperature of a softmax
 struct WeightKind {
   core::WeightType type;
   const char* name;   // in the document
@@ -63,20 +68,54 @@ std::int64_t size_in(JsonCursor& json, const char* what, std::int64_t low, std::
 
 std::string layer_text(std::size_t layer) { return "layers." + std::to_string(layer); }
 
-// The router takes the rows as unit vectors, and bounded cosines are what its softmax relies on.
-void check_memory(const core::RoutedLayer& layer, const std::string& name) {
+// The router takes the rows as unit vectors, or as vectors of a bounded length, the softmax's temperature.
+void check_memory(const core::RoutedLayer& layer, bool unit, const std::string& name) {
   for (std::int64_t e = 0; e < layer.experts; ++e) {
     double squares = 0;
-    for (std::int64_t d = 0; d < layer.in; ++d) {
-      const double value = layer.memory[e * layer.in + d];
+    for (std::int64_t d = 0; d < layer.compared; ++d) {
+      const double value = layer.memory[e * layer.compared + d];
       squares += value * value;
     }
     const double norm = std::sqrt(squares);
-    if (norm != 0 && !(std::fabs(norm - 1) <= kUnitTolerance)) {
+    const bool fits = unit ? norm == 0 || std::fabs(norm - 1) <= kUnitTolerance
+                           : norm <= kMaxMemoryNorm * (1 + static_cast<double>(kUnitTolerance));
+    if (!fits) {
       throw FormatError("tensor '" + name + "': row " + std::to_string(e) + " has norm " + std::to_string(norm) +
-                        ", expected 1 (or 0)");
+                        ", expected " + (unit ? "1 (or 0)" : "at most 100"));
     }
   }
+}
+
+// An infinite weight times a zero feature is a NaN, or nothing where the feature is skipped: no one answer is right.
+template <typename Bits>
+void check_finite(const void* tensor, std::int64_t size, Bits exponent, const std::string& name) {
+  const char* bytes = static_cast<const char*>(tensor);
+  constexpr std::int64_t kAtOnce = 4096;  // values whose answers are put together without a branch
+  for (std::int64_t begin = 0; begin < size; begin += kAtOnce) {
+    bool bad = false;
+    for (std::int64_t i = begin; i < std::min(size, begin + kAtOnce); ++i) {
+      Bits bits;
+      std::memcpy(&bits, bytes + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
+      bad |= (bits & exponent) == exponent;
+    }
+    if (bad) throw FormatError("tensor '" + name + "' holds NaN or infinite values");
+  }
+}
+
+void check_finite_floats(const float* tensor, std::int64_t size, const std::string& name) {
+  check_finite<std::uint32_t>(tensor, size, 0x7F800000, name);
+}
+
+void check_finite_weights(const core::RoutedLayer& layer, const std::string& name) {
+  const std::int64_t rows = layer.experts * layer.in, size = rows * layer.out;
+  switch (layer.type) {
+    case core::WeightType::float32:
+      check_finite<std::uint32_t>(layer.weight, size, 0x7F800000, name + ".weight");
+      break;
+    case core::WeightType::bfloat16: check_finite<std::uint16_t>(layer.weight, size, 0x7F80, name + ".weight"); break;
+    case core::WeightType::int8: check_finite_floats(layer.weight_scale, rows, name + ".weight_scale"); break;
+  }
+  check_finite_floats(layer.bias, layer.experts * layer.out, name + ".bias");
 }
 
 }  // namespace
@@ -104,7 +143,12 @@ std::string_view StringList::operator[](std::size_t i) const {
 }
 
 StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) {
+  // Grown by halves they would take more than the file does.
+  const std::size_t most_layers = std::min(kMaxLayers, reader_.metadata().size() / kMinLayerBytes + 1);
+  layers.reserve(most_layers);
+  projections.reserve(most_layers);
   read_document();
+  check_version();
   check_sizes();
   bind_tensors();
 }
@@ -124,9 +168,13 @@ void StudentFile::read_document() {
   };
   const auto read_layers = [&] {
     json.array([&] {
-      if (layers.size() == kMaxLayers) json.fail("more than 64 layers");
+      if (layers.size() == kMaxLayers) json.fail("more than " + std::to_string(kMaxLayers) + " layers");
       read_layer(json);
     });
+  };
+  const auto read_members = [&] {
+    members = size_in(json, "members", 1, static_cast<std::int64_t>(kMaxLayers));
+    has_members_ = true;
   };
   read_fields(json, "student",
               {{"format_version", read_version},
@@ -134,13 +182,22 @@ void StudentFile::read_document() {
                {"model", [&] { model = json.string(); }},
                {"classes", read_classes},
                {"features", [&] { read_features(json); }},
+               {"members", read_members, true},
                {"layers", read_layers}});
   json.end();
-  const std::size_t expected = format_version == 1 ? 0 : layers.size();
-  if (named_weights_ != expected) {
-    throw FormatError("layer: 'weights' must be there in format version 2 and not before, got version " +
-                      std::to_string(format_version));
-  }
+}
+
+// What came with a version must be there from it on and not before.
+void StudentFile::check_version() const {
+  const auto check = [this](bool right, const char* what, std::int64_t since) {
+    if (right) return;
+    throw FormatError(std::string(what) + " must be there from format version " + std::to_string(since) +
+                      " on and not before, got version " + std::to_string(format_version));
+  };
+  const bool projected = std::any_of(projections.begin(), projections.end(), [](const auto& p) { return p.out > 0; });
+  check(named_weights_ == (format_version < 2 ? 0 : layers.size()), "layer: 'weights'", 2);
+  check(has_members_ == (format_version >= 3), "student: 'members'", 3);
+  check(!projected || format_version >= 3, "layer: the router 'projected'", 3);
 }
 
 void StudentFile::read_features(JsonCursor& json) {
@@ -167,12 +224,21 @@ void StudentFile::read_features(JsonCursor& json) {
 }
 
 void StudentFile::read_layer(JsonCursor& json) {
-  core::RoutedLayer layer{};
-  bool routed = false;
+  core::RoutedLayer layer{}, projection{};
+  bool routed = false, projected = false, has_gates = false;
   const auto read_router = [&] {
     const std::string name = json.string();
-    if (name != "cosine" && name != "none") json.fail("layer: expected 'router' to be cosine or none");
-    routed = name == "cosine";
+    routed = name != "none";
+    projected = name == "projected";
+    if (routed && !projected && name != "cosine") {
+      json.fail("layer: expected 'router' to be cosine, projected or none");
+    }
+  };
+  const auto read_gates = [&] {
+    const std::string name = json.string();
+    if (name != "chosen" && name != "all") json.fail("layer: expected 'gates' to be chosen or all");
+    layer.over_all = name == "all";
+    has_gates = true;
   };
   const auto read_activation = [&] {
     const std::string name = json.string();
@@ -195,25 +261,44 @@ void StudentFile::read_layer(JsonCursor& json) {
                {"experts", [&] { layer.experts = size_in(json, "experts", 1, kMaxColumns); }},
                {"k", [&] { layer.k = size_in(json, "k", 1, kMaxColumns); }},
                {"router", read_router},
+               {"router_dim", [&] { projection.out = size_in(json, "router_dim", 1, kMaxColumns); }, true},
+               {"gates", read_gates, true},
                {"activation", read_activation},
                {"weights", read_weights, true}});
   if (layer.k > layer.experts) json.fail("layer: 'k' is larger than 'experts'");
   if (!routed && layer.experts != 1) json.fail("layer: without a router expected 'experts' to be 1");
+  if (projected != (projection.out > 0) || projected != has_gates) {
+    json.fail("layer: 'router_dim' and 'gates' must be there with the router projected and with no other");
+  }
+  layer.compared = projected ? projection.out : layer.in;
+  projection.in = layer.in;
+  projection.experts = projection.k = 1;
+  projection.type = layer.type;
   layers.push_back(layer);
+  projections.push_back(projection);
   routed_.push_back(routed);
 }
 
 void StudentFile::check_sizes() const {
   if (layers.empty()) throw FormatError("the student has no layers");
-  if (features.columns + features.position_columns != layers.front().in) {
-    throw FormatError("features of " + std::to_string(features.columns) + " columns and positions of " +
-                      std::to_string(features.position_columns) + " do not make the first layer's " +
-                      std::to_string(layers.front().in) + " inputs");
+  if (layers.size() % static_cast<std::size_t>(members) != 0) {
+    throw FormatError(std::to_string(layers.size()) + " layers are no whole number of layers for each of " +
+                      std::to_string(members) + " members");
   }
-  for (std::size_t l = 1; l < layers.size(); ++l) {
-    if (layers[l].in != layers[l - 1].out) {
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const bool first = l % depth() == 0, last = l % depth() == depth() - 1;
+    if (first && features.columns + features.position_columns != layers[l].in) {
+      throw FormatError("features of " + std::to_string(features.columns) + " columns and positions of " +
+                        std::to_string(features.position_columns) + " do not make the " + std::to_string(layers[l].in) +
+                        " inputs of " + layer_text(l));
+    }
+    if (!first && layers[l].in != layers[l - 1].out) {
       throw FormatError(layer_text(l) + " takes " + std::to_string(layers[l].in) +
                         " inputs, the layer before it gives " + std::to_string(layers[l - 1].out));
+    }
+    if (last && layers[l].out != layers.back().out) {
+      throw FormatError(layer_text(l) + " ends a member with " + std::to_string(layers[l].out) +
+                        " outputs, the last one has " + std::to_string(layers.back().out));
     }
   }
   if (classes.size() != 0 && static_cast<std::int64_t>(classes.size()) != layers.back().out) {
@@ -231,18 +316,21 @@ void StudentFile::bind_tensors() {
   const auto bind_floats = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
     return static_cast<const float*>(bind(name, "F32", shape));
   };
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    core::RoutedLayer& layer = layers[l];
-    const std::string name = layer_text(l);
+  const auto bind_experts = [&](core::RoutedLayer& layer, const std::string& name) {
     layer.weight = bind(name + ".weight", weight_kind(layer.type).dtype, {layer.experts, layer.in, layer.out});
     layer.bias = bind_floats(name + ".bias", {layer.experts, layer.out});
     if (layer.type == core::WeightType::int8) {
       layer.weight_scale = bind_floats(name + ".weight_scale", {layer.experts, layer.in});
     }
-    if (routed_[l]) {
-      layer.memory = bind_floats(name + ".memory", {layer.experts, layer.in});
-      check_memory(layer, name + ".memory");
-    }
+    check_finite_weights(layer, name);
+  };
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const std::string name = layer_text(l);
+    bind_experts(layers[l], name);
+    if (!routed_[l]) continue;
+    if (projection(l) != nullptr) bind_experts(projections[l], name + ".router");
+    layers[l].memory = bind_floats(name + ".memory", {layers[l].experts, layers[l].compared});
+    check_memory(layers[l], projection(l) == nullptr, name + ".memory");
   }
   if (features.position_columns > 0) {
     features.positions = bind_floats("positions", {features.position_nodes, features.position_columns});

@@ -11,8 +11,9 @@
 
 namespace gmoe::runtime {
 
-// Version 2 names the type of each layer's weights, which version 1 stores as float32.
-inline constexpr std::int64_t kOldestVersion = 1, kFormatVersion = 2;
+// Version 2 names the type of each layer's weights, which version 1 stores as float32; version 3 has members and
+// routers that project their rows.
+inline constexpr std::int64_t kOldestVersion = 1, kFormatVersion = 3;
 inline constexpr char kMetadataKey[] = "gmoe_ext.student";
 
 // How a row of features is prepared before the first layer.
@@ -46,23 +47,33 @@ class StudentFile {
   explicit StudentFile(const std::string& path);
 
   std::int64_t num_bytes() const { return reader_.num_bytes(); }
+  // How many layers a member has.
+  std::size_t depth() const { return layers.size() / static_cast<std::size_t>(members); }
+  // What rows go through before the router of a layer compares them; null where they are compared as they are.
+  const core::RoutedLayer* projection(std::size_t layer) const {
+    return projections[layer].out == 0 ? nullptr : &projections[layer];
+  }
 
   std::int64_t format_version = 0;
   std::string producer, model;
   StringList classes;  // empty, or one name an output
   Features features;
-  std::vector<core::RoutedLayer> layers;
+  std::int64_t members = 1;                    // networks that vote, each on all features
+  std::vector<core::RoutedLayer> layers;       // those of the first member, of the second, ...
+  std::vector<core::RoutedLayer> projections;  // one a layer, of one expert; `out` 0 where there is none
 
  private:
   void read_document();
   void read_features(JsonCursor& json);
   void read_layer(JsonCursor& json);
+  void check_version() const;
   void check_sizes() const;
   void bind_tensors();
 
   SafetensorsReader reader_;
   std::vector<bool> routed_;       // one a layer
   std::size_t named_weights_ = 0;  // layers that name the type of their weights
+  bool has_members_ = false;
 };
 
 }  // namespace gmoe::runtime

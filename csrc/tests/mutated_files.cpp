@@ -27,7 +27,13 @@ const StudentSizes kSound[] = {
     {6, 0, 0, Normalize::none, {{6, 18, 3, 2, true}, {18, 3, 3, 2, false}}},
     {2, 3, 2, Normalize::row_l1, {{5, 4, 2, 1, true, core::WeightType::int8}, {4, 2, 1, 1, false}}},
     {3, 4, 0, Normalize::row_l2, {{7, 9, 3, 3, true, core::WeightType::bfloat16}, {9, 5, 2, 1, false}}},
-    {1, 0, 0, Normalize::none, {{1, 1, 1, 1, false}}}};
+    {1, 0, 0, Normalize::none, {{1, 1, 1, 1, false}}},
+    {4,
+     0,
+     0,
+     Normalize::none,
+     {{4, 6, 3, 2, true, core::WeightType::float32, 5}, {6, 3, 4, 2, false, core::WeightType::int8, 3, true}}},
+    {3, 2, 2, Normalize::none, {{5, 4, 1, 1, true}, {4, 2, 1, 1, false}, {5, 3, 2, 1, true}, {3, 2, 1, 1, false}}, 2}};
 
 double processor_seconds() {
   timespec now{};
@@ -197,6 +203,13 @@ class Mutator {
                                                           R"(\"router\": \"none\")",
                                                           R"(\"positions\": null)",
                                                           R"(\"format_version\": 2)",
+                                                          R"(\"format_version\": 3)",
+                                                          R"(\"members\": 2)",
+                                                          R"(\"members\": 1)",
+                                                          R"(\"router\": \"projected\")",
+                                                          R"(\"router_dim\": 4)",
+                                                          R"(\"gates\": \"all\")",
+                                                          "layers.0.router.weight",
                                                           R"(\"normalize\": \"none\")",
                                                           R"(\"columns\": 0)"};
 
@@ -265,19 +278,27 @@ GMOE_TEST(mutated_files_are_refused_or_served) {
   CHECK(totals.refused > 0 && totals.served > 0);
 }
 
-// What makes a loader hold the most for its bytes: entries and names as short as they may be.
+// What makes a loader hold the most for its bytes: entries, names and layers as short as they may be.
 GMOE_TEST(headers_full_of_short_entries_take_little_memory) {
-  constexpr int kEntries = 3000;
-  std::string tensors = "{", names;
+  constexpr int kEntries = 3000, kLayers = 1000;
+  std::string tensors = "{", names, layers;
   for (int i = 0; i < kEntries; ++i) {
     tensors += join(i == 0 ? "" : ",", '"', i, R"(":{"dtype":"I8","shape":[0],"data_offsets":[0,0]})");
     names += i == 0 ? R"(\"\")" : R"(,\"\")";
   }
+  for (int i = 0; i < kLayers; ++i) {
+    layers += i == 0 ? "" : ",";
+    layers += R"({\"router\":\"none\",\"in\":1,\"out\":1,\"experts\":1,\"k\":1,\"activation\":\"none\"})";
+  }
+  const std::string full =
+      R"({"__metadata__":{"gmoe_ext.student":"{\"format_version\":1,\"producer\":\"\",\"model\":\"\",\"classes\":null,)"
+      R"(\"features\":{\"columns\":1,\"normalize\":\"none\",\"positions\":null},\"layers\":[)" +
+      layers + "]}\"}}";
   Random random(5);
   const TemporaryFile file;
   Totals totals;
-  for (const std::string& bytes :
-       {with_header(tensors + "}", ""), with_names(random_student(random, kSound[0]).bytes(), names)}) {
+  for (const std::string& bytes : {with_header(tensors + "}", ""), with_header(full, ""),
+                                   with_names(random_student(random, kSound[0]).bytes(), names)}) {
     set_case("a header of ", bytes.size(), " bytes");
     file.write(bytes);
     CHECK(!load(file.path(), bytes.size(), totals));

@@ -22,7 +22,21 @@ const StudentSizes kStudents[] = {
     {0, 7, 11, Normalize::none, {{7, 33, 5, 2, true, kInt8}, {33, 3, 1, 1, false, kBfloat16}}},
     {13, 2, 5, Normalize::none, {{15, 67, 3, 2, true}, {67, 5, 3, 2, true, kInt8}, {5, 129, 2, 1, false, kBfloat16}}},
     {61, 0, 0, Normalize::row_l2, {{61, 16, 4, 2, true}, {16, 64, 4, 3, true}, {64, 101, 2, 1, false}}},
-    {40, 24, 90, Normalize::row_l2, {{64, 257, 3, 2, true}, {257, 47, 7, 4, false}}}};
+    {40, 24, 90, Normalize::row_l2, {{64, 257, 3, 2, true}, {257, 47, 7, 4, false}}},
+    {9, 0, 0, Normalize::row_l1, {{9, 33, 5, 2, true, core::WeightType::float32, 19}, {33, 6, 4, 3, false, kInt8, 40}}},
+    {8, 3, 6, Normalize::none, {{11, 20, 4, 4, true, kBfloat16, 7, true}, {20, 5, 6, 2, false, kInt8, 33, true}}},
+    {12,
+     0,
+     0,
+     Normalize::none,
+     {{12, 21, 1, 1, true}, {21, 4, 1, 1, false}, {12, 70, 1, 1, true}, {70, 4, 1, 1, false}},
+     2},
+    {5,
+     2,
+     3,
+     Normalize::row_l2,
+     {{7, 3, 4, 2, false, kInt8, 6}, {7, 3, 3, 1, false}, {7, 3, 1, 1, false, kBfloat16}},
+     3}};
 constexpr std::int64_t kBatches[] = {0, 1, 5, 6, 8, 20, 37, 300};
 constexpr double kNearTie = 1e-4;  // below, rounding decides which expert is chosen
 
@@ -163,10 +177,9 @@ GMOE_TEST(student_routes_as_it_predicts) {
   });
 }
 
-GMOE_TEST(student_serves_many_callers_at_once) {
+void serve_many_callers(const StudentSizes& s) {
   Random random(2);
   const TemporaryFile file;
-  const StudentSizes s{150, 0, 0, Normalize::none, {{150, 130, 4, 2, true}, {130, 9, 4, 2, false}}};
   file.write(random_student(random, s).bytes());
   const Batch batch(random, s, 1201);
   // Heavy enough that predict shares it among threads of its own.
@@ -192,6 +205,12 @@ GMOE_TEST(student_serves_many_callers_at_once) {
   }
   for (std::thread& caller : callers) caller.join();
   for (const std::vector<float>& got : logits) CHECK_EQUAL(got, want);
+}
+
+GMOE_TEST(student_serves_many_callers_at_once) {
+  serve_many_callers({150, 0, 0, Normalize::none, {{150, 130, 4, 2, true}, {130, 9, 4, 2, false}}});
+  const LayerSizes hidden{150, 130, 4, 2, true, kBfloat16, 60}, last{130, 9, 4, 2, false, kInt8, 31, true};
+  serve_many_callers({150, 0, 0, Normalize::row_l1, {hidden, last, {150, 40, 1, 1, true}, {40, 9, 4, 2, false}}, 2});
 }
 
 GMOE_TEST(student_passes_nan_to_its_own_row_alone) {

@@ -10,11 +10,13 @@
 namespace gmoe::test {
 namespace {
 
-void normalize_rows(std::vector<float>& rows, std::int64_t dim) {
+constexpr double kTemperature = 3;
+
+void normalize_rows(std::vector<float>& rows, std::int64_t dim, double norm) {
   for (std::size_t row = 0; row < rows.size(); row += static_cast<std::size_t>(dim)) {
     double sum = 0;
     for (std::int64_t d = 0; d < dim; ++d) sum += static_cast<double>(rows[row + d]) * rows[row + d];
-    for (std::int64_t d = 0; d < dim; ++d) rows[row + d] = static_cast<float>(rows[row + d] / std::sqrt(sum));
+    for (std::int64_t d = 0; d < dim; ++d) rows[row + d] = static_cast<float>(rows[row + d] / std::sqrt(sum) * norm);
   }
 }
 
@@ -31,9 +33,9 @@ Tensor tensor(const std::string& name, const char* dtype, std::initializer_list<
           std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))};
 }
 
-// Appends the layer's weights as they are stored, and returns what they stand for.
-std::vector<double> random_weights(Random& random, const LayerSizes& layer, const std::string& name,
-                                   std::vector<Tensor>& tensors) {
+// Appends matrices as they are stored, and returns what they stand for.
+Matrices random_matrices(Random& random, const LayerSizes& layer, const std::string& name,
+                         std::vector<Tensor>& tensors) {
   const std::int64_t size = layer.experts * layer.in * layer.out;
   std::vector<double> weight;
   const auto store = [&](const auto& values, const char* dtype) {
@@ -52,27 +54,37 @@ std::vector<double> random_weights(Random& random, const LayerSizes& layer, cons
     tensors.push_back(tensor(name + ".weight", "I8", {layer.experts, layer.in, layer.out}, values));
     tensors.push_back(tensor(name + ".weight_scale", "F32", {layer.experts, layer.in}, scale));
   }
-  return weight;
+  const auto bias = random.values<float>(layer.experts * layer.out);
+  tensors.push_back(tensor(name + ".bias", "F32", {layer.experts, layer.out}, bias));
+  return {weight, bias};
 }
 
 std::string layer_json(const LayerSizes& layer, bool named_weights) {
   const std::string weights =
       named_weights ? join(R"(, \"weights\": \")", runtime::weight_type_name(layer.type), R"(\")") : "";
-  return join(R"({\"router\": \")", layer.experts > 1 ? "cosine" : "none", R"(\", \"in\": )", layer.in,
-              R"(, \"out\": )", layer.out, R"(, \"experts\": )", layer.experts, R"(, \"k\": )", layer.k, weights,
-              R"(, \"activation\": \")", layer.relu ? "relu" : "none", R"(\"})");
+  const std::string projection = layer.router_dim == 0
+                                     ? ""
+                                     : join(R"(, \"router_dim\": )", layer.router_dim, R"(, \"gates\": \")",
+                                            layer.over_all ? "all" : "chosen", R"(\")");
+  const char* router = layer.experts == 1 ? "none" : layer.router_dim > 0 ? "projected" : "cosine";
+  return join(R"({\"router\": \")", router, R"(\")", projection, R"(, \"in\": )", layer.in, R"(, \"out\": )", layer.out,
+              R"(, \"experts\": )", layer.experts, R"(, \"k\": )", layer.k, weights, R"(, \"activation\": \")",
+              layer.relu ? "relu" : "none", R"(\"})");
 }
 
 // The text of a JSON string, as the metadata holds it.
 std::string document(const StudentSizes& s) {
-  const bool narrow = std::any_of(s.layers.begin(), s.layers.end(),
-                                  [](const LayerSizes& layer) { return layer.type != core::WeightType::float32; });
+  const auto any = [&](const auto& f) { return std::any_of(s.layers.begin(), s.layers.end(), f); };
+  const bool narrow = any([](const LayerSizes& layer) { return layer.type != core::WeightType::float32; });
+  const bool newest = s.members > 1 || any([](const LayerSizes& layer) { return layer.router_dim > 0; });
+  const int version = newest ? 3 : narrow ? 2 : 1;
   const std::string positions = s.position_columns == 0 ? "null"
                                                         : join(R"({\"nodes\": )", s.position_nodes,
                                                                R"(, \"columns\": )", s.position_columns, "}");
   std::string layers;
-  for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer, narrow);
-  return join(R"({\"format_version\": )", narrow ? 2 : 1, R"(, \"producer\": \"test\", \"model\": \"rbm\", )",
+  for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer, version > 1);
+  const std::string members = newest ? join(R"(, \"members\": )", s.members) : "";
+  return join(R"({\"format_version\": )", version, members, R"(, \"producer\": \"test\", \"model\": \"rbm\", )",
               R"(\"classes\": null, \"features\": {\"columns\": )", s.features, R"(, \"normalize\": \")",
               runtime::normalize_name(s.normalize), R"(\", \"positions\": )", positions, R"(}, \"layers\": [)", layers,
               "]}");
@@ -85,13 +97,16 @@ Student random_student(Random& random, const StudentSizes& sizes) {
   for (std::size_t l = 0; l < sizes.layers.size(); ++l) {
     const LayerSizes& layer = sizes.layers[l];
     const std::string name = join("layers.", l);
-    student.weight.push_back(random_weights(random, layer, name, student.tensors));
-    student.bias.push_back(random.values<float>(layer.experts * layer.out));
-    student.memory.push_back(random.values<float>(layer.experts > 1 ? layer.experts * layer.in : 0));
-    normalize_rows(student.memory.back(), layer.in);
-    student.tensors.push_back(tensor(name + ".bias", "F32", {layer.experts, layer.out}, student.bias.back()));
+    student.layers.push_back(random_matrices(random, layer, name, student.tensors));
+    const bool projected = layer.router_dim > 0;
+    const LayerSizes projection{layer.in, layer.router_dim, 1, 1, false, layer.type};
+    student.projections.push_back(projected ? random_matrices(random, projection, name + ".router", student.tensors)
+                                            : Matrices{});
+    const std::int64_t dim = projected ? layer.router_dim : layer.in;
+    student.memory.push_back(random.values<float>(layer.experts > 1 ? layer.experts * dim : 0));
+    normalize_rows(student.memory.back(), dim, projected ? kTemperature : 1);
     if (layer.experts == 1) continue;
-    student.tensors.push_back(tensor(name + ".memory", "F32", {layer.experts, layer.in}, student.memory.back()));
+    student.tensors.push_back(tensor(name + ".memory", "F32", {layer.experts, dim}, student.memory.back()));
   }
   if (sizes.position_columns > 0) {
     student.tensors.push_back(
@@ -122,49 +137,84 @@ std::string with_header(std::string header, const std::string& data) {
   return bytes + header + data;
 }
 
+namespace {
+
+// What expert e makes of a row.
+double product(const Matrices& m, const LayerSizes& layer, std::int64_t e, std::int64_t c,
+               const std::vector<double>& row) {
+  double z = m.bias[e * layer.out + c];
+  for (std::int64_t j = 0; j < layer.in; ++j) z += row[j] * m.weight[(e * layer.in + j) * layer.out + c];
+  return z;
+}
+
+std::vector<double> scores(const Student& student, std::size_t l, const std::vector<double>& row) {
+  const LayerSizes& layer = student.sizes.layers[l];
+  std::vector<double> compared = row, score = zeros(layer.experts);
+  if (layer.experts == 1) return score;
+  if (layer.router_dim > 0) {
+    const LayerSizes projection{layer.in, layer.router_dim, 1, 1, false};
+    compared = zeros(layer.router_dim);
+    for (std::int64_t h = 0; h < layer.router_dim; ++h) {
+      compared[h] = product(student.projections[l], projection, 0, h, row);
+    }
+  }
+  double squares = 0;
+  for (const double v : compared) squares += v * v;
+  for (std::size_t i = 0; i < student.memory[l].size(); ++i) {
+    score[i / compared.size()] +=
+        student.memory[l][i] * compared[i % compared.size()] / std::max(std::sqrt(squares), 1e-12);
+  }
+  return score;
+}
+
+// The layer's answer to a row; its routing goes to the end of `result`.
+std::vector<double> layer_answer(const Student& student, std::size_t l, const std::vector<double>& row,
+                                 Answer& result) {
+  const LayerSizes& layer = student.sizes.layers[l];
+  const std::vector<double> score = scores(student, l, row);
+  std::vector<std::int64_t> order(static_cast<std::size_t>(layer.experts));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return score[a] > score[b]; });
+  if (layer.k < layer.experts) {
+    result.smallest_gap = std::min(result.smallest_gap, score[order[layer.k - 1]] - score[order[layer.k]]);
+  }
+  double total = 0;
+  for (std::int64_t r = 0; r < (layer.over_all ? layer.experts : layer.k); ++r) total += std::exp(score[order[r]]);
+  order.resize(static_cast<std::size_t>(layer.k));
+  std::sort(order.begin(), order.end());
+  std::vector<double> y = zeros(layer.out), gates;
+  for (const std::int64_t e : order) {
+    gates.push_back(std::exp(score[e]) / total);
+    for (std::int64_t c = 0; c < layer.out; ++c) y[c] += gates.back() * product(student.layers[l], layer, e, c, row);
+  }
+  for (double& v : y) v = layer.relu ? std::max(v, 0.0) : v;
+  result.gate.push_back(std::move(gates));
+  result.expert.push_back(std::move(order));
+  return y;
+}
+
+}  // namespace
+
 Answer answer(const Student& student, const float* x, const float* position) {
   const StudentSizes& s = student.sizes;
-  std::vector<double> row(x, x + s.features);
+  std::vector<double> input(x, x + s.features);
   double size = 0;
-  for (const double v : row) size += s.normalize == runtime::Normalize::row_l1 ? std::fabs(v) : v * v;
+  for (const double v : input) size += s.normalize == runtime::Normalize::row_l1 ? std::fabs(v) : v * v;
   if (s.normalize == runtime::Normalize::row_l2) size = std::sqrt(size);
-  for (double& v : row) v /= s.normalize == runtime::Normalize::none ? 1 : std::max(size, 1e-12);
-  row.insert(row.end(), position, position + s.position_columns);
+  for (double& v : input) v /= s.normalize == runtime::Normalize::none ? 1 : std::max(size, 1e-12);
+  input.insert(input.end(), position, position + s.position_columns);
 
   Answer result{{}, {}, {}, 2};
+  std::vector<double> mean = zeros(s.layers.back().out), row;
   for (std::size_t l = 0; l < s.layers.size(); ++l) {
-    const LayerSizes& layer = s.layers[l];
-    double squares = 0;
-    for (const double v : row) squares += v * v;
-    std::vector<double> cosine = zeros(layer.experts);
-    for (std::int64_t i = 0; layer.experts > 1 && i < layer.experts * layer.in; ++i) {
-      cosine[i / layer.in] += student.memory[l][i] * row[i % layer.in] / std::max(std::sqrt(squares), 1e-12);
-    }
-    std::vector<std::int64_t> order(static_cast<std::size_t>(layer.experts));
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return cosine[a] > cosine[b]; });
-    if (layer.k < layer.experts) {
-      result.smallest_gap = std::min(result.smallest_gap, cosine[order[layer.k - 1]] - cosine[order[layer.k]]);
-    }
-    order.resize(static_cast<std::size_t>(layer.k));
-    std::sort(order.begin(), order.end());
+    row = layer_answer(student, l, l % s.depth() == 0 ? input : row, result);
+    if (l % s.depth() + 1 < s.depth()) continue;
     double total = 0;
-    for (const std::int64_t e : order) total += std::exp(cosine[e]);
-    std::vector<double> y = zeros(layer.out), gates;
-    for (const std::int64_t e : order) {
-      gates.push_back(std::exp(cosine[e]) / total);
-      for (std::int64_t c = 0; c < layer.out; ++c) {
-        double z = student.bias[l][e * layer.out + c];
-        for (std::int64_t j = 0; j < layer.in; ++j) z += row[j] * student.weight[l][(e * layer.in + j) * layer.out + c];
-        y[c] += gates.back() * z;
-      }
-    }
-    for (double& v : y) v = layer.relu ? std::max(v, 0.0) : v;
-    result.gate.push_back(std::move(gates));
-    result.expert.push_back(std::move(order));
-    row = std::move(y);
+    for (const double z : row) total += std::exp(z);
+    for (std::size_t c = 0; c < row.size(); ++c) mean[c] += std::exp(row[c]) / total / static_cast<double>(s.members);
   }
-  result.logits = std::move(row);
+  for (double& v : mean) v = std::log(v);
+  result.logits = s.members == 1 ? row : mean;
   return result;
 }
 

@@ -40,22 +40,33 @@ struct LayerSizes {
   std::int64_t in, out, experts, k;  // one expert: no router
   bool relu;
   core::WeightType type = core::WeightType::float32;
+  std::int64_t router_dim = 0;  // columns that the router projects rows to; 0: it compares them as they are
+  bool over_all = false;
 };
 
 struct StudentSizes {
   std::int64_t features, position_columns, position_nodes;
   runtime::Normalize normalize;
   std::vector<LayerSizes> layers;
+  std::int64_t members = 1;  // each with as many of the layers
+
+  std::size_t depth() const { return layers.size() / static_cast<std::size_t>(members); }
 };
 
 struct Tensor {
   std::string name, dtype, shape, bytes;
 };
 
+// What the stored numbers of one matrix an expert stand for.
+struct Matrices {
+  std::vector<double> weight;
+  std::vector<float> bias;
+};
+
 struct Student {
   StudentSizes sizes;
-  std::vector<std::vector<double>> weight;       // one a layer, like the two below: what the stored weights stand for
-  std::vector<std::vector<float>> bias, memory;  // memory of norm 1
+  std::vector<Matrices> layers, projections;  // one a layer, like the next
+  std::vector<std::vector<float>> memory;     // of norm 1, or 3 behind a projection
   std::vector<float> positions;
   std::vector<Tensor> tensors;
 

@@ -100,12 +100,14 @@ def facts(subject: Subject) -> dict[str, str]:
     from .. import __version__
 
     info = subject.packed.info()
-    widths = " -> ".join(str(n) for n in [info["layers"][0]["in"], *(layer["out"] for layer in info["layers"])])
-    experts = ", ".join(f"{layer['k']} of {layer['experts']}" for layer in info["layers"])
+    member = info["layers"][: len(info["layers"]) // info["members"]]
+    widths = " -> ".join(str(n) for n in [member[0]["in"], *(layer["out"] for layer in member)])
+    experts = ", ".join(f"{layer['k']} of {layer['experts']}" for layer in member)
+    members = f"{info['members']} members, " if info["members"] > 1 else ""
     weights = ", ".join(sorted({layer["weights"] for layer in info["layers"]}))
     cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     found = {
-        "student": f"{info['model']} {widths}, experts {experts}, {weights}, {info['num_bytes'] / 1e6:.1f} MB",
+        "student": f"{info['model']} {widths}, {members}experts {experts}, {weights}, {info['num_bytes'] / 1e6:.1f} MB",
         "machine": f"{processor()}, {cores}, load average {os.getloadavg()[0]:.2f}, instruction set {info['cpu']}",
         "software": f"gmoe_ext {__version__}, torch {torch.__version__}, {time.strftime('%Y-%m-%d', time.gmtime())}",
     }

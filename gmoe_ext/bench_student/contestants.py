@@ -85,9 +85,9 @@ def line_up(subject: Subject, requests: Requests, threads: int, scratch: Path) -
 
 
 def without_experts(student: FoldedStudent) -> FoldedStudent:
-    """Its first experts alone."""
-    layers = [FoldedLayer(one.weight_EDF[:1], one.bias_EF[:1], None, 1, one.relu) for one in student.layers]
-    return replace(student, name="mlp", layers=layers)
+    """The first experts of its first member alone."""
+    layers = [FoldedLayer(one.weight_EDF[:1], one.bias_EF[:1], None, 1, one.relu) for one in student.members[0]]
+    return replace(student, name="mlp", members=[layers])
 
 
 def _packed(subject: Subject, requests: Requests) -> Answer:

@@ -9,11 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
 from ..runtime import PackedStudent
 from .compare import Comparison, Served, compare, random_rows, read_rows
+from .fold import Content
 from .graphs import extra, load_onnx, load_pt2, save_onnx, save_pt2
 from .pack import WEIGHTS, Weights, pack
 from .run import TrainedStudent, load_student
@@ -75,7 +76,7 @@ def export(
 
 
 def _write(student: TrainedStudent, output: Path, format: Format, dtype: Weights) -> Served:
-    content: dict[str, Any] = {
+    content: Content = {
         "class_names": student.class_names,
         "normalize": student.normalize,
         "positions": student.positions,

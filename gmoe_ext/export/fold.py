@@ -5,9 +5,10 @@ N rows, E experts, D in, F out, P position columns.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -15,31 +16,48 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..models.ensemble import Ensemble
+from ..models.mixture import MixtureStudent
 from ..models.mlp import MLP
-from ..models.rbm import RbM
 from ..models.registry import Model
-from ..nn.rbm_layer import RbMLayer
+from ..nn.mixture import MixtureLayer
+from ..nn.routers import CosineMemoryRouter, ProjectedRouter
 
 Normalize = Literal["none", "row_l1", "row_l2"]
 Positions = Tensor | NDArray[np.floating[Any]]
-STUDENTS = ("rbm", "mlp")  # kinds of models that can be exported
+STUDENTS = ("rbm", "moe", "mlp", "ensemble")  # kinds of models that can be exported
 _NORMALIZES = ("none", "row_l1", "row_l2")
 
 
 @dataclass
+class FoldedRouter:
+    """Where a layer's rows go: to the experts of the k largest x' memory / |x'|, with x' the row or its projection.
+
+    Attributes:
+        memory_EH: float64; unit rows (or zeros) where rows are compared as they are, else rows of norm 100 at most.
+        projection: x' = x W + b as (W [1, D, H], b [1, H]), or None for x' = x.
+        over_all: gates are a softmax over all experts; else over the k chosen ones.
+    """
+
+    memory_EH: Tensor
+    projection: tuple[Tensor, Tensor] | None = None
+    over_all: bool = False
+
+
+@dataclass
 class FoldedLayer:
-    """One layer as it is served: gates from memory (or the one expert), x W + b, activation; float64.
+    """One layer as it is served: gates from a router (or the one expert), x W + b, activation; float64.
 
     Attributes:
         weight_EDF, bias_EF: of the experts.
-        memory_ED: unit rows (or zeros), or None where there is one expert.
+        router: None where there is one expert.
         k: experts per row.
         relu: whether a ReLU follows.
     """
 
     weight_EDF: Tensor
     bias_EF: Tensor
-    memory_ED: Tensor | None
+    router: FoldedRouter | None
     k: int
     relu: bool
 
@@ -50,7 +68,7 @@ class FoldedStudent:
 
     Attributes:
         name: of the model.
-        layers: from the input up.
+        members: networks whose probabilities are averaged, one as a rule; each one's layers from the input up.
         class_names: one per output, or None.
         normalize: of the feature columns.
         positions: [nodes, P] table, float32, or None.
@@ -58,11 +76,16 @@ class FoldedStudent:
     """
 
     name: str
-    layers: list[FoldedLayer]
+    members: list[list[FoldedLayer]]
     class_names: list[str] | None
     normalize: Normalize
     positions: Tensor | None
     position_dim: int
+
+    @property
+    def layers(self) -> list[FoldedLayer]:
+        """Those of the first member, of the second, ..."""
+        return list(itertools.chain(*self.members))
 
     @property
     def num_inputs(self) -> int:
@@ -85,6 +108,15 @@ def preparation(row_normalize: bool) -> Normalize:
     return "row_l1" if row_normalize else "none"
 
 
+class Content(TypedDict, total=False):
+    """What a file holds beside the model: keywords of :func:`fold` and all that call it, explained at `export.pack`."""
+
+    class_names: Sequence[str] | None
+    normalize: Normalize
+    positions: Positions | None
+    position_dim: int
+
+
 @torch.no_grad()
 def fold(
     model: Model,
@@ -96,11 +128,12 @@ def fold(
 ) -> FoldedStudent:
     """Fold batch norms, input attention and output scale into the experts' matrices, in double precision.
 
-    The arguments are those of :func:`gmoe_ext.export.pack`, and so are the errors.
+    Arguments and errors are those of :func:`gmoe_ext.export.pack`.
     """
     if normalize not in _NORMALIZES:
         raise ConfigError(f"export: expected 'normalize' to be one of {', '.join(_NORMALIZES)}, got {normalize!r}")
-    layers = _layers(model)
+    members = [_layers(member) for member in (model.learners() if isinstance(model, Ensemble) else [model])]
+    layers = members[0]
     table = None if positions is None else _table(positions)
     dim = position_dim if table is None else table.shape[1]
     if table is not None and position_dim not in (0, dim):
@@ -109,7 +142,7 @@ def fold(
     if not 0 <= dim <= inputs:
         raise ConfigError(f"export: positions of {dim} columns do not fit a student of {inputs} inputs")
     names = _class_names(class_names, layers[-1].weight_EDF.shape[2])
-    return FoldedStudent(model.name, layers, names, normalize, table, dim)
+    return FoldedStudent(model.name, members, names, normalize, table, dim)
 
 
 def finite(tensor: Tensor, name: str) -> Tensor:
@@ -132,20 +165,20 @@ class _Affine:
 
 
 def _layers(model: Model) -> list[FoldedLayer]:
-    if isinstance(model, RbM):
-        layers = [_rbm_layer(layer) for layer in model.rbm_layers()]
+    if isinstance(model, MixtureStudent):
+        layers = [_expert_layer(layer) for layer in model.expert_layers()]
     elif isinstance(model, MLP):
         layers = [_linear_layer(layer) for layer in model.layers]
     else:
         kind = model.name or type(model).__name__
-        raise ConfigError(f"export: expected a student of kind 'rbm' or 'mlp', got {kind!r}")
+        raise ConfigError(f"export: expected a student of kind {', '.join(STUDENTS)}, got {kind!r}")
     for layer, norm in zip(layers[:-1], model.norms, strict=True):
         _fold(layer, _affine(norm))
         layer.relu = True
     return layers
 
 
-def _rbm_layer(layer: RbMLayer) -> FoldedLayer:
+def _expert_layer(layer: MixtureLayer) -> FoldedLayer:
     weight_EFD, bias_EF = layer.experts.weight.double(), layer.experts.bias.double()
     if layer.pretraining:
         return FoldedLayer(weight_EFD[:1].mT, bias_EF[:1], None, 1, False)
@@ -153,9 +186,24 @@ def _rbm_layer(layer: RbMLayer) -> FoldedLayer:
     attention_ED = layer.input_scale()
     if attention_ED is not None:
         weight_EFD = weight_EFD * attention_ED.double()[:, None, :]
-    memory_ED = layer.router.memory.double()
-    unit_ED = memory_ED / memory_ED.norm(dim=1, keepdim=True).clamp_min(layer.router.eps)
-    return FoldedLayer((scale * weight_EFD).mT, scale * bias_EF, unit_ED, layer.k, False)
+    return FoldedLayer((scale * weight_EFD).mT, scale * bias_EF, _router(layer.router), layer.k, False)
+
+
+def _router(router: CosineMemoryRouter | ProjectedRouter) -> FoldedRouter:
+    if isinstance(router, CosineMemoryRouter):
+        return FoldedRouter(_unit(router.memory, router.eps))
+    projection, temperature = router.projection, router.temperature()
+    memory_EH = _unit(router.embeddings, router.eps)
+    if temperature is not None:
+        memory_EH = memory_EH * temperature.double()
+    weight_HD = projection.weight.double()
+    bias_H = weight_HD.new_zeros(router.proj_dim) if projection.bias is None else projection.bias.double()
+    return FoldedRouter(memory_EH, (weight_HD.mT[None], bias_H[None]), router.over_all)
+
+
+def _unit(rows_ED: Tensor, eps: float) -> Tensor:
+    unit_ED: Tensor = rows_ED.double() / rows_ED.double().norm(dim=1, keepdim=True).clamp_min(eps)
+    return unit_ED
 
 
 def _linear_layer(layer: nn.Module) -> FoldedLayer:
@@ -181,8 +229,13 @@ def _affine(norm: nn.Module) -> _Affine | None:
 
 
 def _fold(layer: FoldedLayer, affine: _Affine | None) -> None:
-    """a * sum_r g_r (W_r x + b_r) + c = sum_r g_r (a W_r x + a b_r + c), since a row's gates sum to 1."""
+    """a * sum_r g_r (W_r x + b_r) + c = sum_r g_r (a W_r x + a b_r + c) where a row's gates sum to 1."""
     if affine is not None:
+        if layer.router is not None and layer.router.over_all:
+            raise ConfigError(
+                "export: a batch norm does not fold into experts whose gates sum to less than 1; train the student "
+                "with norm 'none' or reading 'paper' to serve it"
+            )
         layer.weight_EDF = layer.weight_EDF * affine.scale_F
         layer.bias_EF = layer.bias_EF * affine.scale_F + affine.shift_F
 

@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import DataError, MissingExtraError
 from ..models.registry import Model
 from .draft import draft
-from .fold import FoldedStudent, Normalize, Positions, fold
+from .fold import Content, FoldedStudent, fold
 from .pack import METADATA_KEY, describe
 from .plain import PlainStudent
 
@@ -54,43 +54,39 @@ class ExportedStudent:
         return self._answer(np.ascontiguousarray(x, np.float32), places)
 
 
-def save_onnx(
-    model: Model,
-    path: str | os.PathLike[str],
-    *,
-    class_names: Sequence[str] | None = None,
-    normalize: Normalize = "none",
-    positions: Positions | None = None,
-    position_dim: int = 0,
-) -> Path:
+def save_onnx(model: Model, path: str | os.PathLike[str], **content: Unpack[Content]) -> Path:
     """Write a student as an ONNX graph, opset 18: input ``x`` (and ``nodes``), output ``logits``, any number of rows.
 
     All experts are computed for every row, and those not chosen have gate 0: a graph has no cheaper way for a batch.
-
-    Args:
-        model, path, class_names, normalize, positions, position_dim: as for :func:`gmoe_ext.export.pack`.
-
-    Returns:
-        The path written.
+    Arguments, result and errors are those of :func:`gmoe_ext.export.pack`.
 
     Raises:
-        ConfigError: as for :func:`gmoe_ext.export.pack`.
         MissingExtraError: onnx or onnxscript is not installed.
 
     Example:
         >>> save_onnx(student, "student.onnx", class_names=["a", "b"])
         >>> onnxruntime.InferenceSession("student.onnx").run(["logits"], {"x": x})
     """
-    student = fold(model, class_names=class_names, normalize=normalize, positions=positions, position_dim=position_dim)
-    return write_onnx(student, path)
+    return write_onnx(fold(model, **content), path)
+
+
+def save_pt2(model: Model, path: str | os.PathLike[str], **content: Unpack[Content]) -> Path:
+    """Write a student as an archive of ``torch.export``, for programs with torch and without gmoe_ext, C++ among them.
+
+    Arguments, result and errors are those of :func:`gmoe_ext.export.pack`.
+
+    Example:
+        >>> save_pt2(student, "student.pt2")
+        >>> torch.export.load("student.pt2").module()(x)
+    """
+    return write_pt2(fold(model, **content), path)
 
 
 def write_onnx(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
     """:func:`save_onnx` of a student that is folded."""
     for package in ("onnx", "onnxscript"):
         extra(package, "export as ONNX")
-    plain = PlainStudent(student).eval()
-    inputs = _example(plain)
+    plain, inputs = _plain(student)
     with _quiet():
         program = torch.onnx.export(
             plain,
@@ -114,36 +110,12 @@ def write_onnx(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def save_pt2(
-    model: Model,
-    path: str | os.PathLike[str],
-    *,
-    class_names: Sequence[str] | None = None,
-    normalize: Normalize = "none",
-    positions: Positions | None = None,
-    position_dim: int = 0,
-) -> Path:
-    """Write a student as an archive of ``torch.export``, for programs with torch and without gmoe_ext, C++ among them.
-
-    Args:
-        model, path, class_names, normalize, positions, position_dim: as for :func:`gmoe_ext.export.pack`.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ConfigError: as for :func:`gmoe_ext.export.pack`.
-
-    Example:
-        >>> save_pt2(student, "student.pt2")
-        >>> torch.export.load("student.pt2").module()(x)
-    """
-    student = fold(model, class_names=class_names, normalize=normalize, positions=positions, position_dim=position_dim)
-    plain = PlainStudent(student).eval()
-    inputs = tuple(_example(plain).values())
+def write_pt2(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
+    """:func:`save_pt2` of a student that is folded."""
+    plain, inputs = _plain(student)
     rows = torch.export.Dim("rows", min=1)
     with _quiet():
-        program = torch.export.export(plain, inputs, dynamic_shapes=tuple({0: rows} for _ in inputs))
+        program = torch.export.export(plain, tuple(inputs.values()), dynamic_shapes=tuple({0: rows} for _ in inputs))
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
             node.meta.pop(key, None)
@@ -204,10 +176,13 @@ def extra(package: str, purpose: str) -> Any:
         raise MissingExtraError(package, "onnx", purpose) from error
 
 
-def _example(plain: PlainStudent) -> dict[str, Tensor]:
+def _plain(student: FoldedStudent) -> tuple[PlainStudent, dict[str, Tensor]]:
+    """What is exported, and inputs of it."""
+    plain = PlainStudent(student).eval()
     if not plain.has_table:
-        return {"x": torch.ones(_EXAMPLE_ROWS, plain.num_inputs)}
-    return {"x": torch.ones(_EXAMPLE_ROWS, plain.features), _NODES: torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64)}
+        return plain, {"x": torch.ones(_EXAMPLE_ROWS, plain.num_inputs)}
+    nodes = torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64)
+    return plain, {"x": torch.ones(_EXAMPLE_ROWS, plain.features), _NODES: nodes}
 
 
 def _document(path: str | os.PathLike[str], text: str | None) -> dict[str, Any]:

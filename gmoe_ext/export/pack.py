@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ..errors import ConfigError
 from ..models.registry import Model
 from ..runtime import PackedStudent
 from .draft import draft
-from .fold import FoldedLayer, FoldedStudent, Normalize, Positions, finite, fold
+from .fold import Content, FoldedLayer, FoldedRouter, FoldedStudent, finite, fold
 
 METADATA_KEY = "gmoe_ext.student"
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -40,30 +39,27 @@ def pack(
     model: Model,
     path: str | os.PathLike[str],
     *,
-    class_names: Sequence[str] | None = None,
-    normalize: Normalize = "none",
-    positions: Positions | None = None,
-    position_dim: int = 0,
     dtype: Weights = "float32",
+    **content: Unpack[Content],
 ) -> Path:
     """Write a student into one file that ``gmoe_ext.runtime.PackedStudent`` serves without torch.
 
-    What the model does in evaluation is what the file does: batch norms, input attention and output scale are folded
-    into the experts' matrices in double precision, memories are stored as unit vectors. The file replaces an older one
-    in one step; nobody sees half of it.
+    What the model does in evaluation is what the file does; ``docs/runtime_format.md`` says what is folded into what.
+    The file replaces an older one in one step; nobody sees half of it.
 
     Args:
-        model: built by ``models.build("rbm" | "mlp", ...)``.
+        model: built by ``models.build("rbm" | "moe" | "mlp" | "ensemble", ...)``.
         path: file to write, by custom ``*.safetensors``.
+        dtype: how weights are stored; sums are float32 for all. "bfloat16" halves the file and what one row reads of
+            it, "int8" quarters it, with one scale for each input of each expert. Both round the weights, so answers
+            change; ``export.compare`` says how much. A router's projection is a weight; biases, memories and positions
+            stay float32.
         class_names: one per output.
         normalize: preparation of the feature columns before the first layer: "row_l1" divides a row by the sum of its
             absolute values (as ``data.row_normalize`` does), "row_l2" by its Euclidean norm. Say what the training data
             went through after the point where callers of the file take their rows.
         positions: [N, P] table of node positions. The model's inputs are features and then positions; callers pass the
             features and the node's row in the table.
-        dtype: how weights are stored; sums are float32 for all. "bfloat16" halves the file and what one row reads of
-            it, "int8" quarters it, with one scale for each input of each expert. Both round the weights, so answers
-            change; ``export.compare`` says how much. Biases, memories and positions stay float32.
         position_dim: P where there is no table to ship but the last P inputs are positions.
 
     Returns:
@@ -81,7 +77,7 @@ def pack(
     """
     if dtype not in WEIGHTS:
         raise ConfigError(f"export: expected 'dtype' to be one of {', '.join(WEIGHTS)}, got {dtype!r}")
-    student = fold(model, class_names=class_names, normalize=normalize, positions=positions, position_dim=position_dim)
+    student = fold(model, **content)
     document = _Document(describe(student, dtype))
     for i, layer in enumerate(student.layers):
         for name, tensor in _tensors(layer, dtype).items():
@@ -105,19 +101,29 @@ def unpack(path: str | os.PathLike[str]) -> FoldedStudent:
     with safe_open(os.fspath(path), framework="pt") as file:
         document = json.loads(file.metadata()[METADATA_KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    layers = []
-    for i, layer in enumerate(document["layers"]):
-        weight_EDF = tensors[f"layers.{i}.weight"].double()
-        if f"layers.{i}.weight_scale" in tensors:
-            weight_EDF = weight_EDF * tensors[f"layers.{i}.weight_scale"].double()[..., None]
-        bias_EF, memory_ED = tensors[f"layers.{i}.bias"].double(), tensors.get(f"layers.{i}.memory")
-        memory_ED = None if memory_ED is None else memory_ED.double()
-        layers.append(FoldedLayer(weight_EDF, bias_EF, memory_ED, layer["k"], layer["activation"] == "relu"))
+    layers = [_read_layer(layer, tensors, f"layers.{i}") for i, layer in enumerate(document["layers"])]
+    depth = len(layers) // document.get("members", 1)
+    members = [layers[first : first + depth] for first in range(0, len(layers), depth)]
     table = tensors.get("positions")
     dim = 0 if table is None else table.shape[1]
     features = document["features"]
     shipped = table if table is not None and len(table) > 0 else None
-    return FoldedStudent(document["model"], layers, document["classes"], features["normalize"], shipped, dim)
+    return FoldedStudent(document["model"], members, document["classes"], features["normalize"], shipped, dim)
+
+
+def _read_layer(layer: dict[str, Any], tensors: dict[str, Tensor], name: str) -> FoldedLayer:
+    router = None
+    if layer["router"] != "none":
+        projection = _read_matrices(tensors, f"{name}.router") if layer["router"] == "projected" else None
+        router = FoldedRouter(tensors[f"{name}.memory"].double(), projection, layer.get("gates") == "all")
+    return FoldedLayer(*_read_matrices(tensors, name), router, layer["k"], layer["activation"] == "relu")
+
+
+def _read_matrices(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    weight_EDF = tensors[f"{name}.weight"].double()
+    if f"{name}.weight_scale" in tensors:
+        weight_EDF = weight_EDF * tensors[f"{name}.weight_scale"].double()[..., None]
+    return weight_EDF, tensors[f"{name}.bias"].double()
 
 
 def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, Any]:
@@ -126,9 +132,9 @@ def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, An
 
     nodes = 0 if student.positions is None else student.positions.shape[0]
     dim = student.position_dim
+    version = format_version(student, dtype)
     return {
-        # The oldest version that can say it, so that older readers serve what they can.
-        "format_version": 1 if dtype == "float32" else 2,
+        "format_version": version,
         "producer": f"gmoe_ext {__version__}",
         "model": student.name,
         "classes": student.class_names,
@@ -137,26 +143,53 @@ def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, An
             "normalize": student.normalize,
             "positions": {"nodes": nodes, "columns": dim} if dim > 0 else None,
         },
-        "layers": [_describe_layer(layer, dtype) for layer in student.layers],
+        **({"members": len(student.members)} if version >= 3 else {}),
+        "layers": [_describe_layer(layer, dtype, version) for layer in student.layers],
     }
 
 
-def _describe_layer(layer: FoldedLayer, dtype: Weights) -> dict[str, Any]:
+def format_version(student: FoldedStudent, dtype: Weights) -> int:
+    """The oldest version that can say it, so that older readers serve what they can."""
+    if len(student.members) > 1 or any(_is_projected(layer) for layer in student.layers):
+        return 3
+    return 1 if dtype == "float32" else 2
+
+
+def _is_projected(layer: FoldedLayer) -> bool:
+    return layer.router is not None and layer.router.projection is not None
+
+
+def _describe_layer(layer: FoldedLayer, dtype: Weights, version: int) -> dict[str, Any]:
     experts, width_in, width_out = layer.weight_EDF.shape
     return {
-        "router": "none" if layer.memory_ED is None else "cosine",
+        **_describe_router(layer.router),
         "in": width_in,
         "out": width_out,
         "experts": experts,
         "k": layer.k,
         "activation": "relu" if layer.relu else "none",
-        **({} if dtype == "float32" else {"weights": dtype}),
+        **({"weights": dtype} if version >= 2 else {}),
     }
+
+
+def _describe_router(router: FoldedRouter | None) -> dict[str, Any]:
+    if router is None:
+        return {"router": "none"}
+    if router.projection is None:
+        return {"router": "cosine"}
+    gates = "all" if router.over_all else "chosen"
+    return {"router": "projected", "router_dim": router.memory_EH.shape[1], "gates": gates}
 
 
 def _tensors(layer: FoldedLayer, weights: Weights) -> dict[str, Tensor]:
     named = {**stored_weight(layer.weight_EDF, weights), "bias": layer.bias_EF.float()}
-    return named if layer.memory_ED is None else {**named, "memory": layer.memory_ED.float()}
+    if layer.router is None:
+        return named
+    if layer.router.projection is not None:
+        weight_1DH, bias_1H = layer.router.projection
+        projection = {**stored_weight(weight_1DH, weights), "bias": bias_1H.float()}
+        named |= {f"router.{name}": tensor for name, tensor in projection.items()}
+    return {**named, "memory": layer.router.memory_EH.float()}
 
 
 def stored_weight(weight_EDF: Tensor, weights: Weights) -> dict[str, Tensor]:

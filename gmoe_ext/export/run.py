@@ -73,7 +73,7 @@ def load_student(run_dir: Path) -> TrainedStudent:
     best = _best(run_dir, lambda name: name in STUDENTS)
     if best is None:
         raise ConfigError(
-            f"{run_dir}: no trained student ({' or '.join(STUDENTS)}) in its checkpoints\n"
+            f"{run_dir}: no trained student ({', '.join(STUDENTS)}) in its checkpoints\n"
             "  mend: train one: python -m gmoe_ext.train --teacher.model sage --student.model rbm"
         )
     names, positions = _inputs(run_dir / "checkpoints" / "inputs.safetensors")

@@ -38,7 +38,7 @@ class PackedStudent:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedStudent:
-        """Map a file and check every size, offset and type in it before it is used.
+        """Map a file and check every size, offset and type in it, and that its weights are finite, before it is used.
 
         The file must stay as it is while the student lives; replace it by renaming another over it, as ``pack`` does.
 
@@ -88,7 +88,7 @@ class PackedStudent:
     def route(
         self, x: ArrayLike, layer: int = 0, nodes: ArrayLike | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The experts of one layer that serve each row.
+        """The experts of one layer that serve each row; an ensemble's layers are counted through its members.
 
         Returns:
             gate [N, k], descending, and index [N, k], the experts' ids.

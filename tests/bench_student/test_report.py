@@ -67,6 +67,36 @@ def test_who_is_missing_is_named(
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("moe", dict(num_experts=4, k=2), "moe 24 -> 16 -> 3, experts 2 of 4, 2 of 4"),
+        ("ensemble", dict(num_members=3), "ensemble 24 -> 16 -> 3, 3 members, experts 1 of 1, 1 of 1"),
+    ],
+)
+def test_every_kind_of_student_is_measured_on_one_thread_and_on_two(
+    tmp_path: Path, name: str, options: dict[str, int], text: str
+) -> None:
+    model = models.build(name, in_dim=24, hidden_dim=16, out_dim=3, num_layers=2, **options).eval()
+    path = pack(model, tmp_path / "student.safetensors")
+    assert main([str(path), *QUICK]) == 0
+    record = json.loads((tmp_path / "latency.json").read_text())
+    assert text in record["facts"]["student"] and list(record["throughput"]) == ["1", "2"]
+
+
+def test_two_threads_answer_as_one(tmp_path: Path) -> None:
+    """A batch heavy enough to be shared: what is timed for the throughput is the same answers."""
+    for name, options in (("rbm", dict(num_experts=4, k=3)), ("moe", dict(num_experts=4, k=3)), ("ensemble", {})):
+        model = models.build(name, in_dim=256, hidden_dim=128, out_dim=5, num_layers=2, **options).eval()
+        subject = load(pack(model, tmp_path / "student.safetensors"), None, None, tmp_path)
+        requests, answers = subject.requests(1024, seed=0), []
+        for threads in (1, 2):
+            asks = line_up(subject, requests, threads, tmp_path / f"{name}-{threads}").asks
+            assert subject.packed.num_threads == threads
+            answers.append([asks[PACKED](i) for i in range(2)])
+        assert np.array_equal(*answers)
+
+
 def test_a_file_in_its_run_finds_the_teacher(run_dir: Path, tmp_path: Path) -> None:
     from gmoe_ext.export.__main__ import main as export
 

@@ -76,7 +76,7 @@ def test_a_directory_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_run_without_a_student(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run_dir / "checkpoints/rbm.safetensors").unlink()
     assert main([str(run_dir)]) == 2
-    assert "no trained student (rbm or mlp)" in capsys.readouterr().err
+    assert "no trained student (rbm, moe, mlp, ensemble)" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

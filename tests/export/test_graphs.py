@@ -49,6 +49,12 @@ CASES: dict[str, Any] = {
     "rbm, columns": lambda: (trained("rbm", **SIZES, num_experts=3, k=3), {"position_dim": 5, "normalize": "row_l2"}),
     "positions alone": lambda: (trained("mlp", in_dim=5, hidden_dim=8, out_dim=3), {"positions": TABLE}),
     "mlp": lambda: (trained("mlp", **SIZES, num_layers=2, norm="batch"), {"normalize": "row_l1"}),
+    "moe": lambda: (trained("moe", **SIZES, **EXPERTS, num_layers=3, norm="batch"), {}),
+    "moe, program, table": lambda: (
+        trained("moe", **SIZES, **EXPERTS, num_layers=2, reading="program"),
+        {"positions": TABLE, "normalize": "row_l1"},
+    ),
+    "ensemble": lambda: (trained("ensemble", **SIZES, num_members=3, norm="batch"), {"position_dim": 5}),
     "one layer": lambda: (trained("rbm", **SIZES, **EXPERTS, num_layers=1), {}),
     "pre-training": lambda: (in_pretraining(trained("rbm", **SIZES, **EXPERTS, num_layers=2)), {}),
 }

@@ -17,6 +17,7 @@ from gmoe_ext.export import Rows, compare, pack, random_rows
 from gmoe_ext.export.pack import unpack
 from gmoe_ext.export.plain import PlainStudent
 from gmoe_ext.models.registry import Model
+from gmoe_ext.nn import LinearExperts
 from gmoe_ext.runtime import PackedStudent
 
 
@@ -27,7 +28,7 @@ def trained(name: str, seed: int = 0, **options: Any) -> Model:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        for norm in model.norms:
+        for norm in model.modules():
             if isinstance(norm, torch.nn.BatchNorm1d):
                 norm.running_mean.normal_(generator=generator)
                 norm.running_var.uniform_(0.3, 3.0, generator=generator)
@@ -61,6 +62,63 @@ def test_rbm_parity(
 def test_mlp_parity(tmp_path: Path, num_layers: int, norm: str) -> None:
     model = trained("mlp", in_dim=21, hidden_dim=34, out_dim=6, num_layers=num_layers, norm=norm)
     assert_parity(model, pack(model, tmp_path / "s.safetensors"), 21)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize(("reading", "norm"), [("paper", "none"), ("paper", "batch"), ("program", "none")])
+@pytest.mark.parametrize(("num_experts", "k"), [(2, 1), (4, 2), (8, 3), (3, 3)])
+def test_moe_parity(tmp_path: Path, num_layers: int, reading: str, norm: str, num_experts: int, k: int) -> None:
+    options = dict(in_dim=21, hidden_dim=34, out_dim=6, num_layers=num_layers, norm=norm, num_experts=num_experts, k=k)
+    model = trained("moe", reading=reading, **options)
+    path = pack(model, tmp_path / "s.safetensors")
+    assert_parity(model, path, 21)
+    gates = "all" if reading == "program" else "chosen"
+    info = PackedStudent.load(path).info()
+    routers = [(layer["router"], layer["router_dim"], layer["gates"]) for layer in info["layers"]]
+    assert routers == [("projected", 34, gates)] * num_layers and info["format_version"] == 3
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("num_members", [1, 3, 8])
+def test_ensemble_parity(tmp_path: Path, num_layers: int, norm: str, num_members: int) -> None:
+    options = dict(in_dim=21, hidden_dim=34, out_dim=6, num_layers=num_layers, norm=norm)
+    model = trained("ensemble", num_members=num_members, **options)
+    path = pack(model, tmp_path / "s.safetensors")
+    if num_members > 1:
+        assert_parity(model, path, 21)
+    info = PackedStudent.load(path).info()
+    assert info["members"] == num_members and len(info["layers"]) == num_members * num_layers
+
+
+def test_an_ensemble_s_probabilities_are_the_mean_of_its_members(tmp_path: Path) -> None:
+    model, x = trained("ensemble", in_dim=8, hidden_dim=16, out_dim=4, num_members=3), torch.randn(40, 8)
+    mean = torch.stack([member(x).logits.softmax(1) for member in model.members]).mean(0)
+    student = PackedStudent.load(pack(model, tmp_path / "s.safetensors"))
+    np.testing.assert_allclose(student.predict_proba(x.numpy()), mean.detach(), atol=1e-6)
+    with torch.no_grad():
+        for sign, member in zip((1, 1, -1), model.members, strict=True):
+            member.layers[-1].bias.copy_(sign * torch.tensor([300.0, 0, -300.0, 0]))
+    assert_parity(model, pack(model, tmp_path / "s.safetensors"), 8)  # a hundred apart, and still finite
+
+
+def test_a_temperature_is_the_length_of_the_memories(tmp_path: Path) -> None:
+    model = trained("moe", in_dim=8, hidden_dim=16, out_dim=4, num_experts=4, k=2, reading="program")
+    with torch.no_grad():
+        model.layers[0].router.log_temperature.fill_(9.0)  # beyond 100, where the model stops
+    path = pack(model, tmp_path / "s.safetensors")
+    assert_parity(model, path, 8)
+    tensors = load_file(path)
+    np.testing.assert_allclose(np.linalg.norm(tensors["layers.0.memory"], axis=1), 100, rtol=1e-5)
+    assert tensors["layers.0.router.weight"].shape == (1, 8, 16)
+
+
+def test_a_moe_in_pretraining_is_its_first_expert(tmp_path: Path) -> None:
+    model = trained("moe", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=4, k=2)
+    model.set_pretraining(True)
+    path = pack(model, tmp_path / "s.safetensors")
+    assert_parity(model, path, 8)
+    assert PackedStudent.load(path).info()["format_version"] == 1
 
 
 def test_wide_rbm_parity(tmp_path: Path) -> None:
@@ -97,22 +155,28 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert PackedStudent.load(path).classes == ["\u00e9", '"quoted"', "back\\slash", ""]
 
 
+EXPERTS = {
+    "rbm": dict(num_experts=4, k=2, input_attention=False),
+    "moe": dict(num_experts=4, k=2),
+    "mlp": {},
+    "ensemble": dict(num_members=2),
+}
+
+
 def with_exact_weights(name: str, dtype: str, out_dim: int = 6) -> Model:
     """A model whose weights ``dtype`` holds without rounding."""
-    options = dict(in_dim=21, hidden_dim=34, out_dim=out_dim, num_layers=3)
-    experts = dict(num_experts=4, k=2, input_attention=False) if name == "rbm" else {}
-    model = models.build(name, **options, **experts).eval()
-    for layer in model.layers:
-        weight = layer.experts.weight if name == "rbm" else layer.weight
-        if dtype == "bfloat16":
-            weight.data = weight.bfloat16().float()
-        else:
-            weight.data = torch.randint(-127, 128, weight.shape) / 2.0**9
-            weight.data[..., 0, :] = 127 / 2.0**9  # every input's scale is 2^-9
+    model = models.build(name, in_dim=21, hidden_dim=34, out_dim=out_dim, num_layers=3, **EXPERTS[name]).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | LinearExperts):
+            if dtype == "bfloat16":
+                module.weight.data = module.weight.bfloat16().float()
+            else:
+                module.weight.data = torch.randint(-127, 128, module.weight.shape) / 2.0**9
+                module.weight.data[..., 0, :] = 127 / 2.0**9  # every input's scale is 2^-9
     return model
 
 
-@pytest.mark.parametrize("name", ["rbm", "mlp"])
+@pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("out_dim", [1, 6, 15, 16, 17, 97, 257])
 def test_weights_that_fit_answer_as_in_float32(tmp_path: Path, name: str, dtype: str, out_dim: int) -> None:
@@ -125,8 +189,9 @@ def test_weights_that_fit_answer_as_in_float32(tmp_path: Path, name: str, dtype:
 
 
 @pytest.mark.parametrize(("dtype", "step"), [("bfloat16", 2.0**-8), ("int8", 1 / 127)])
-def test_rounded_weights_are_near(tmp_path: Path, dtype: str, step: float) -> None:
-    model = trained("rbm", in_dim=64, hidden_dim=128, out_dim=10, num_layers=2, num_experts=3, k=3, norm="batch")
+@pytest.mark.parametrize("name", ["rbm", "moe"])
+def test_rounded_weights_are_near(tmp_path: Path, dtype: str, step: float, name: str) -> None:
+    model = trained(name, in_dim=64, hidden_dim=128, out_dim=10, num_layers=2, num_experts=3, k=3, norm="batch")
     x = torch.randn(100, 64)
     student = PackedStudent.load(pack(model, tmp_path / "s", dtype=dtype))
     found = compare(model, student, Rows(x.numpy(), labels=model(x).logits.argmax(1).numpy()))
@@ -147,7 +212,10 @@ def test_int8_rows_are_scaled_by_their_largest_weight(tmp_path: Path) -> None:
 
 def test_only_narrow_weights_need_the_newer_format(tmp_path: Path) -> None:
     model = trained("mlp", in_dim=7, hidden_dim=5, out_dim=3)
+    moe = trained("moe", in_dim=7, hidden_dim=5, out_dim=3, num_experts=2, k=1)
     for dtype, version in (("float32", 1), ("bfloat16", 2), ("int8", 2)):
+        again = PackedStudent.load(pack(moe, tmp_path / "moe", dtype=dtype)).info()
+        assert again["format_version"] == 3 and [layer["weights"] for layer in again["layers"]] == [dtype] * 2
         info = PackedStudent.load(pack(model, tmp_path / dtype, dtype=dtype)).info()
         assert info["format_version"] == version
         assert [layer["weights"] for layer in info["layers"]] == [dtype] * 2
@@ -217,23 +285,30 @@ def test_refused_options(tmp_path: Path, options: dict[str, Any], text: str) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_misspelt_keyword_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="clas_names"):
+        pack(trained("mlp", in_dim=8, hidden_dim=16, out_dim=4), tmp_path / "s", clas_names=["a"])
+
+
 def test_refused_models(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LayerNorm between layers does not fold"):
         pack(trained("mlp", in_dim=8, hidden_dim=16, out_dim=4, norm="layer"), tmp_path / "s")
-    with pytest.raises(ConfigError, match="expected a student of kind 'rbm' or 'mlp', got 'gcn'"):
+    with pytest.raises(ConfigError, match="expected a student of kind rbm, moe, mlp, ensemble, got 'gcn'"):
         pack(models.build("gcn", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2), tmp_path / "s")
     diverged = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_experts=3, k=2)
     with torch.no_grad():
         diverged.layers[1].experts.weight[0, 0, 0] = torch.inf
     with pytest.raises(ConfigError, match=r"'layers.1.weight' holds NaN or infinite values"):
         pack(diverged, tmp_path / "s")
+    program = dict(num_experts=3, k=2, norm="batch", reading="program")
+    with pytest.raises(ConfigError, match="does not fold into experts whose gates sum to less than 1"):
+        pack(trained("moe", in_dim=8, hidden_dim=16, out_dim=4, **program), tmp_path / "s")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", ["rbm", "mlp"])
+@pytest.mark.parametrize("name", EXPERTS)
 def test_a_packed_student_is_read_back_as_it_answers(tmp_path: Path, dtype: str, name: str) -> None:
-    experts = dict(num_experts=4, k=2) if name == "rbm" else {}
-    model = trained(name, in_dim=21, hidden_dim=34, out_dim=6, num_layers=3, norm="batch", **experts)
+    model = trained(name, in_dim=21, hidden_dim=34, out_dim=6, num_layers=3, norm="batch", **EXPERTS[name])
     content = dict(positions=torch.randn(30, 5), class_names=list("abcdef"), normalize="row_l1", dtype=dtype)
     path = pack(model, tmp_path / "s.safetensors", **content)
     student, x, nodes = unpack(path), torch.rand(40, 16), torch.arange(40) % 31 - 1

@@ -70,10 +70,17 @@ def change_tensor(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, A
 
 
 REFUSALS = [
-    (change_student("format_version", 3), "format version 3, this gmoe_ext reads versions 1 to 2"),
-    (change_student("format_version", 0), "format version 0, this gmoe_ext reads versions 1 to 2"),
-    (change_student("format_version", 2), "'weights' must be there in format version 2 and not before, got version 2"),
-    (change_layer("weights", "float32"), "'weights' must be there in format version 2 and not before, got version 1"),
+    (change_student("format_version", 4), "format version 4, this gmoe_ext reads versions 1 to 3"),
+    (change_student("format_version", 0), "format version 0, this gmoe_ext reads versions 1 to 3"),
+    (change_student("format_version", 2), "'weights' must be there from format version 2 on and not before, got .* 2"),
+    (change_layer("weights", "float32"), "'weights' must be there from format version 2 on and not before, got .* 1"),
+    (change_student("members", 1), "'members' must be there from format version 3 on and not before, got version 1"),
+    (change_student("members", 0), r"expected 'members' in \[1, "),
+    (
+        change_layer("router_dim", 5),
+        "'router_dim' and 'gates' must be there with the router projected and with no other",
+    ),
+    (change_layer("gates", "some"), "expected 'gates' to be chosen or all"),
     (change_layer("weights", "int4"), "expected 'weights' to be float32, bfloat16 or int8"),
     (change_student("surprise", 1), "unknown field 'surprise'"),
     (change_student("x" + "\u00e9" * 40, 1), r"unknown field 'x\u00e9+\\xc3'"),
@@ -83,7 +90,7 @@ REFUSALS = [
     (change_student("features", {"columns": 24, "normalize": "none"}), "'positions' is missing"),
     (
         change_student("features", {"columns": 3, "normalize": "none", "positions": None}),
-        "do not make the first layer's 24",
+        "do not make the 24 inputs of layers.0",
     ),
     (change_student("features", {"columns": 24, "normalize": "l7", "positions": None}), "expected 'normalize'"),
     (change_layer("in", 41), "layers.1 takes 41 inputs, the layer before it gives 40"),
@@ -92,7 +99,7 @@ REFUSALS = [
     (change_layer("experts", 1 << 52), "expected 'experts' in"),
     (change_layer("experts", 5), r"expected shape \[5, 40, 40\], got \[4, 40, 40\]"),
     (change_layer("router", "none"), "without a router expected 'experts' to be 1"),
-    (change_layer("router", "magic"), "expected 'router' to be cosine or none"),
+    (change_layer("router", "magic"), "expected 'router' to be cosine, projected or none"),
     (change_layer("activation", "gelu"), "expected 'activation'"),
     (change_layer("in", -1), "expected an integer >= 0"),
     (change_layer("in", 1.5), "expected an integer, got a fraction"),
@@ -196,6 +203,75 @@ def test_memories_must_be_unit_rows(student_file: Path, load) -> None:
             load(join(header, student, bytes(changed)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("tensor", ["weight", "bias", "router.weight", "router.bias"])
+def test_weights_must_be_finite(tmp_path: Path, load, dtype: str, tensor: str) -> None:
+    model = models.build("moe", in_dim=6, hidden_dim=7, out_dim=3, num_layers=2, num_experts=3, k=2).eval()
+    header, student, body = split(pack(model, tmp_path / "s", dtype=dtype).read_bytes())
+    name = f"layers.1.{tensor}" + ("_scale" if dtype == "int8" and tensor.endswith("weight") else "")
+    _, end = header[name]["data_offsets"]
+    size = 2 if header[name]["dtype"] == "BF16" else 4
+    for bits in (0x7FC00000, 0x7F800000, 0xFF800000):
+        changed = bytearray(body)
+        changed[end - size : end] = struct.pack("<I", bits)[-size:]
+        with pytest.raises(DataError, match=f"'{name}' holds NaN or infinite values"):
+            load(join(header, student, bytes(changed)))
+
+
+def test_memories_behind_a_projection_have_a_bounded_length(tmp_path: Path, load) -> None:
+    model = models.build("moe", in_dim=6, hidden_dim=7, out_dim=3, num_layers=1, num_experts=3, k=2).eval()
+    header, student, body = split(pack(model, tmp_path / "s").read_bytes())
+    begin, _ = header["layers.0.memory"]["data_offsets"]
+    for value, refused in ((50.0, False), (101.0, True), (float("nan"), True), (float("inf"), True)):
+        changed = bytearray(body)
+        changed[begin : begin + 4] = struct.pack("<f", value)
+        if refused:
+            with pytest.raises(DataError, match=r"'layers\.0\.memory': row 0 has norm .* expected at most 100"):
+                load(join(header, student, bytes(changed)))
+        else:
+            assert np.isfinite(load(join(header, student, bytes(changed))).predict(np.ones((2, 6)))).all()
+
+
+def members(count: int) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda header, student: student.update(members=count)
+
+
+def narrower_input(header: dict[str, Any], student: dict[str, Any]) -> None:
+    student["layers"][2]["in"] = 5
+
+
+def other_outputs(header: dict[str, Any], student: dict[str, Any]) -> None:
+    student["layers"][1]["out"] = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (members(3), "4 layers are no whole number of layers for each of 3 members"),
+        (members(1), "layers.2 takes 6 inputs, the layer before it gives 3"),
+        (narrower_input, "do not make the 5 inputs of layers.2"),
+        (other_outputs, "layers.1 ends a member with 4 outputs, the last one has 3"),
+        (change_student("format_version", 2), "'members' must be there from format version 3 on and not before"),
+        (lambda header, student: student.pop("members"), "'members' must be there from format version 3 on"),
+    ],
+)
+def test_members_must_fit_each_other(tmp_path: Path, load, change, text: str) -> None:
+    model = models.build("ensemble", in_dim=6, hidden_dim=7, out_dim=3, num_members=2).eval()
+    header, student, body = split(pack(model, tmp_path / "s").read_bytes())
+    change(header, student)
+    with pytest.raises(DataError, match=text):
+        load(join(header, student, body))
+
+
+def test_a_projection_needs_the_newest_version(tmp_path: Path, load) -> None:
+    model = models.build("moe", in_dim=6, hidden_dim=7, out_dim=3, num_experts=3, k=2).eval()
+    header, student, body = split(pack(model, tmp_path / "s").read_bytes())
+    student["format_version"] = 2
+    del student["members"]
+    with pytest.raises(DataError, match="router 'projected' must be there from format version 3 on and not before"):
+        load(join(header, student, body))
+
+
 def test_any_path_the_system_allows(student_file: Path, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff \xc3.safetensors"
     Path(os.fsdecode(path)).write_bytes(student_file.read_bytes())
@@ -249,11 +325,16 @@ def mutations(sound: bytes, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-@pytest.mark.parametrize(("seed", "dtype"), list(enumerate(["float32", "bfloat16", "int8", "float32"])))
-def test_thousands_of_damaged_files_do_no_harm(tmp_path: Path, load, seed: int, dtype: str) -> None:
-    model = models.build(
-        "rbm", in_dim=6, hidden_dim=18, out_dim=3, num_layers=2, num_experts=3, k=2, norm="batch"
-    ).eval()
+DAMAGED = [
+    ("rbm", "float32"), ("rbm", "bfloat16"), ("rbm", "int8"), ("moe", "float32"), ("moe", "int8"),
+    ("ensemble", "float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "dtype"), DAMAGED)
+def test_thousands_of_damaged_files_do_no_harm(tmp_path: Path, load, name: str, dtype: str) -> None:
+    seed, experts = DAMAGED.index((name, dtype)), {} if name == "ensemble" else dict(num_experts=3, k=2)
+    model = models.build(name, in_dim=6, hidden_dim=18, out_dim=3, num_layers=2, norm="batch", **experts).eval()
     sound = pack(model, tmp_path / "s.safetensors", class_names=["a", "\u00e9", '"'], dtype=dtype).read_bytes()
     x = np.random.default_rng(0).standard_normal((8, 6), np.float32)
     # A loader that believed a damaged size would ask for far more than this.

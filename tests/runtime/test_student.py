@@ -42,16 +42,56 @@ def test_every_width_of_output(tmp_path: Path, out_dim: int) -> None:
     assert np.array_equal(logits[:1], student.predict(x[:1].numpy()))
 
 
-def test_an_answer_does_not_depend_on_the_threads(tmp_path: Path) -> None:
-    model = models.build("rbm", in_dim=128, hidden_dim=128, out_dim=16, num_layers=3, num_experts=6, k=3).eval()
-    student = PackedStudent.load(pack(model, tmp_path / "s.safetensors"))
+KINDS = {
+    "rbm": dict(num_experts=6, k=3),
+    "moe": dict(num_experts=6, k=3),
+    "moe, program": dict(num_experts=6, k=3, reading="program"),
+    "ensemble": dict(num_members=3),
+}
+
+
+def packed(kind: str, path: Path, **options) -> tuple[Model, PackedStudent]:
+    torch.manual_seed(0)
+    model = models.build(kind.split(",")[0], **KINDS[kind], **options).eval()
+    return model, PackedStudent.load(pack(model, path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_does_not_depend_on_the_threads(tmp_path: Path, kind: str) -> None:
+    _, student = packed(kind, tmp_path / "s", in_dim=128, hidden_dim=128, out_dim=16, num_layers=3)
     x = np.random.default_rng(0).standard_normal((2000, 128), np.float32)
     answers = []
     for threads in (1, 2, 5):
         student.num_threads = threads
-        answers.append((student.predict(x), *student.route(x, layer=1)))
+        routing = () if kind == "ensemble" else student.route(x, layer=1)
+        answers.append((student.predict(x), *student.top_classes(x, 3), *routing))
     for answer in answers[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(answers[0], answer, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_answers_single_and_sparse_rows_alike(tmp_path: Path, kind: str) -> None:
+    model, student = packed(kind, tmp_path / "s", in_dim=24, hidden_dim=40, out_dim=7, num_layers=2)
+    x = torch.randn(60, 24) * (torch.rand(60, 24) < 0.3)
+    logits = student.predict(x.numpy())
+    np.testing.assert_allclose(logits, model(x).logits.detach(), atol=1e-5)
+    assert np.array_equal(logits, np.concatenate([student.predict(x[i : i + 1].numpy()) for i in range(60)]))
+    sparse = pytest.importorskip("scipy.sparse")
+    for count in (1, 60):
+        again = student.predict(sparse.csr_array(x[:count].numpy()))
+        np.testing.assert_allclose(again, logits[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["moe", "moe, program"])
+def test_a_projecting_router_routes_as_the_model_s(tmp_path: Path, kind: str) -> None:
+    model, student = packed(kind, tmp_path / "s", in_dim=24, hidden_dim=40, out_dim=7, num_layers=2)
+    h = x = torch.randn(50, 24)
+    for position, layer in enumerate(model.moe_layers()):
+        gate, index = student.route(x.numpy(), layer=position)
+        routing = layer.router(h)
+        assert np.array_equal(index, routing.index)
+        np.testing.assert_allclose(gate, routing.gate.detach(), atol=1e-6)
+        h = model.between(position, layer(h)[0])
 
 
 def test_sixteen_callers_at_once(student_file: Path, rows: torch.Tensor) -> None:

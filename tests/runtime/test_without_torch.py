@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from gmoe_ext import models
+from gmoe_ext.export import pack
 from gmoe_ext.runtime import PackedStudent
 
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
@@ -22,9 +25,15 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rbm", dict(num_experts=4, k=2)), ("moe", dict(num_experts=4, k=2)), ("ensemble", dict(num_members=3))],
+)
 def test_a_student_answers_where_torch_cannot_be_imported(
-    student_file: Path, rows: torch.Tensor, tmp_path: Path
+    rows: torch.Tensor, tmp_path: Path, name: str, options: dict[str, int]
 ) -> None:
+    model = models.build(name, in_dim=rows.shape[1], hidden_dim=16, out_dim=3, num_layers=2, **options).eval()
+    student_file = pack(model, tmp_path / "student.safetensors")
     np.save(tmp_path / "x.npy", rows.numpy())
     program = BLOCK_TORCH + (
         "import numpy as np; from gmoe_ext.runtime import PackedStudent\n"

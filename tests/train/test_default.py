@@ -111,6 +111,18 @@ def test_a_stopped_story_goes_on_to_the_same_student(story, tmp_path, monkeypatc
     assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 12 + 12 + 22
 
 
+@pytest.mark.parametrize("model", ["moe", "ensemble"])
+def test_other_students_have_their_story(tmp_path, model):
+    from gmoe_ext.export.__main__ import main as export
+    from gmoe_ext.runtime import PackedStudent
+    from gmoe_ext.train.parse import DEFAULT_RECIPE
+
+    flags = ["--config", str(DEFAULT_RECIPE), "--student.model", model, *SMALL, "--train.epochs", "2"]
+    assert main([*flags, "--run_dir", str(tmp_path), "--device", "cpu"]) == 0
+    assert PackedStudent.load(tmp_path / "student.safetensors").info()["model"] == model
+    assert export([str(tmp_path)]) == 0
+
+
 def test_molecules_have_no_story(tmp_path, capsys):
     from .files import write_molecules
 

@@ -153,12 +153,20 @@ void sort_by_expert(std::int64_t k, float* gate, std::int64_t* index) {
   }
 }
 
+// The cosines are multiplied by the memories' norms, so they are no longer bounded by 1.
 void gates_of(const RoutedLayer& a, float norm, float* cosine, float* gate, std::int64_t* index) {
   // Written so that a NaN norm stays NaN: fmax would drop it.
   const float scale = 1.0f / (norm < kEps ? kEps : norm);
   for (std::int64_t e = 0; e < a.experts; ++e) cosine[e] *= scale;
   select_top(cosine, a.experts, a.k, gate, index);
-  softmax_bounded(gate, a.k);
+  const float top = gate[0];
+  float sum = 0;
+  for (std::int64_t r = 0; r < a.k; ++r) sum += gate[r] = std::exp(gate[r] - top);
+  if (a.over_all) {
+    sum = 0;
+    for (std::int64_t e = 0; e < a.experts; ++e) sum += std::exp(cosine[e] - top);
+  }
+  for (std::int64_t r = 0; r < a.k; ++r) gate[r] /= sum;
 }
 
 // R rows times one panel of N vectors: y[rows[i]] += gate[i] * bias + scaled[i] W.
@@ -272,8 +280,8 @@ void route_row(const RoutedLayer& a, const float* x, float* cosine, float* gate,
     index[0] = 0;
     return;
   }
-  cosines(x, a.memory, a.experts, a.in, 1.0f, cosine);
-  gates_of(a, std::sqrt(squared_norm(x, a.in)), cosine, gate, index);
+  cosines(x, a.memory, a.experts, a.compared, 1.0f, cosine);
+  gates_of(a, std::sqrt(squared_norm(x, a.compared)), cosine, gate, index);
 }
 
 void route_sparse_row(const RoutedLayer& a, const SparseRow& x, float* cosine, float* gate, std::int64_t* index) {

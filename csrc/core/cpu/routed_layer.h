@@ -13,14 +13,16 @@ enum class WeightType { float32, bfloat16, int8 };
 
 // All arrays are dense and row-major.
 struct RoutedLayer {
-  const float* memory;  // [experts, in], rows of norm 1 or 0; null for a layer without a router (one expert, gate 1)
+  const float* memory;  // [experts, compared], rows of norm 100 at most; null without a router (one expert, gate 1)
   const void* weight;   // [experts, in, out]: a feature's row holds its weights to all outputs, zero features skip it
   const float* weight_scale;  // [experts, in]: what an int8 row is multiplied by; null for other types
   const float* bias;          // [experts, out]
   const float* panels;        // weight and bias as pack_panels leaves them; only routed_block reads it
   std::int64_t in, out, experts, k;
+  std::int64_t compared;  // columns of what is routed: `in`, or those of another form of the row
   WeightType type;
   bool relu;
+  bool over_all;  // gates are a softmax over all experts, not over the chosen ones
 };
 
 // A row as its non-zero features in ascending order.
@@ -57,7 +59,8 @@ inline std::int64_t compress(const float* x, std::int64_t n, float* value, std::
   GMOE_CALL_ACTIVE_ISA(compress(x, n, value, column));
 }
 
-// gate[k] descending and index[k]; cosine[experts] is scratch. A NaN in x gives NaN gates and valid, distinct experts.
+// gate[k] descending and index[k] for x[compared]; cosine[experts] is scratch. A NaN in x gives NaN gates and valid,
+// distinct experts. Sparse rows have the layer's own features.
 inline void route_row(const RoutedLayer& a, const float* x, float* cosine, float* gate, std::int64_t* index) {
   GMOE_CALL_ACTIVE_ISA(route_row(a, x, cosine, gate, index));
 }
