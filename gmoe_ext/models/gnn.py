@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,11 @@ class Mixture:
     def __post_init__(self) -> None:
         if self.aux_over not in ("mean", "sum"):
             raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {self.aux_over!r}")
+
+    def conv(self, base: Base, in_dim: int, out_dim: int, norm: ExpertNorm, **options: Any) -> GMoEConv:
+        """A layer of these experts; ``options`` are its bond_dims or mlp_dim."""
+        experts = self.num_experts, self.num_hop1, self.k
+        return GMoEConv(in_dim, out_dim, *experts, base, norm=norm, combine=self.combine, **options)
 
 
 class MixtureModel(Model):
@@ -120,17 +125,7 @@ class NodeGNN(MixtureModel):
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
         inner = expert_norm(norm)
         self.layers = nn.ModuleList(
-            GMoEConv(
-                wide_in,
-                wide_out,
-                mixture.num_experts,
-                mixture.num_hop1,
-                mixture.k,
-                base,
-                norm=inner if depth < num_layers else "none",
-                combine=mixture.combine,
-                mlp_dim=hidden_dim,
-            )
+            mixture.conv(base, wide_in, wide_out, inner if depth < num_layers else "none", mlp_dim=hidden_dim)
             for depth, (wide_in, wide_out) in enumerate(itertools.pairwise(dims), start=1)
         )
 

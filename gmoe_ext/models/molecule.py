@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn.dropout import dropout
 from ..nn.encoders import BOND_DIMS, AtomEncoder
-from ..nn.gmoe_conv import Base, GMoEConv
+from ..nn.gmoe_conv import Base
 from .gnn import Mixture, MixtureModel, Norm, expert_norm
 from .output import Output
 
@@ -46,17 +46,7 @@ class MoleculeGNN(MixtureModel):
         super().__init__(num_layers, dropout, mixture)
         self.atoms = AtomEncoder(hidden_dim)
         self.layers = nn.ModuleList(
-            GMoEConv(
-                hidden_dim,
-                hidden_dim,
-                mixture.num_experts,
-                mixture.num_hop1,
-                mixture.k,
-                base,
-                bond_dims=BOND_DIMS,
-                norm=expert_norm(norm),
-                combine=mixture.combine,
-            )
+            mixture.conv(base, hidden_dim, hidden_dim, expert_norm(norm), bond_dims=BOND_DIMS)
             for _ in range(num_layers)
         )
         self.head = nn.Linear(hidden_dim, out_dim)
