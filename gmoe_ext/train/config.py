@@ -330,7 +330,7 @@ _FREE = ("run_dir", "device", "resume", "dry_run", "offline", "data.root", "trai
 
 # Settings that came later, with the value that says what was done before: at that value they are left out, and
 # checkpoints and hashes of then stay what they are.
-_SINCE = {"train.precision": "float32"}
+_SINCE = {"train.precision": "float32", "student.num_members": None, "student.reading": None}
 
 
 def flatten(config: Config) -> dict[str, Any]:
