@@ -8,6 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+_DRAWN_LIKE = (torch.rand_like, torch.randn_like)
+
 
 class MadeOn(TorchFunctionMode):
     """Tensors come into being on a device: drawn on the CPU, by its generators, and moved."""
@@ -18,6 +20,8 @@ class MadeOn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _DRAWN_LIKE:
+            return func(args[0].cpu(), *args[1:], **kwargs).to(args[0].device)
         if func not in _device_constructors() or kwargs.get("device") is not None:
             return func(*args, **kwargs)
         wants_grad = kwargs.pop("requires_grad", False)

@@ -27,7 +27,13 @@ ARCH=${ARCH:-$found}
 SECONDS=0
 started=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+pids=()
+stop() {  # what still runs ends with this script
+  [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null
+  rm -rf "$work"
+}
+trap stop EXIT
+trap 'exit 143' INT TERM
 export PYTHONPATH=$PWD GMOE_EXT_REQUIRE_NATIVE=1
 
 status=0
@@ -40,20 +46,20 @@ note() {  # name, exit code, seconds
   [ "$2" -eq 0 ] || status=1
   echo "== $1: $([ "$2" -eq 0 ] && echo passed || echo "FAILED, exit code $2$([ "$2" -eq 124 ] && echo ' (out of time)')") in $3 s"
 }
-limited() {  # most seconds, command: no longer than what is left of the whole
-  local left=$((BUDGET_S - SECONDS)) most=$1
-  shift
-  [ "$left" -gt 5 ] || return 124
-  timeout -k 5 $((most < left ? most : left)) "$@"
-}
-pids=()
 running=()
-start() {  # name, most seconds, command: beside others
-  local name=$1
-  shift
+start() {  # name, most seconds, command: beside others, for no longer than what is left of the whole
+  local name=$1 most=$2 left=$((BUDGET_S - SECONDS))
+  shift 2
   (
-    begin=$SECONDS code=0
-    limited "$@" >"$work/$name.log" 2>&1 || code=$?
+    begin=$SECONDS code=124
+    if [ "$left" -gt 5 ]; then
+      timeout -k 5 $((most < left ? most : left)) "$@" >"$work/$name.log" 2>&1 &
+      child=$!
+      trap 'kill "$child"' TERM  # timeout hands it on to all that the command started
+      code=0
+      wait "$child" || code=$?
+    fi
+    touch "$work/$name.log"
     echo "$code $((SECONDS - begin))" >"$work/$name.done"
   ) &
   pids+=($!)
@@ -93,7 +99,7 @@ start build_kernel_tests 300 bash -c build_kernel_tests
 finish
 
 if [ -x "$work/kernel_tests" ]; then
-  limited 20 "$work/kernel_tests" "no test has this name" >"$work/device.log" 2>&1
+  timeout 20 "$work/kernel_tests" "no test has this name" >"$work/device.log" 2>&1
   [ $? -eq 77 ] && { cat "$work/device.log"; exit 77; }
 elif ! nvidia-smi >/dev/null 2>&1; then
   echo "no GPU here"

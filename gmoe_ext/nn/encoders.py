@@ -102,7 +102,7 @@ class BondEncoder(nn.Module):
         if pair_types is None:
             raise ValueError("BondEncoder: two-hop bonds need 'pair_types' [P, 2], got None; batch with two_hop=True")
         second_ETD = self._sums(list(self.tables)[width:])
-        return first_ETD.index_select(1, pair_types[:, 0]) + second_ETD.index_select(1, pair_types[:, 1])
+        return _take_types(first_ETD, pair_types[:, 0]) + _take_types(second_ETD, pair_types[:, 1])
 
     def _sums(self, tables: list[Tensor]) -> Tensor:
         table_ETD = tables[0]
@@ -112,3 +112,10 @@ class BondEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, dim={self.dim}, bond_dims={self.bond_dims}, hops={self.hops}"
+
+
+def _take_types(table_ETD: Tensor, types_P: Tensor) -> Tensor:
+    """Columns of a table, by the form whose gradient adds in a fixed order: which one does differs by device."""
+    if table_ETD.device.type == "cpu":
+        return table_ETD.index_select(1, types_P)
+    return table_ETD[:, types_P]

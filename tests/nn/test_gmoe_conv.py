@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -50,8 +51,13 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-6)
 
 
-@pytest.fixture(scope="module")
-def molecules():
+@pytest.fixture
+def molecules(device):
+    return _molecules(device)
+
+
+@functools.cache
+def _molecules(_device):
     return Molecules(num_nodes=24, num_bonds=30, seed=3)
 
 
