@@ -17,13 +17,13 @@ Precision = Literal["float32", "bf16-mixed"]
 
 
 def resolve(name: str) -> torch.device:
-    """The device called auto, cpu, cuda or cuda:N; auto is CUDA where there is one, cuda its current device.
+    """The device called auto, cpu, cuda or cuda:N; auto is CUDA where torch and the operators have it.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: no such device here, or no operators for it.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and _operators_on_cuda() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -32,9 +32,18 @@ def resolve(name: str) -> torch.device:
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices\n  mend: --device cpu")
+    if device.type == "cuda" and not _operators_on_cuda():
+        raise ConfigError(
+            f"--device {name}: gmoe_ext was built without its CUDA kernels\n"
+            "  mend: GMOE_CUDA=ON pip install --no-build-isolation --force-reinstall --no-deps ., or --device cpu"
+        )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def _operators_on_cuda() -> bool:
+    return not _native.available or bool(_native.build_info()["cuda"])  # the reference runs anywhere
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

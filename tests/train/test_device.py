@@ -7,14 +7,29 @@ import sys
 import pytest
 import torch
 
-from gmoe_ext import collect_env
+import gmoe_ext
+from gmoe_ext import _native, collect_env
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.train.device import describe_backend, resolve
 
 
 def test_devices_by_name():
     assert resolve("cpu") == torch.device("cpu")
-    assert resolve("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    built = gmoe_ext.backend() == "reference" or gmoe_ext.build_info()["cuda"]
+    assert resolve("auto").type == ("cuda" if torch.cuda.is_available() and built else "cpu")
+
+
+@pytest.mark.native
+def test_a_gpu_without_operators_for_it_is_refused_and_never_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": False, "cpu": "avx2"})
+    assert resolve("auto").type == "cpu"
+    with pytest.raises(ConfigError, match="built without its CUDA kernels"):
+        resolve("cuda:0")
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": "13.0", "cpu": "avx2"})
+    assert resolve("auto") == resolve("cuda") == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("name", ["tpu", "meta", f"cuda:{torch.cuda.device_count()}", ""])
