@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import warnings
 from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import gmoe_ext
 from gmoe_ext import _native
-from gmoe_ext.errors import NativeError
+from gmoe_ext.errors import GraphIndexError, NativeError
 from gmoe_ext.ops import _dispatch
 
 
@@ -95,3 +97,75 @@ def test_library_older_than_the_python_files_is_named_as_such() -> None:
 def test_other_runtime_errors_of_an_operator_pass_unchanged() -> None:
     with pytest.raises(RuntimeError, match="gmoe::cosine_topk: expected 'x'"):
         _dispatch.call("cosine_topk", torch.ones(3), torch.ones(2, 3), 1, 1e-12)
+
+
+@pytest.fixture
+def no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_cuda", None)
+    monkeypatch.setattr(_native, "_no_cuda", "gmoe_ext was built without its CUDA kernels")
+
+
+def test_cuda_kernels_are_looked_for_only_where_torch_has_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _native._load_cuda() == (None, "this torch has no CUDA")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_native, "find_spec", lambda name: None)
+    assert _native._load_cuda() == (None, "gmoe_ext was built without its CUDA kernels")
+
+
+def test_cuda_kernels_that_do_not_load_say_why(built_for_another_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    library, reason = _native._load_cuda()
+    assert library is None and "undefined symbol: aoti_torch_of_tomorrow" in reason
+
+
+def test_cuda_tensors_without_cuda_kernels_are_an_error_that_says_how_to_build_them(no_cuda_kernels: None) -> None:
+    with FakeTensorMode(), pytest.raises(NativeError) as caught:
+        _native.expect_cuda("cosine_topk", (torch.empty(2, 3, device="cuda"), 1))
+    text = str(caught.value)
+    assert text.startswith("gmoe::cosine_topk: got tensors on CUDA, and gmoe_ext was built without")
+    assert "mend: " in text and "GMOE_CUDA=ON pip install" in text
+    _native.expect_cuda("cosine_topk", (torch.ones(2), 1))
+
+
+@pytest.mark.native
+def test_an_operator_without_a_kernel_for_a_device_asks_whether_that_is_cuda(
+    no_cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_native, "expect_cuda", lambda name, operands: asked.append(name))
+    sparse = torch.ones(2, 3).to_sparse()  # of no device that has kernels
+    with pytest.raises(NotImplementedError):
+        _dispatch.call("cosine_topk", sparse, sparse, 1, 1e-12)
+    assert asked == ["cosine_topk"]
+
+
+class _Noted:
+    """The library of a device on which an operator has noted something."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def raise_index_faults(self, device: int) -> None:
+        raise RuntimeError(self.text)
+
+
+def test_what_a_device_has_noted_is_an_index_error_without_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = "gmoe::aggregate: index out of range: 'columns' at position 7, expected 0 <= index < 5"
+    remark = ", found on cuda:0 by an earlier call; so did gmoe::expert_linear"
+    monkeypatch.setattr(_native, "_cuda", _Noted(found + remark))
+    with pytest.raises(GraphIndexError) as caught:
+        _native.raise_index_faults(torch.device("cuda", 0))
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.op, error.argument, error.position, error.value, error.bound) == (
+        *("gmoe::aggregate", "columns", 7, None, 5),
+    )
+    assert str(error) == str(caught.value) == found + remark
+    _native.raise_index_faults(torch.device("cpu"))
+
+
+def test_what_is_no_index_stays_a_runtime_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "gmoe::expert_linear: expected 'order' to name every slot once, found on cuda:0 by an earlier call"
+    monkeypatch.setattr(_native, "_cuda", _Noted(text))
+    with pytest.raises(RuntimeError, match="expected 'order'"):
+        _native.raise_index_faults(torch.device("cuda", 0))

@@ -22,6 +22,11 @@
 #include "core/huge_pages.h"
 #include "core/types.h"
 
+// Its name in the headers of torch 2.11.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 // Schemas are registered once, by _C; the library of another device, which compiles the same checks, leaves them out.
 #ifdef GMOE_WITHOUT_SCHEMAS
 #define GMOE_SCHEMAS(m) [[maybe_unused]] static void gmoe_schemas(torch::stable::detail::StableLibrary& m)

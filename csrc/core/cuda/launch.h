@@ -8,8 +8,8 @@ namespace gmoe::core::cuda {
 // A cudaStream_t; null is the default stream.
 using Stream = void*;
 
-// Where kernels note a bad index instead of following it: a word in device memory that the caller sets to kNoBadIndex.
-// It ends as the flat position of the first bad value, whatever the order of the threads.
+// Where kernels note a bad index instead of following it: a word that the device can reach and that the caller set to
+// kNoBadIndex. It ends as the flat position of the first bad value, whatever the order of the threads.
 using BadIndex = unsigned long long;
 inline constexpr BadIndex kNoBadIndex = ~BadIndex{0};
 

@@ -1,5 +1,7 @@
 // core/cpu/routed_edge_aggregate.h on the device; arguments are pointers to device memory. Of bad indices, a column is
-// noted as the position of its edge, an edge type as that + num_edges; their edges are left out.
+// noted as the position of its edge, an edge type as that + num_edges; their edges are left out. Offsets that do not
+// rise from 0 to num_edges are noted as 2 num_edges: results are then wrong or not written. With edges there must be
+// rows.
 #pragma once
 
 #include "core/cpu/routed_edge_aggregate.h"

@@ -1,5 +1,6 @@
 // core/cpu/two_hop_graph.h on the device; arguments are pointers to device memory. Of bad indices, a column is noted as
-// the position of its edge, an edge type as that + num_edges; their edges are left out.
+// the position of its edge, an edge type as that + num_edges; their edges are left out. Offsets that do not rise from 0
+// to num_edges are noted as the position past all of these, and lead to no edge that does not exist.
 //
 // The result's size is known on the device alone, so there are two calls: the caller reads new_offsets[num_nodes] after
 // the first one, the only time that the host must wait, and allocates for the second.
