@@ -15,12 +15,9 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "tests/check.h"
+#include "tests/sanitizers.h"
 
-// AddressSanitizer fills fresh memory with bytes that make NaN, so that values read before they are written show.
-extern "C" const char* __asan_default_options();
-extern "C" const char* __asan_default_options() {
-  return "max_malloc_fill_size=1073741824:malloc_fill_byte=255:detect_stack_use_after_return=1";
-}
+GMOE_OPTIONS_OF(asan, GMOE_FILL_WITH_NAN ":detect_stack_use_after_return=1");
 
 namespace gmoe::test {
 namespace {

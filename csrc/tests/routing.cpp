@@ -1,7 +1,6 @@
 // Routers, plans and the moving average of the memory against loops over every row and expert.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "core/cpu/check_index.h"
 #include "core/cpu/check_plan.h"
@@ -13,72 +12,28 @@
 #include "tests/check.h"
 #include "tests/inputs.h"
 #include "tests/naive_memory.h"
+#include "tests/naive_routers.h"
 
 namespace gmoe::test {
 namespace {
 
-struct Sizes {
-  std::int64_t rows, experts, k, dim;
-};
-constexpr Sizes kSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},    {2, 3, 3, 0},    {7, 5, 5, 3},      {63, 8, 3, 17},
-                            {5, 67, 67, 2}, {11, 4, 1, 131}, {61, 9, 2, 512}, {1501, 13, 4, 31}, {1500, 2, 1, 64}};
-
-void set_case(const Sizes& s, const char* variant = "") {
-  test::set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k, ", dim ", s.dim, variant);
-}
-
-// Positions of the k largest, ties to the lower one.
-std::vector<std::int64_t> best(const double* value, std::int64_t n, std::int64_t k) {
-  std::vector<std::int64_t> order(static_cast<std::size_t>(n));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return value[a] > value[b]; });
-  order.resize(static_cast<std::size_t>(k));
-  return order;
-}
-
-std::vector<double> softmax(std::vector<double> value) {
-  double sum = 0;
-  for (double& v : value) sum += v = std::exp(v);
-  for (double& v : value) v /= sum;
-  return value;
-}
-
-// Each row of an index holds different experts of [0, num_experts).
-void check_choices(const std::vector<std::int64_t>& index, std::int64_t k, std::int64_t num_experts) {
-  CHECK(core::find_bad_index(index.data(), static_cast<std::int64_t>(index.size()), num_experts) == -1);
-  for (std::size_t row = 0; row < index.size(); row += static_cast<std::size_t>(k)) {
-    std::vector<std::int64_t> chosen(index.begin() + row, index.begin() + row + k);
-    std::sort(chosen.begin(), chosen.end());
-    CHECK(std::adjacent_find(chosen.begin(), chosen.end()) == chosen.end());
-  }
-}
+constexpr RouterSizes kSizes[] = {{0, 3, 2, 5},      {1, 1, 1, 1},    {2, 3, 3, 0},    {7, 5, 5, 3},
+                                  {63, 8, 3, 17},    {5, 67, 67, 2},  {11, 4, 1, 131}, {61, 9, 2, 512},
+                                  {1501, 13, 4, 31}, {1500, 2, 1, 64}};
 
 GMOE_PARALLEL_TEST(topk_softmax) {
   Random random(1);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
-      set_case(s);
-      std::vector<T> logits = random.values<T>(s.rows * s.experts);
-      // Of every other row, quarters: many of them are equal.
-      for (std::size_t i = 0; i < logits.size(); ++i) {
-        if (i / s.experts % 2 == 1) logits[i] = core::narrow<T>(std::round(4 * core::widen(logits[i])) / 4);
-      }
+    for (const RouterSizes& s : kSizes) {
+      set_router_case(s);
+      const std::vector<T> logits = logits_with_ties<T>(random, s);
       std::vector<T> gate = unwritten<T>(s.rows * s.k);
-      std::vector<std::int64_t> index = unwritten_index(s.rows * s.k), want_index;
+      std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
       core::topk_softmax<T>({logits.data(), s.rows, s.experts, s.k, gate.data(), index.data()});
-      std::vector<double> want_gate;
-      for (std::int64_t i = 0; i < s.rows; ++i) {
-        std::vector<double> row, top;
-        for (std::int64_t e = 0; e < s.experts; ++e) row.push_back(wide(logits[i * s.experts + e]));
-        for (const std::int64_t e : best(row.data(), s.experts, s.k)) {
-          want_index.push_back(e);
-          top.push_back(row[e]);
-        }
-        for (const double g : softmax(top)) want_gate.push_back(g);
-      }
-      CHECK_EQUAL(index, want_index);
-      CHECK_CLOSE(gate, want_gate);
+      const Routes want = naive_routes(s, wide(logits));
+      CHECK_EQUAL(index, want.index);
+      CHECK_CLOSE(gate, want.gate);
     }
   });
 }
@@ -87,44 +42,17 @@ GMOE_PARALLEL_TEST(topk_softmax_grad_logits) {
   Random random(2);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
-      set_case(s);
+    for (const RouterSizes& s : kSizes) {
+      set_router_case(s);
       const auto logits = random.values<T>(s.rows * s.experts), grad_gate = random.values<T>(s.rows * s.k);
       std::vector<T> gate = unwritten<T>(s.rows * s.k), grad_logits = unwritten<T>(s.rows * s.experts);
       std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
       core::topk_softmax<T>({logits.data(), s.rows, s.experts, s.k, gate.data(), index.data()});
       core::topk_softmax_grad_logits<T>(
           {grad_gate.data(), gate.data(), index.data(), s.rows, s.experts, s.k, grad_logits.data()});
-      std::vector<double> want = zeros(s.rows * s.experts);
-      for (std::int64_t i = 0; i < s.rows; ++i) {
-        double mean = 0;
-        for (std::int64_t r = i * s.k; r < (i + 1) * s.k; ++r) mean += wide(gate[r]) * wide(grad_gate[r]);
-        for (std::int64_t r = i * s.k; r < (i + 1) * s.k; ++r) {
-          want[i * s.experts + index[r]] = wide(gate[r]) * (wide(grad_gate[r]) - mean);
-        }
-      }
-      CHECK_CLOSE(grad_logits, want);
+      CHECK_CLOSE(grad_logits, naive_topk_softmax_grad_logits(s, grad_gate, gate, index));
     }
   });
-}
-
-// cosines[N, E] with norms of at least eps.
-template <typename T>
-std::vector<double> naive_cosines(const Sizes& s, const std::vector<T>& x, const std::vector<T>& memory, double eps) {
-  const auto norm = [&](const std::vector<T>& rows, std::int64_t row) {
-    double sum = 0;
-    for (std::int64_t d = 0; d < s.dim; ++d) sum += wide(rows[row * s.dim + d]) * wide(rows[row * s.dim + d]);
-    return std::max(std::sqrt(sum), eps);
-  };
-  std::vector<double> cosines = zeros(s.rows * s.experts);
-  for (std::int64_t i = 0; i < s.rows; ++i) {
-    for (std::int64_t e = 0; e < s.experts; ++e) {
-      double sum = 0;
-      for (std::int64_t d = 0; d < s.dim; ++d) sum += wide(x[i * s.dim + d]) * wide(memory[e * s.dim + d]);
-      cosines[i * s.experts + e] = sum / norm(x, i) / norm(memory, e);
-    }
-  }
-  return cosines;
 }
 
 GMOE_PARALLEL_TEST(cosine_topk) {
@@ -132,27 +60,16 @@ GMOE_PARALLEL_TEST(cosine_topk) {
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
     using A = core::Accumulator<T>;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const double eps : {1e-12, 1.0}) {
-        set_case(s, eps == 1.0 ? ", norms of at least 1" : "");
+        set_router_case(s, eps == 1.0 ? ", norms of at least 1" : "");
         std::vector<T> x = random.values<T>(s.rows * s.dim);
         const auto memory = random.values<T>(s.experts * s.dim);
         if (s.rows > 0) std::fill(x.begin(), x.begin() + s.dim, core::narrow<T>(A{0}));
         std::vector<T> gate = unwritten<T>(s.rows * s.k);
         std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
         core::cosine_topk<T>({x.data(), memory.data(), s.rows, s.dim, s.experts, s.k, eps, gate.data(), index.data()});
-        check_choices(index, s.k, s.experts);
-        const std::vector<double> cosines = naive_cosines(s, x, memory, eps);
-        std::vector<double> want_gate;
-        for (std::int64_t i = 0; i < s.rows; ++i) {
-          const double* row = cosines.data() + i * s.experts;
-          std::vector<double> top;
-          for (const std::int64_t e : best(row, s.experts, s.k)) top.push_back(row[e]);
-          // Cosines that are equal up to rounding may stand in either order.
-          for (std::int64_t r = 0; r < s.k; ++r) CHECK(std::fabs(row[index[i * s.k + r]] - top[r]) < 1e-5);
-          for (const double g : softmax(top)) want_gate.push_back(g);
-        }
-        CHECK_CLOSE(gate, want_gate);
+        check_cosine_topk(s, naive_cosines(s, x, memory, eps), gate, index);
       }
     }
   });
@@ -162,7 +79,7 @@ GMOE_TEST(cosine_topk_gives_ties_to_the_lower_expert) {
   Random random(4);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr Sizes s{9, 11, 7, 37};
+    constexpr RouterSizes s{9, 11, 7, 37};
     const auto x = random.values<T>(s.rows * s.dim), row = random.values<T>(s.dim);
     std::vector<T> memory, gate = unwritten<T>(s.rows * s.k);
     for (std::int64_t e = 0; e < s.experts; ++e) memory.insert(memory.end(), row.begin(), row.end());
@@ -178,7 +95,7 @@ GMOE_TEST(cosine_topk_keeps_the_order_of_ties_when_a_better_expert_comes) {
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
     const auto value = [](double v) { return core::narrow<T>(static_cast<core::Accumulator<T>>(v)); };
-    constexpr Sizes s{3, 6, 4, 2};
+    constexpr RouterSizes s{3, 6, 4, 2};
     const std::vector<T> x(s.rows * s.dim, value(1));
     std::vector<T> memory, gate = unwritten<T>(s.rows * s.k);
     for (std::int64_t e = 0; e < s.experts; ++e) memory.insert(memory.end(), {value(1), value(e == 4 ? 1 : 0)});
@@ -193,7 +110,7 @@ GMOE_PARALLEL_TEST(routers_choose_valid_experts_for_rows_with_nan) {
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
     using A = core::Accumulator<T>;
-    constexpr Sizes s{2001, 9, 4, 21};
+    constexpr RouterSizes s{2001, 9, 4, 21};
     std::vector<T> x = random.values<T>(s.rows * s.dim), logits = random.values<T>(s.rows * s.experts);
     const auto memory = random.values<T>(s.experts * s.dim);
     for (std::int64_t i = 0; i < s.rows; i += 2) {
@@ -201,7 +118,7 @@ GMOE_PARALLEL_TEST(routers_choose_valid_experts_for_rows_with_nan) {
       logits[i * s.experts + random.below(s.experts)] = core::narrow<T>(std::numeric_limits<A>::quiet_NaN());
     }
     for (const bool cosine : {true, false}) {
-      test::set_case(cosine ? "cosine_topk" : "topk_softmax");
+      set_case(cosine ? "cosine_topk" : "topk_softmax");
       std::vector<T> gate = unwritten<T>(s.rows * s.k);
       std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
       if (cosine) {
@@ -210,51 +127,19 @@ GMOE_PARALLEL_TEST(routers_choose_valid_experts_for_rows_with_nan) {
       } else {
         core::topk_softmax<T>({logits.data(), s.rows, s.experts, s.k, gate.data(), index.data()});
       }
-      check_choices(index, s.k, s.experts);
+      check_choices(s, index);
       for (std::int64_t i = 0; i < s.rows * s.k; ++i) CHECK(std::isnan(wide(gate[i])) == (i / s.k % 2 == 0));
     }
   });
-}
-
-// dx of the gates of the chosen experts, which are given.
-template <typename T>
-std::vector<double> naive_cosine_topk_grad_x(const Sizes& s, const std::vector<T>& x, const std::vector<T>& memory,
-                                             const std::vector<T>& grad_gate, const std::vector<std::int64_t>& index,
-                                             double eps) {
-  const std::vector<double> cosines = naive_cosines(s, x, memory, eps);
-  const auto norm = [&](const std::vector<T>& rows, std::int64_t row) {
-    double sum = 0;
-    for (std::int64_t d = 0; d < s.dim; ++d) sum += wide(rows[row * s.dim + d]) * wide(rows[row * s.dim + d]);
-    return std::sqrt(sum);
-  };
-  std::vector<double> want = zeros(s.rows * s.dim);
-  for (std::int64_t i = 0; i < s.rows; ++i) {
-    const double size = norm(x, i), scale = 1 / std::max(size, eps);
-    std::vector<double> top;
-    for (std::int64_t r = i * s.k; r < (i + 1) * s.k; ++r) top.push_back(cosines[i * s.experts + index[r]]);
-    const std::vector<double> gate = softmax(top);
-    double mean = 0;
-    for (std::int64_t r = 0; r < s.k; ++r) mean += gate[r] * wide(grad_gate[i * s.k + r]);
-    for (std::int64_t r = 0; r < s.k; ++r) {
-      const double grad = gate[r] * (wide(grad_gate[i * s.k + r]) - mean);
-      const std::int64_t e = index[i * s.k + r];
-      const double memory_scale = 1 / std::max(norm(memory, e), eps);
-      for (std::int64_t d = 0; d < s.dim; ++d) {
-        const double along = size < eps ? 0 : top[r] * wide(x[i * s.dim + d]) * scale;
-        want[i * s.dim + d] += grad * (wide(memory[e * s.dim + d]) * memory_scale - along) * scale;
-      }
-    }
-  }
-  return want;
 }
 
 GMOE_PARALLEL_TEST(cosine_topk_grad_x) {
   Random random(6);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const double eps : {1e-12, 1.0}) {
-        set_case(s, eps == 1.0 ? ", norms of at least 1" : "");
+        set_router_case(s, eps == 1.0 ? ", norms of at least 1" : "");
         const auto x = random.values<T>(s.rows * s.dim), memory = random.values<T>(s.experts * s.dim);
         const auto grad_gate = random.values<T>(s.rows * s.k);
         const auto index = random.indices<std::int64_t>(s.rows * s.k, s.experts);
@@ -271,9 +156,9 @@ GMOE_PARALLEL_TEST(memory_update) {
   Random random(7);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const bool normalize : {true, false}) {
-        set_case(s, normalize ? ", normalised" : "");
+        set_router_case(s, normalize ? ", normalised" : "");
         const auto memory = random.values<T>(s.experts * s.dim), x = random.values<T>(s.rows * s.dim);
         const auto gate = random.values<T>(s.rows * s.k);
         // The last expert gets no rows unless it is the only one.
@@ -292,9 +177,9 @@ GMOE_PARALLEL_TEST(cosine_topk_update) {
   Random random(9);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const bool normalize : {true, false}) {
-        set_case(s, normalize ? ", normalised" : "");
+        set_router_case(s, normalize ? ", normalised" : "");
         const auto memory = random.values<T>(s.experts * s.dim), x = random.values<T>(s.rows * s.dim);
         std::vector<T> gate = unwritten<T>(s.rows * s.k), want_gate = gate,
                        new_memory = unwritten<T>(s.experts * s.dim);
@@ -316,13 +201,13 @@ GMOE_PARALLEL_TEST(cosine_topk_update) {
 
 GMOE_PARALLEL_TEST(expert_plan) {
   Random random(8);
-  constexpr Sizes kPlans[] = {{0, 3, 2, 0},   {1, 1, 1, 0},    {13, 40, 2, 0},
-                              {700, 7, 3, 0}, {9001, 5, 4, 0}, {3, 40000, 2, 0}};
+  constexpr RouterSizes kPlans[] = {{0, 3, 2, 0},   {1, 1, 1, 0},    {13, 40, 2, 0},
+                                    {700, 7, 3, 0}, {9001, 5, 4, 0}, {3, 40000, 2, 0}};
   for_each_index([&](auto type) {
     using Index = typename decltype(type)::type;
-    for (const Sizes& s : kPlans) {
+    for (const RouterSizes& s : kPlans) {
       for (const bool one : {false, true}) {
-        set_case(s, one ? ", all to one expert" : "");
+        set_router_case(s, one ? ", all to one expert" : "");
         const std::int64_t num_slots = s.rows * s.k;
         auto index = random.indices<Index>(num_slots, std::max<std::int64_t>(1, s.experts - 1));
         if (one) std::fill(index.begin(), index.end(), static_cast<Index>(s.experts / 2));

@@ -15,16 +15,12 @@
 #include "tests/check.h"
 #include "tests/cuda/mutation.h"
 #include "tests/cuda/orders.h"
+#include "tests/sanitizers.h"
 
-// Visible, or the sanitizers' libraries do not find them.
-#define GMOE_OPTIONS_OF(sanitizer) \
-  extern "C" __attribute__((visibility("default"))) const char* __##sanitizer##_default_options()
-GMOE_OPTIONS_OF(asan);
-GMOE_OPTIONS_OF(asan) { return "max_malloc_fill_size=1073741824:malloc_fill_byte=255"; }
+GMOE_OPTIONS_OF(asan, GMOE_FILL_WITH_NAN);
 // A write of the value that is there already is a race too. The first one ends the process: a mutant is noticed by
 // that.
-GMOE_OPTIONS_OF(tsan);
-GMOE_OPTIONS_OF(tsan) { return "suppress_equal_addresses=0:halt_on_error=1"; }
+GMOE_OPTIONS_OF(tsan, "suppress_equal_addresses=0:halt_on_error=1");
 
 namespace gmoe::test {
 namespace {

@@ -9,32 +9,26 @@
 #include "tests/cuda/device.h"
 #include "tests/inputs.h"
 #include "tests/naive_memory.h"
+#include "tests/naive_routers.h"
 
 namespace gmoe::test {
 namespace {
 
 namespace cuda = core::cuda;
 
-struct Sizes {
-  std::int64_t rows, experts, k, dim;
-};
 // One chunk of rows and several, columns in one tile and in several, whole packs and not, sums that do not fit beside
 // the scores.
-constexpr Sizes kSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},    {2, 3, 3, 0},   {7, 5, 5, 3},
-                            {37, 8, 3, 16}, {131, 4, 2, 34}, {9, 67, 67, 8}, {5, 90, 4, 140}};
-
-void set_case(const Sizes& s, const char* variant) {
-  test::set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k, ", dim ", s.dim, variant);
-}
+constexpr RouterSizes kSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},    {2, 3, 3, 0},   {7, 5, 5, 3},
+                                  {37, 8, 3, 16}, {131, 4, 2, 34}, {9, 67, 67, 8}, {5, 90, 4, 140}};
 
 GMOE_PARALLEL_TEST(memory_update) {
   Random random(11);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const bool normalize : {true, false}) {
         const bool bad = !normalize && s.rows > 1;
-        set_case(s, normalize ? ", normalised" : bad ? ", bad indices" : "");
+        set_router_case(s, normalize ? ", normalised" : bad ? ", bad indices" : "");
         const auto memory = random.values<T>(s.experts * s.dim), x = random.values<T>(s.rows * s.dim);
         // Gates whose exp is too large for any type.
         auto gate = random.values<T>(s.rows * s.k);
@@ -74,9 +68,9 @@ GMOE_PARALLEL_TEST(cosine_topk_update) {
   Random random(12);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const bool normalize : {true, false}) {
-        set_case(s, normalize ? ", normalised" : "");
+        set_router_case(s, normalize ? ", normalised" : "");
         const auto memory = random.values<T>(s.experts * s.dim), x = random.values<T>(s.rows * s.dim);
         std::vector<T> gate = unwritten<T>(s.rows * s.k), want_gate = gate,
                        new_memory = unwritten<T>(s.experts * s.dim);

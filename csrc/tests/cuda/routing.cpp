@@ -1,49 +1,21 @@
 // CUDA routers, plans and the moving average of the memory against loops over every row and expert.
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 
 #include "core/cuda/cosine_topk.h"
 #include "core/cuda/expert_plan.h"
 #include "core/cuda/topk_softmax.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
-#include "tests/inputs.h"
+#include "tests/naive_routers.h"
 
 namespace gmoe::test {
 namespace {
 
 namespace cuda = core::cuda;
 
-struct Sizes {
-  std::int64_t rows, experts, k, dim;
-};
 // Whole packs of 16 bytes and not, fewer and more experts than a pass, more rows than a block.
-constexpr Sizes kSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},   {2, 3, 3, 0},   {7, 5, 5, 3},
-                            {37, 8, 3, 16}, {3, 67, 67, 2}, {5, 6, 4, 131}, {2, 130, 3, 264}};
-
-void set_case(const Sizes& s, const char* variant = "") {
-  test::set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k, ", dim ", s.dim, variant);
-}
-
-// Positions of the k largest, NaN first, ties to the lower one.
-std::vector<std::int64_t> best(const double* value, std::int64_t n, std::int64_t k) {
-  std::vector<std::int64_t> order(static_cast<std::size_t>(n));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
-    return value[a] > value[b] || (std::isnan(value[a]) && !std::isnan(value[b]));
-  });
-  order.resize(static_cast<std::size_t>(k));
-  return order;
-}
-
-std::vector<double> softmax(std::vector<double> value) {
-  double sum = 0;
-  const double largest = value.empty() ? 0 : value[0];
-  for (double& v : value) sum += v = std::exp(v - largest);
-  for (double& v : value) v /= sum;
-  return value;
-}
+constexpr RouterSizes kSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},   {2, 3, 3, 0},   {7, 5, 5, 3},
+                                  {37, 8, 3, 16}, {3, 67, 67, 2}, {5, 6, 4, 131}, {2, 130, 3, 264}};
 
 template <typename T>
 void put_nan(std::vector<T>& values, std::size_t at) {
@@ -54,30 +26,17 @@ GMOE_PARALLEL_TEST(topk_softmax) {
   Random random(1);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
-      set_case(s);
-      std::vector<T> logits = random.values<T>(s.rows * s.experts);
-      // Of every other row, quarters: many of them are equal.
-      for (std::size_t i = 0; i < logits.size(); ++i) {
-        if (i / s.experts % 2 == 1) logits[i] = core::narrow<T>(std::round(4 * core::widen(logits[i])) / 4);
-      }
+    for (const RouterSizes& s : kSizes) {
+      set_router_case(s);
+      std::vector<T> logits = logits_with_ties<T>(random, s);
       if (s.rows > 2) put_nan(logits, static_cast<std::size_t>(2 * s.experts + s.experts / 2));
       std::vector<T> gate = unwritten<T>(s.rows * s.k);
-      std::vector<std::int64_t> index = unwritten_index(s.rows * s.k), want_index;
+      std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
       Device device;
       cuda::topk_softmax<T>({logits.data(), s.rows, s.experts, s.k, gate.data(), index.data()}, device.call());
-      std::vector<double> want_gate;
-      for (std::int64_t i = 0; i < s.rows; ++i) {
-        std::vector<double> row, top;
-        for (std::int64_t e = 0; e < s.experts; ++e) row.push_back(wide(logits[i * s.experts + e]));
-        for (const std::int64_t e : best(row.data(), s.experts, s.k)) {
-          want_index.push_back(e);
-          top.push_back(row[e]);
-        }
-        for (const double g : softmax(top)) want_gate.push_back(g);
-      }
-      CHECK_EQUAL(index, want_index);
-      CHECK_CLOSE(gate, want_gate);
+      const Routes want = naive_routes(s, wide(logits));
+      CHECK_EQUAL(index, want.index);
+      CHECK_CLOSE(gate, want.gate);
     }
   });
 }
@@ -86,10 +45,10 @@ GMOE_PARALLEL_TEST(topk_softmax_grad_logits) {
   Random random(2);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const bool bad : {false, true}) {
         if (bad && s.rows < 2) continue;
-        set_case(s, bad ? ", bad indices" : "");
+        set_router_case(s, bad ? ", bad indices" : "");
         const auto logits = random.values<T>(s.rows * s.experts), grad_gate = random.values<T>(s.rows * s.k);
         std::vector<T> gate = unwritten<T>(s.rows * s.k), grad_logits = unwritten<T>(s.rows * s.experts);
         std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
@@ -101,45 +60,15 @@ GMOE_PARALLEL_TEST(topk_softmax_grad_logits) {
         cuda::topk_softmax_grad_logits<T>(
             {grad_gate.data(), gate.data(), index.data(), s.rows, s.experts, s.k, grad_logits.data()}, device.call());
         CHECK(device.bad_index() == (bad ? first_bad : -1));
-        std::vector<double> want = zeros(s.rows * s.experts);
-        for (std::int64_t i = 0; i < s.rows; ++i) {
-          double mean = 0;
-          for (std::int64_t r = i * s.k; r < (i + 1) * s.k; ++r) mean += wide(gate[r]) * wide(grad_gate[r]);
-          for (std::int64_t r = i * s.k; r < (i + 1) * s.k; ++r) {
-            if (index[r] < 0 || index[r] >= s.experts) continue;
-            want[i * s.experts + index[r]] = wide(gate[r]) * (wide(grad_gate[r]) - mean);
-          }
-        }
-        CHECK_CLOSE(grad_logits, want);
+        CHECK_CLOSE(grad_logits, naive_topk_softmax_grad_logits(s, grad_gate, gate, index));
       }
     }
   });
 }
 
-template <typename T>
-double norm(const std::vector<T>& rows, std::int64_t row, std::int64_t dim, double eps) {
-  double sum = 0;
-  for (std::int64_t d = 0; d < dim; ++d) sum += wide(rows[row * dim + d]) * wide(rows[row * dim + d]);
-  return sum == sum ? std::max(std::sqrt(sum), eps) : sum;
-}
-
-// cosines[N, E] with norms of at least eps.
-template <typename T>
-std::vector<double> naive_cosines(const Sizes& s, const std::vector<T>& x, const std::vector<T>& memory, double eps) {
-  std::vector<double> cosines = zeros(s.rows * s.experts);
-  for (std::int64_t i = 0; i < s.rows; ++i) {
-    for (std::int64_t e = 0; e < s.experts; ++e) {
-      double sum = 0;
-      for (std::int64_t d = 0; d < s.dim; ++d) sum += wide(x[i * s.dim + d]) * wide(memory[e * s.dim + d]);
-      cosines[i * s.experts + e] = sum / norm(x, i, s.dim, eps) / norm(memory, e, s.dim, eps);
-    }
-  }
-  return cosines;
-}
-
 // A zero row, and NaN in another.
 template <typename T>
-std::vector<T> rows_to_route(Random& random, const Sizes& s) {
+std::vector<T> rows_to_route(Random& random, const RouterSizes& s) {
   std::vector<T> x = random.values<T>(s.rows * s.dim);
   if (s.rows > 0) std::fill(x.begin(), x.begin() + s.dim, core::narrow<T>(core::Accumulator<T>{0}));
   if (s.rows > 2 && s.dim > 0) put_nan(x, static_cast<std::size_t>(3 * s.dim - 1));
@@ -150,32 +79,16 @@ GMOE_PARALLEL_TEST(cosine_topk) {
   Random random(3);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const double eps : {1e-12, 1.0}) {
-        set_case(s, eps == 1.0 ? ", norms of at least 1" : "");
+        set_router_case(s, eps == 1.0 ? ", norms of at least 1" : "");
         const std::vector<T> x = rows_to_route<T>(random, s), memory = random.values<T>(s.experts * s.dim);
         std::vector<T> gate = unwritten<T>(s.rows * s.k);
         std::vector<std::int64_t> index = unwritten_index(s.rows * s.k);
         Device device;
         cuda::cosine_topk<T>({x.data(), memory.data(), s.rows, s.dim, s.experts, s.k, eps, gate.data(), index.data()},
                              device.call());
-        add_bits(index);
-        const std::vector<double> cosines = naive_cosines(s, x, memory, eps);
-        std::vector<double> want_gate;
-        for (std::int64_t i = 0; i < s.rows; ++i) {
-          const double* row = cosines.data() + i * s.experts;
-          std::vector<std::int64_t> chosen(index.begin() + i * s.k, index.begin() + (i + 1) * s.k);
-          std::vector<double> top;
-          for (const std::int64_t e : best(row, s.experts, s.k)) top.push_back(row[e]);
-          // Cosines that are equal up to rounding may stand in either order.
-          for (std::int64_t r = 0; r < s.k; ++r) {
-            CHECK(chosen[r] >= 0 && chosen[r] < s.experts && !(std::fabs(row[chosen[r]] - top[r]) >= 1e-5));
-          }
-          std::sort(chosen.begin(), chosen.end());
-          CHECK(std::adjacent_find(chosen.begin(), chosen.end()) == chosen.end());
-          for (const double g : softmax(top)) want_gate.push_back(g);
-        }
-        CHECK_CLOSE(gate, want_gate);
+        check_cosine_topk(s, naive_cosines(s, x, memory, eps), gate, index);
       }
     }
   });
@@ -183,7 +96,7 @@ GMOE_PARALLEL_TEST(cosine_topk) {
 
 GMOE_PARALLEL_TEST(cosine_topk_goes_on_with_more_rows_than_its_blocks_take) {
   Random random(7);
-  constexpr Sizes s{6400, 2, 1, 1};
+  constexpr RouterSizes s{6400, 2, 1, 1};
   const auto x = random.values<float>(s.rows);
   const std::vector<float> memory{1, -1};
   std::vector<float> gate = unwritten<float>(s.rows);
@@ -200,7 +113,7 @@ GMOE_PARALLEL_TEST(cosine_topk_gives_ties_to_the_lower_expert) {
   Random random(4);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr Sizes s{9, 11, 7, 37};
+    constexpr RouterSizes s{9, 11, 7, 37};
     const auto x = random.values<T>(s.rows * s.dim), row = random.values<T>(s.dim);
     std::vector<T> memory, gate = unwritten<T>(s.rows * s.k);
     for (std::int64_t e = 0; e < s.experts; ++e) memory.insert(memory.end(), row.begin(), row.end());
@@ -218,49 +131,23 @@ GMOE_PARALLEL_TEST(cosine_topk_grad_x) {
   Random random(5);
   for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RouterSizes& s : kSizes) {
       for (const bool bad : {false, true}) {
         if (bad && s.rows < 2) continue;
         const double eps = s.dim % 2 == 0 ? 1e-12 : 1.0;
-        set_case(s, bad ? ", bad indices" : "");
+        set_router_case(s, bad ? ", bad indices" : "");
         // A zero row has no gradient in the limit of a small eps but a large one in the kernel's and ours.
         const std::vector<T> x = random.values<T>(s.rows * s.dim), memory = random.values<T>(s.experts * s.dim);
         const std::vector<T> grad_gate = random.values<T>(s.rows * s.k);
         std::vector<T> grad_x = unwritten<T>(s.rows * s.dim);
-        const std::vector<double> cosines = naive_cosines(s, x, memory, eps);
-        std::vector<std::int64_t> index;
-        for (std::int64_t i = 0; i < s.rows; ++i) {
-          for (const std::int64_t e : best(cosines.data() + i * s.experts, s.experts, s.k)) index.push_back(e);
-        }
+        std::vector<std::int64_t> index = naive_routes(s, naive_cosines(s, x, memory, eps)).index;
         if (bad) index[s.k] = s.experts;
         Device device;
         cuda::cosine_topk_grad_x<T>({grad_gate.data(), x.data(), memory.data(), index.data(), s.rows, s.dim, s.experts,
                                      s.k, eps, grad_x.data()},
                                     device.call());
         CHECK(device.bad_index() == (bad ? s.k : -1));
-        std::vector<double> want = zeros(s.rows * s.dim);
-        for (std::int64_t i = 0; i < s.rows; ++i) {
-          const bool skipped = bad && i == 1;
-          std::vector<double> top;
-          for (std::int64_t r = 0; r < s.k; ++r) {
-            const std::int64_t e = index[i * s.k + r];
-            top.push_back(e < s.experts ? cosines[i * s.experts + e] : 0);
-          }
-          const std::vector<double> gate = softmax(top);
-          const double length = norm(x, i, s.dim, eps), true_length = norm(x, i, s.dim, 0);
-          double mean = 0;
-          for (std::int64_t r = 0; r < s.k; ++r) mean += gate[r] * wide(grad_gate[i * s.k + r]);
-          for (std::int64_t r = 0; r < s.k; ++r) {
-            const std::int64_t e = index[i * s.k + r];
-            if (skipped && r == 0) continue;
-            const double grad = gate[r] * (wide(grad_gate[i * s.k + r]) - mean) / length;
-            for (std::int64_t d = 0; d < s.dim; ++d) {
-              const double along = true_length < eps ? 0 : top[r] * wide(x[i * s.dim + d]) / length;
-              want[i * s.dim + d] += grad * (wide(memory[e * s.dim + d]) / norm(memory, e, s.dim, eps) - along);
-            }
-          }
-        }
-        CHECK_CLOSE(grad_x, want);
+        CHECK_CLOSE(grad_x, naive_cosine_topk_grad_x(s, x, memory, grad_gate, index, eps));
       }
     }
   });
@@ -276,7 +163,7 @@ GMOE_PARALLEL_TEST(expert_plan) {
     for (const auto& p : kPlans) {
       for (const bool bad : {false, true}) {
         if (bad && p.slots < 2) continue;
-        test::set_case(p.slots, " slots, ", p.experts, " experts", bad ? ", bad indices" : "");
+        set_case(p.slots, " slots, ", p.experts, " experts", bad ? ", bad indices" : "");
         // Some experts have no slots.
         auto index = random.indices<Index>(p.slots, std::max<std::int64_t>(1, p.experts - 1));
         if (bad) index[1] = static_cast<Index>(p.experts);
