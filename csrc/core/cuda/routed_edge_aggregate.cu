@@ -78,7 +78,7 @@ RowSums<T> sums_of_grad_table(const EdgeMessages<T, Index>& m, const std::int64_
 template <typename T, typename Index>
 struct GradWorkspace {
   Workspace all;
-  EdgeTypeRows<Index> types;
+  EdgeTypeRows types;
   Accumulator<T>* piece;
 
   GradWorkspace(const EdgeMessages<T, Index>& m, void* at) : all(at), types(m.num_edges, m.num_types, all) {
@@ -173,9 +173,9 @@ void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a, cons
   }
   if (a.grad_table == nullptr || m.num_types == 0) return;
   make_edge_type_rows(workspace.types, m.edge_type, m.offsets, m.num_sources, call);
-  s.to = sums_of_grad_table(m, workspace.types.offsets, a.grad_table);
+  s.to = sums_of_grad_table(m, workspace.types.edges.start, a.grad_table);
   s.to.piece = workspace.piece;
-  s.order = workspace.types.order;
+  s.order = workspace.types.edges.order;
   s.source_of = workspace.types.row;
   s.any_expert = false;
   sum_edges(kGradNames, s, call, m.x, m.table, a.grad_y);

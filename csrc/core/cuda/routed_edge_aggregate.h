@@ -14,7 +14,6 @@ std::int64_t routed_edge_aggregate_workspace(const EdgeMessages<T, Index>& m);
 template <typename T, typename Index>
 void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a, const Call& call);
 
-// Up to 2^20 edge types.
 template <typename T, typename Index>
 std::int64_t routed_edge_aggregate_grad_workspace(const EdgeMessages<T, Index>& m);
 template <typename T, typename Index>
