@@ -1,6 +1,9 @@
 // expert_linear and its gradients against loops over every slot.
 #include "core/cpu/expert_linear.h"
 
+#include <cmath>
+#include <limits>
+
 #include "tests/check.h"
 #include "tests/expert_linear_case.h"
 
@@ -10,6 +13,7 @@ namespace {
 using Sizes = ExpertLinearSizes;
 
 // Experts of up to 8 rows take the path without packing. 256 is a block of depth, 8192 slots a part of grad_weight.
+// With many zeros and 2^22 multiply-adds zeros are skipped.
 constexpr Sizes kSmall[] = {{0, 2, 3, 5, 7},
                             {1, 1, 1, 1, 1},
                             {2, 3, 5, 0, 4},
@@ -20,7 +24,10 @@ constexpr Sizes kSmall[] = {{0, 2, 3, 5, 7},
 constexpr Sizes kLarge[] = {{301, 2, 4, 67, 45, Load::some_empty},
                             {300, 1, 3, 40, 64, Load::one_has_all},
                             {71, 1, 2, 531, 37},
-                            {8301, 1, 2, 3, 5, Load::one_has_all}};
+                            {8301, 1, 2, 3, 5, Load::one_has_all},
+                            {601, 2, 3, 41, 131, Load::even, 3},
+                            {91, 2, 2, 211, 130, Load::even, 1},
+                            {1100, 1, 2, 30, 133, Load::one_has_all, 5}};
 
 // f(arguments) for every case; the large ones with every optional argument given, then with none.
 template <typename F>
@@ -78,6 +85,29 @@ GMOE_PARALLEL_TEST(expert_linear_grad_weight) {
     core::expert_linear_grad_weight(a.call, a.grad_y.data(), grad_weight.data());
     CHECK_CLOSE(grad_weight, naive(a).grad_weight);
   });
+}
+
+// Zeros are skipped where that changes nothing: zero times infinity is NaN.
+GMOE_PARALLEL_TEST(expert_linear_skips_no_zero_times_infinity) {
+  Random random(2);
+  const ExpertLinearCase<float> a(random, {600, 1, 2, 60, 130, Load::even, 3}, true, true, false);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> weight = a.weight, grad_y = a.grad_y;
+  weight[0] = grad_y[0] = kInfinity;
+  core::ExpertLinear<float> call = a.call;
+  call.weight = weight.data();
+  std::vector<float> y = unwritten<float>(600 * 130), grad_weight = unwritten<float>(2 * 130 * 60);
+  core::expert_linear(call, y.data());
+  core::expert_linear_grad_weight(call, grad_y.data(), grad_weight.data());
+  bool met_zero = false;
+  for (std::int64_t i = 0; i < 600; ++i) {
+    const bool read = a.index[i] == 0;
+    met_zero = met_zero || (read && a.x[i * 60] == 0);
+    CHECK(read == !std::isfinite(y[i * 130]));
+    CHECK(std::isfinite(y[i * 130 + 1]));
+  }
+  CHECK(met_zero);
+  for (std::int64_t d = 0; d < 60; ++d) CHECK(!std::isfinite(grad_weight[a.index[0] * 130 * 60 + d]));
 }
 
 GMOE_PARALLEL_TEST(expert_linear_grad_bias) {

@@ -14,6 +14,7 @@ enum class Load { even, some_empty, one_has_all };
 struct ExpertLinearSizes {
   std::int64_t rows, k, experts, in, out;
   Load load = Load::even;
+  std::int64_t kept_of_10 = 10;  // how many in ten values of x and grad_y are not zero
 };
 
 template <typename T>
@@ -34,6 +35,11 @@ struct ExpertLinearCase {
     for (std::int64_t& e : index) {
       if (s.load == Load::some_empty && e % 2 == 1) e -= 1;
       if (s.load == Load::one_has_all) e = s.experts - 1;
+    }
+    for (std::vector<T>* rows : {&x, &grad_y}) {
+      for (T& value : *rows) {
+        if (s.kept_of_10 < 10 && random.below(10) >= s.kept_of_10) value = core::narrow<T>(0);
+      }
     }
     std::int64_t at = offsets[0] = 0;
     for (std::int64_t e = 0; e < s.experts; ++e) {

@@ -65,6 +65,17 @@ def test_weight_gradient_of_many_rows_adds_up_its_parts():
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("source", [False, True])
+@pytest.mark.parametrize("kept", [0.5, 0.3, 0.01, 0.0])
+def test_rows_that_are_mostly_zeros_match_the_reference(kept, source):
+    x, *others = operands(1_500, 3, 5, 150, 140, source=source)
+    arguments = (x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < kept), *others)
+    expected = with_gradients(reference.expert_linear, torch.float64, *arguments)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        for got, want in zip(with_gradients(ops.expert_linear, dtype, *arguments), expected, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance * float(want.abs().max()))
+
+
 def test_only_needed_gradients_are_computed(monkeypatch):
     x, weight, bias, plan, gate, _ = operands(20, 2, 3, 4, 5)
     y = ops.expert_linear(x, weight.requires_grad_(), bias, plan, gate)

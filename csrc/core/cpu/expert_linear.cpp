@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "core/cpu/routed_product.h"
+#include "core/cpu/whole_product.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {

@@ -11,6 +11,7 @@
 
 #include "core/cpu/expert_linear.h"
 #include "core/cpu/register_tile.h"
+#include "core/cpu/sparse_outer.h"
 #include "core/cpu/tile.h"
 #include "core/parallel.h"
 
@@ -23,6 +24,7 @@ template <typename A>
 constexpr int kStride = kBlock + 64 / sizeof(A);  // one cache line more: gathered rows start in different sets
 constexpr std::int64_t kRowsAhead = 4;            // rows lie anywhere; so many are under way while one is copied
 constexpr std::int64_t kSlotsPerPart = 8192;
+constexpr std::int64_t kSparseBlock = 1024;  // columns of dy at a time where x is mostly zeros: x is read once for them
 constexpr std::int64_t kMaxPartSize = 1 << 18;  // elements of dW_e up to which parts are worth their memory
 
 // A run of slots of one expert and the sum it makes.
@@ -162,6 +164,66 @@ void sum_part(const ExpertLinear<T>& a, const T* grad_y, const Part<A>& part, st
   }
 }
 
+// Tasks [begin, end): each is one of `cuts` ranges of rows of a part's dW.
+struct Tasks {
+  std::int64_t begin, end, cuts, rows_per_task;
+};
+
+template <typename T, typename A>
+void sum_parts(const ExpertLinear<T>& a, const T* grad_y, const std::vector<Part<A>>& parts, const Tasks& tasks) {
+  // A tile's second register may reach past the last column of the last row.
+  Workspace<A> grad_y_block(kSlotsPerStep * kStride<A>), x_block(kSlotsPerStep * kStride<A> + kTileColumns<A>);
+  for (std::int64_t task = tasks.begin; task < tasks.end; ++task) {
+    const std::int64_t row = task % tasks.cuts * tasks.rows_per_task;
+    sum_part(a, grad_y, parts[task / tasks.cuts], row, std::min(a.out_dim, row + tasks.rows_per_task),
+             grad_y_block.data(), x_block.data());
+  }
+}
+
+// ---- x mostly zeros
+
+template <typename T>
+double sparse_density(const ExpertLinear<T>& a) {
+  if (a.out_dim < 2 * kTileColumns<Accumulator<T>>) return 0;
+  if (a.plan.num_slots() * a.in_dim * a.out_dim < kMinSparseWork) return 0;
+  const auto row_of = [&](std::int64_t i) { return a.x + source_row(a, a.plan.order[i]) * a.in_dim; };
+  const double density = sampled_density<T>(a.plan.num_slots(), a.in_dim, row_of);
+  return density > kMostDense ? 0 : std::max(density, 1e-3);
+}
+
+template <typename T, typename A>
+void sum_sparse_parts(const ExpertLinear<T>& a, const T* grad_y, const std::vector<Part<A>>& parts, double density,
+                      const Tasks& tasks) {
+  OuterBuffers<A> buffers(density, a.in_dim, tasks.rows_per_task);
+  const std::int64_t grad_y_rows = a.gate != nullptr ? a.plan.num_rows : a.plan.num_slots();
+  const bool finite = zero_times(grad_y, grad_y_rows * a.out_dim) == 0 &&
+                      (a.gate == nullptr || zero_times(a.gate, a.plan.num_slots()) == 0);
+  std::vector<std::int64_t> x_row, grad_y_row;
+  std::vector<A> gate, kept;
+  for (std::int64_t task = tasks.begin; task < tasks.end; ++task) {
+    const Part<A>& part = parts[task / tasks.cuts];
+    x_row.clear(), grad_y_row.clear(), gate.clear(), kept.clear();
+    for (std::int64_t position = part.begin; position < part.end; ++position) {
+      const std::int64_t slot = a.plan.order[position];
+      x_row.push_back(source_row(a, slot));
+      grad_y_row.push_back(result_row(a, slot));
+      gate.push_back(gate_of(a, slot));
+      if (!finite) kept.push_back(gate.back() * zero_times(grad_y + grad_y_row.back() * a.out_dim, a.out_dim));
+    }
+    const std::int64_t row = task % tasks.cuts * tasks.rows_per_task;
+    const SparseOuter<T> outer{a.x,
+                               grad_y,
+                               x_row.data(),
+                               grad_y_row.data(),
+                               gate.data(),
+                               finite ? nullptr : kept.data(),
+                               part.end - part.begin,
+                               a.in_dim,
+                               a.out_dim};
+    sum_sparse_outer(outer, row, std::min(a.out_dim, row + tasks.rows_per_task), buffers, part.sum + row * a.in_dim);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -170,20 +232,20 @@ void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* gra
   const std::int64_t size = a.out_dim * a.in_dim;
   if (size == 0) return;
   const Sums<T, A> sums = cut_into_parts(a.plan, size, grad_weight);
+  const double density = sparse_density(a);
   const auto num_parts = static_cast<std::int64_t>(sums.parts.size());
   // Rows of dW are cut further, which repeats the gathering of x, only as far as there are threads to feed.
   const std::int64_t wished = num_threads() == 1 ? 1 : (2 * num_threads() + num_parts - 1) / num_parts;
-  const std::int64_t rows_per_task =
-      std::min(kBlock, round_up((a.out_dim + wished - 1) / wished, std::int64_t{kTileRows}));
+  const std::int64_t unit = density > 0 ? kSegmentColumns<A> : std::int64_t{kTileRows};
+  const std::int64_t most = density > 0 ? kSparseBlock : kBlock;
+  const std::int64_t rows_per_task = std::min(most, round_up((a.out_dim + wished - 1) / wished, unit));
   const std::int64_t cuts = (a.out_dim + rows_per_task - 1) / rows_per_task;
   const std::int64_t work = a.plan.num_slots() * size / 16 / (num_parts * cuts);
   parallel_for(num_parts * cuts, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
-    // A tile's second register may reach past the last column of the last row.
-    Workspace<A> grad_y_block(kSlotsPerStep * kStride<A>), x_block(kSlotsPerStep * kStride<A> + kTileColumns<A>);
-    for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t row = task % cuts * rows_per_task;
-      sum_part(a, grad_y, sums.parts[task / cuts], row, std::min(a.out_dim, row + rows_per_task), grad_y_block.data(),
-               x_block.data());
+    if (density > 0) {
+      sum_sparse_parts(a, grad_y, sums.parts, density, {begin, end, cuts, rows_per_task});
+    } else {
+      sum_parts(a, grad_y, sums.parts, {begin, end, cuts, rows_per_task});
     }
   });
   add_parts(sums, a.plan.num_experts, size, grad_weight);

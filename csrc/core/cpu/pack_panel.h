@@ -19,16 +19,19 @@ struct WeightMatrices {
   std::int64_t depth, columns;
 };
 
-// Columns [column, column + kTileColumns) of one expert's matrix.
+// Columns [column, column + kTileColumns) of one expert's matrix; rows of the panel are `stride` apart.
 template <typename T, typename A>
-void pack_panel(const WeightMatrices<T>& p, std::int64_t expert, std::int64_t column, A* panel) {
+void pack_panel(const WeightMatrices<T>& p, std::int64_t expert, std::int64_t column, A* panel,
+                std::int64_t stride = kTileColumns<A>) {
   const std::int64_t width = std::min<std::int64_t>(kTileColumns<A>, p.columns - column);
   const T* weight = p.data + expert * p.columns * p.depth;
-  if (width < kTileColumns<A>) std::fill(panel, panel + p.depth * kTileColumns<A>, A{0});
+  for (std::int64_t d = 0; width < kTileColumns<A> && d < p.depth; ++d) {
+    std::fill(panel + d * stride, panel + d * stride + kTileColumns<A>, A{0});
+  }
   if (p.layout == WeightLayout::depth_by_columns) {
     for (std::int64_t d = 0; d < p.depth; ++d) {
       const T* row = weight + d * p.columns + column;
-      A* to = panel + d * kTileColumns<A>;
+      A* to = panel + d * stride;
       for (std::int64_t c = 0; c < width; ++c) to[c] = widen(row[c]);
     }
     return;
@@ -44,13 +47,13 @@ void pack_panel(const WeightMatrices<T>& p, std::int64_t expert, std::int64_t co
       for (int i = 0; i < kLanes; ++i) square[i] = load_register(rows + i * p.depth + d);
       transpose<kLanes / 2, A>(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) at(panel + (d + i) * kTileColumns<A> + c) = square[i];
+      for (int i = 0; i < kLanes; ++i) at(panel + (d + i) * stride + c) = square[i];
     }
   }
   for (std::int64_t c = 0; c < width; ++c) {
     const T* row = weight + (column + c) * p.depth;
     for (std::int64_t d = c < square_columns ? square_depth : 0; d < p.depth; ++d) {
-      panel[d * kTileColumns<A> + c] = widen(row[d]);
+      panel[d * stride + c] = widen(row[d]);
     }
   }
 }

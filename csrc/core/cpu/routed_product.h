@@ -21,7 +21,6 @@
 #include "core/cpu/pack_panel.h"
 #include "core/cpu/register_tile.h"
 #include "core/cpu/tile.h"
-#include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {
 
@@ -379,99 +378,6 @@ void run_block(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& bloc
     multiply(p, pass, block, e, first, last - first, buffers);
   }
   close_block(p, block, buffers);
-}
-
-// ---- the whole product
-
-template <typename T, typename A>
-void pack_pass(const RoutedProduct<T>& p, const std::vector<std::int64_t>& packed_experts, std::int64_t first_column,
-               std::int64_t last_column, A* packed) {
-  const std::int64_t panels = round_up(last_column - first_column, kTileColumns<A>) / kTileColumns<A>;
-  const std::int64_t panel_size = p.depth * kTileColumns<A>;
-  const auto num_packed = static_cast<std::int64_t>(packed_experts.size());
-  parallel_for(num_packed * panels, grain_rows(panel_size), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      pack_panel<T>({p.weight, p.layout, p.depth, p.columns}, packed_experts[i / panels],
-                    first_column + i % panels * kTileColumns<A>, packed + i * panel_size);
-    }
-  });
-}
-
-// The cut into blocks and columns follows sizes and threads; it changes no bit of the result.
-template <typename T>
-std::int64_t block_rows(const RoutedProduct<T>& p) {
-  const std::int64_t wished = kRowsPerExpert * p.num_experts * p.out_rows / std::max<std::int64_t>(1, p.num_slots());
-  const std::int64_t rows = std::clamp(wished, kMinBlockRows, kMaxBlockRows);
-  const std::int64_t tasks = num_threads() == 1 ? 1 : 2 * num_threads();
-  return std::min(rows, std::max(kMinRowsPerTask, (p.out_rows + tasks - 1) / tasks));
-}
-
-// Few blocks: cut the columns too, which repeats the gathering, so only as far as there are threads to feed. A dot
-// product sums over columns and stays whole.
-template <typename T>
-std::int64_t column_cuts(const RoutedProduct<T>& p, std::int64_t num_blocks, std::int64_t panels) {
-  if (p.against != nullptr || num_threads() == 1 || num_blocks == 0) return 1;
-  return std::clamp<std::int64_t>((num_threads() + num_blocks - 1) / num_blocks, 1, panels);
-}
-
-template <typename T, typename A>
-void run_pass(const RoutedProduct<T>& p, const Pass<A>& pass, bool any_packed) {
-  const std::int64_t width = pass.last_column - pass.first_column;
-  const std::int64_t panels = round_up(width, kTileColumns<A>) / kTileColumns<A>;
-  const std::int64_t rows = block_rows(p);
-  const std::int64_t num_blocks = (p.out_rows + rows - 1) / rows;
-  const std::int64_t cuts = column_cuts(p, num_blocks, panels);
-  const std::int64_t cut = (panels + cuts - 1) / cuts * kTileColumns<A>;
-  const std::int64_t tasks = num_blocks * cuts;
-  const std::int64_t work = p.num_slots() * p.depth * width / 16 / std::max<std::int64_t>(1, tasks);
-  parallel_for(tasks, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
-    BlockBuffers<A> buffers(any_packed, rows, std::is_same_v<T, A> ? 0 : rows * width, p.depth, p.columns);
-    for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t row = task / cuts * rows, column = pass.first_column + task % cuts * cut;
-      if (column >= pass.last_column) continue;
-      const Block block{row, std::min(p.out_rows, row + rows), column, std::min(pass.last_column, column + cut)};
-      run_block(p, pass, block, buffers);
-    }
-  });
-}
-
-template <typename T, typename A = Accumulator<T>>
-std::vector<A> padded_bias(const RoutedProduct<T>& p, std::int64_t stride) {
-  if (p.bias == nullptr) return {};
-  std::vector<A> bias(static_cast<std::size_t>(p.num_experts * stride), A{0});
-  for (std::int64_t e = 0; e < p.num_experts; ++e) {
-    for (std::int64_t c = 0; c < p.columns; ++c) bias[e * stride + c] = widen(p.bias[e * p.columns + c]);
-  }
-  return bias;
-}
-
-template <typename T>
-void run_routed_product(const RoutedProduct<T>& p) {
-  using A = Accumulator<T>;
-  std::vector<std::int64_t> packed_experts, packed_at(static_cast<std::size_t>(p.num_experts), 0);
-  for (std::int64_t e = 0; e < p.num_experts; ++e) {
-    if (p.is_packed(e)) packed_experts.push_back(e);
-  }
-  const auto num_packed = static_cast<std::int64_t>(packed_experts.size());
-  // A tile reads whole registers of bias; without tiles the array as it is will do.
-  const bool as_is = num_packed == 0 && std::is_same_v<T, A>;
-  const std::int64_t bias_stride = as_is ? p.columns : round_up(p.columns, kTileColumns<A>);
-  const std::vector<A> padded = as_is ? std::vector<A>{} : padded_bias(p, bias_stride);
-  const A* bias = p.bias == nullptr ? nullptr : as_is ? reinterpret_cast<const A*>(p.bias) : padded.data();
-  const std::int64_t panels_at_once = kMaxPacked / kTileColumns<A> / std::max<std::int64_t>(1, num_packed * p.depth);
-  const std::int64_t pass_columns = std::clamp<std::int64_t>(panels_at_once * kTileColumns<A>, kTileColumns<A>,
-                                                             std::max<std::int64_t>(bias_stride, kTileColumns<A>));
-  Workspace<A> packed(num_packed * p.depth * pass_columns);
-  for (std::int64_t first = 0; first < p.columns; first += pass_columns) {
-    const std::int64_t last = std::min(p.columns, first + pass_columns);
-    const std::int64_t panels = round_up(last - first, kTileColumns<A>) / kTileColumns<A>;
-    for (std::int64_t i = 0; i < num_packed; ++i) {
-      packed_at[packed_experts[i]] = i * panels * p.depth * kTileColumns<A>;
-    }
-    pack_pass(p, packed_experts, first, last, packed.data());
-    const Pass<A> pass{first, last, packed.data(), bias, bias_stride, packed_at.data()};
-    run_pass(p, pass, num_packed > 0);
-  }
 }
 
 }  // namespace gmoe::core::GMOE_ISA

@@ -47,7 +47,10 @@ def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tenso
         )
     if x_ND.shape[0] == 0:
         return x_ND.sum() * 0.0
-    cosine_NE = F.normalize(x_ND, dim=1, eps=eps) @ F.normalize(memory_ED.detach(), dim=1, eps=eps).T
+    # Divided after the product: no unit rows of x, which would be as large as x, forward and backward.
+    dot_NE = x_ND @ F.normalize(memory_ED.detach(), dim=1, eps=eps).T
+    norm_N1: Tensor = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
+    cosine_NE = dot_NE / norm_N1.clamp_min(eps)
     return -(gate_NK * cosine_NE.gather(1, index_NK)).sum() / x_ND.shape[0]
 
 
