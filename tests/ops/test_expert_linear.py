@@ -1,4 +1,4 @@
-"""What is special about expert_linear; the contract every operator keeps is tested in test_contract.py."""
+"""What is special about expert_linear; the contract every operator keeps is tested in test_contract_*.py."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What is special about memory_update; the contract every operator keeps is tested in test_contract.py."""
+"""What is special about memory_update; the contract every operator keeps is tested in test_contract_*.py."""
 
 import math
 
