@@ -13,21 +13,24 @@ from bench.claims import __main__ as command
 from bench.claims import catalogue, run, timing
 from bench.claims.backend import on_reference
 from bench.claims.claim import Experiment, Flatness, Microseconds, Missing, Ratio, Tail, Variant, cost, speedup
+from bench.claims.cuda import catalogue as gpu_catalogue
 from bench.claims.settings import Settings
 from bench.claims.timing import Samples
 from gmoe_ext import ops
 
 QUICK = Settings(quick=True, without=("torch.compile",))
 EXPERIMENTS = catalogue.experiments(QUICK)
+OF_A_GPU = gpu_catalogue.experiments(QUICK)  # in small, and on the CPU
 
 
-def test_names_are_unique():
-    names = [claim.name for experiment in EXPERIMENTS for claim in experiment.claims]
-    names += [experiment.name for experiment in EXPERIMENTS]
+@pytest.mark.parametrize("experiments", [EXPERIMENTS, OF_A_GPU], ids=["cpu", "cuda"])
+def test_names_are_unique(experiments):
+    names = [claim.name for experiment in experiments for claim in experiment.claims]
+    names += [experiment.name for experiment in experiments]
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, *OF_A_GPU], ids=lambda experiment: experiment.name)
 def test_every_claim_runs_on_right_results(experiment):
     outcome = run.run_one(experiment, budget_s=0.0)
     assert not outcome.refusal

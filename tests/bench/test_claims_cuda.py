@@ -1,38 +1,17 @@
-"""The claims of a GPU, built in small on the CPU: right results, whole reports, and a clear word where no GPU is."""
+"""The claims of a GPU: none is lost, and a clear word where no GPU is. test_claims.py runs them all on the CPU."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
 import gmoe_ext
 from bench.claims import __main__ as command
-from bench.claims import run
 from bench.claims.cuda import catalogue, events
 from bench.claims.settings import Settings
 
 QUICK = Settings(quick=True, without=("torch.compile",))
 EXPERIMENTS = catalogue.experiments(QUICK)
-
-
-def test_names_are_unique():
-    names = [claim.name for experiment in EXPERIMENTS for claim in experiment.claims]
-    names += [experiment.name for experiment in EXPERIMENTS]
-    assert len(set(names)) == len(names)
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
-def test_every_claim_runs_on_right_results(experiment):
-    outcome = run.run_one(experiment, budget_s=0.0)
-    assert not outcome.refusal
-    assert len(outcome.times) >= 2
-    for verdict in outcome.verdicts:
-        if verdict.value is None:
-            assert verdict.reason and verdict.met is None
-        else:
-            assert math.isfinite(verdict.value)
 
 
 def test_every_operator_with_a_gradient_is_timed():
