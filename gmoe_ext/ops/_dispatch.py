@@ -59,10 +59,13 @@ def allows_tf32(x: Tensor) -> bool:
     return x.is_cuda and _tf32_switch()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _tf32_switch() -> bool:
-    # torch.compile cannot trace it, but compiles again when the switch is turned.
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+# torch.compile cannot trace it, but compiles again when the switch is turned. This is all that
+# torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
+_tf32_switch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def expect(ok: bool, op: str, argument: str, expected: str | Callable[[], str], got: object) -> None:
