@@ -53,15 +53,6 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def raise_index_faults(device: torch.device) -> None:
-    """Raise for a bad index that an operator noted on a GPU; to be called where the host has waited for it anyway.
-
-    Raises:
-        GraphIndexError: an operator was given one since the last call.
-    """
-    _native.raise_index_faults(device)
-
-
 def peak_memory(device: torch.device) -> int | None:
     """Bytes that tensors took at most on a GPU so far; None on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .._native import raise_index_faults
 from ..errors import ConfigError, GmoeError
-from .device import autocast, raise_index_faults
+from .device import autocast
 
 if TYPE_CHECKING:
     from .config import TrainConfig
