@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _use_library(path: str) -> None:
-    """Take the compiled operators from a file: those of the emulated device, see docs/cuda.md."""
+    """Take the compiled operators from a file: those of the emulated device, see docs/developing/cuda.md."""
     spec = spec_from_file_location("gmoe_ext._C", path)
     assert spec is not None and spec.loader is not None
     sys.modules["gmoe_ext._C"] = library = module_from_spec(spec)

@@ -1,4 +1,4 @@
-// What a packed student's file says, checked against itself and against its tensors (docs/runtime_format.md).
+// What a packed student's file says, checked against itself and against its tensors (docs/reference/runtime_format.md).
 #pragma once
 
 #include <cstdint>

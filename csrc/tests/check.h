@@ -79,7 +79,7 @@ void add_bits(const std::vector<T>& values) {
 }
 
 template <typename T>
-inline constexpr double kTolerance = 1e-5;  // docs/numerics.md; gradients may be twice as far
+inline constexpr double kTolerance = 1e-5;  // docs/developing/numerics.md; gradients may be twice as far
 template <>
 inline constexpr double kTolerance<double> = 1e-12;
 template <>

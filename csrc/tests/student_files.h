@@ -1,4 +1,4 @@
-// Packed students made of random numbers, as files (docs/runtime_format.md), and what they answer by plain loops.
+// Packed students of random numbers as files (docs/reference/runtime_format.md), and their answers by plain loops.
 #pragma once
 
 #include <unistd.h>

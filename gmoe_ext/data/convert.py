@@ -1,4 +1,4 @@
-"""From the files that data sets are published in to the arrays of NAME.npz (docs/data.md)."""
+"""From the files that data sets are published in to the arrays of NAME.npz (docs/guides/data.md)."""
 
 from __future__ import annotations
 

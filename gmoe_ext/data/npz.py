@@ -1,6 +1,6 @@
 """Readers of the npz formats: NAME.npz (nodes or links), NAME_graphs.npz (molecules), NAME_split*.npz.
 
-docs/data.md describes the arrays. Undirected edges are stored once; features are the rows of a CSR matrix.
+docs/guides/data.md describes the arrays. Undirected edges are stored once; features are the rows of a CSR matrix.
 """
 
 from __future__ import annotations

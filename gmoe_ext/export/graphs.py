@@ -45,7 +45,7 @@ class ExportedStudent:
         self.path, self._document, self._answer = path, document, answer
 
     def info(self) -> dict[str, Any]:
-        """The document of the packed format (``docs/runtime_format.md``): classes, features, layers."""
+        """The document of the packed format (``docs/reference/runtime_format.md``): classes, features, layers."""
         return self._document
 
     def predict(self, x: NDArray[Any], nodes: NDArray[Any] | None = None) -> NDArray[np.float32]:

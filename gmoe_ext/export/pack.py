@@ -1,6 +1,6 @@
 """Pack a student: write what is left of it after folding into one file that ``gmoe_ext.runtime`` serves.
 
-The file is described in ``docs/runtime_format.md``. E experts, D in, F out, P position columns.
+The file is described in ``docs/reference/runtime_format.md``. E experts, D in, F out, P position columns.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def pack(
 ) -> Path:
     """Write a student into one file that ``gmoe_ext.runtime.PackedStudent`` serves without torch.
 
-    What the model does in evaluation is what the file does; ``docs/runtime_format.md`` says what is folded into what.
-    The file replaces an older one in one step; nobody sees half of it.
+    The file computes what the model computes in evaluation; ``docs/reference/runtime_format.md`` says what is folded
+    into what. An older file is replaced atomically.
 
     Args:
         model: built by ``models.build("rbm" | "moe" | "mlp" | "ensemble", ...)``.
@@ -127,7 +127,7 @@ def _read_matrices(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tenso
 
 
 def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, Any]:
-    """The document of ``docs/runtime_format.md``: what a file says about the student in it."""
+    """The document of ``docs/reference/runtime_format.md``: what a file says about the student in it."""
     from .. import __version__
 
     nodes = 0 if student.positions is None else student.positions.shape[0]

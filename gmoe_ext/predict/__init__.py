@@ -3,7 +3,7 @@
 >>> from gmoe_ext.predict import score
 >>> score("student.safetensors", "rows.parquet", "answers.parquet")
 
-Rows stream through in constant memory; see ``docs/predict.md``.
+Rows stream through in constant memory; see ``docs/guides/predict.md``.
 """
 
 from __future__ import annotations

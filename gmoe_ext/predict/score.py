@@ -137,7 +137,7 @@ def score(
 
     Args:
         student: file written by ``export.pack``.
-        rows: .npy, .npz, .csv or .parquet; see ``docs/predict.md``.
+        rows: .npy, .npz, .csv or .parquet; see ``docs/guides/predict.md``.
         output: .csv or .parquet (class, probability, name) or .npy (logits). A bad row has no class, or NaN for logits.
         resume: go on with an unfinished run of the same student, rows and kind of output; False starts over.
         threads: most threads to answer with; None is the student's own choice.

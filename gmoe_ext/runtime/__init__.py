@@ -4,9 +4,9 @@
 >>> student = PackedStudent.load("student.safetensors")
 >>> logits = student.predict(x)
 
-The file is made by ``gmoe_ext.export.pack``; its format is described in ``docs/runtime_format.md``. Beside it stand the
-forward kernels on NumPy arrays, and a C library, ``libgmoe_runtime``, of which ``include_dir`` and ``library_dir`` say
-where it is.
+``gmoe_ext.export.pack`` writes the file; ``docs/reference/runtime_format.md`` describes its format. The module also has
+the forward kernels on NumPy arrays and a C library, ``libgmoe_runtime``; ``include_dir`` and ``library_dir`` return
+where it is installed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``python -m gmoe_ext.runtime --cflags --libs``: the compiler's flags for a C program that serves a packed student.
 
-``cc serve.c $(python -m gmoe_ext.runtime --cflags --libs)`` builds one; see ``docs/c_api.md``. Without a flag it prints
-what is installed, or with a student's file (``--student``) what that holds.
+``cc serve.c $(python -m gmoe_ext.runtime --cflags --libs)`` builds one; see ``docs/guides/c_api.md``. Without a flag it
+prints what is installed, and with ``--student FILE`` what a student's file holds.
 """
 
 from __future__ import annotations

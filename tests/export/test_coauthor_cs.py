@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 POSITIONS = 64
 STEPS = 6
-NEAR_TIE = 1e-6  # between the k-th cosine and the next: below, rounding decides (docs/runtime_format.md)
+NEAR_TIE = 1e-6  # between the k-th cosine and the next: below, rounding decides (docs/reference/runtime_format.md)
 CLOSE = 1e-5  # of the largest logit or of 1, whichever is more
 AT_ONCE = 2048
 
