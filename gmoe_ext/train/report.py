@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _native
+from ..atomic_write import atomic_write
 from ..errors import MissingExtraError
 from .config import Config, config_hash
 from .loop import FitResult
@@ -73,10 +73,8 @@ class Outcome:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(beside, path)
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def result_record(config: Config, outcome: Outcome, device: torch.device) -> dict[str, Any]:

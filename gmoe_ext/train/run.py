@@ -12,13 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import checkpoint
+from ..checkpoint import CheckpointError
 from ..models.registry import Model
-from . import state as checkpoint
+from . import fit_state
 from .config import Config, TrainConfig, fingerprint
 from .device import peak_memory
 from .interrupt import Interrupted, Stop
 from .loop import FitState, Task
 from .progress import Progress
+
+_ANOTHER_RUN = "fix: --resume never starts from scratch, --resume PATH continues another run"
 
 
 class Run:
@@ -60,7 +64,7 @@ class Run:
 
     def begin(self, phase: str) -> None:
         """Seed a phase. Call it before the phase's model is built."""
-        checkpoint.seed_all(self.config.seed, phase)
+        fit_state.seed_all(self.config.seed, phase)
 
     def line(self, name: str, text: str) -> None:
         """One line of the run's story."""
@@ -108,15 +112,15 @@ class Run:
     def save(self, task: Task, state: FitState) -> None:
         """Write the checkpoint of the task's phase."""
         task_tensors, task_scalars = _split(task.state())
-        optimizer_tensors, optimizer_scalars = checkpoint.split_optimizer(task.optimizer)
-        rng_tensors, rng_scalars = checkpoint.rng_state(next(task.model.parameters()).device)
+        optimizer_tensors, optimizer_scalars = fit_state.split_optimizer(task.optimizer)
+        rng_tensors, rng_scalars = fit_state.rng_state(next(task.model.parameters()).device)
         tensors = (
-            checkpoint.under("model", task.model.state_dict())
-            | checkpoint.under("best", state.best)
-            | checkpoint.under("sums", state.sums)
-            | checkpoint.under("optimizer", optimizer_tensors)
-            | checkpoint.under("rng", rng_tensors)
-            | checkpoint.under("task", task_tensors)
+            checkpoint.with_prefix("model", task.model.state_dict())
+            | checkpoint.with_prefix("best", state.best)
+            | checkpoint.with_prefix("sums", state.sums)
+            | checkpoint.with_prefix("optimizer", optimizer_tensors)
+            | checkpoint.with_prefix("rng", rng_tensors)
+            | checkpoint.with_prefix("task", task_tensors)
         )
         fit = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("best", "sums")}
         model = task.model
@@ -146,21 +150,24 @@ class Run:
         path = self.checkpoint_path(task.phase)
         if not path.exists():
             return None
-        tensors, scalars = checkpoint.load(path)
-        checkpoint.check_same(path, scalars["settings"], fingerprint(self.config), self.growable)
         try:
-            task.model.load_state_dict(checkpoint.pick(tensors, "model"))
-            checkpoint.join_optimizer(task.optimizer, checkpoint.pick(tensors, "optimizer"), scalars["optimizer"])
-            task.load_state({**checkpoint.pick(tensors, "task"), **scalars["task"]})
+            tensors, scalars = checkpoint.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\n  {_ANOTHER_RUN}") from error
+        fit_state.check_same(path, scalars["settings"], fingerprint(self.config), self.growable)
+        try:
+            task.model.load_state_dict(checkpoint.select("model", tensors))
+            fit_state.join_optimizer(task.optimizer, checkpoint.select("optimizer", tensors), scalars["optimizer"])
+            task.load_state({**checkpoint.select("task", tensors), **scalars["task"]})
             state = FitState(**scalars["fit"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"checkpoint {path} does not fit this model: {error}") from error
+            raise CheckpointError(f"checkpoint {path} does not fit this model: {error}") from error
         own = task.model.state_dict()
-        state.best = {name: value.to(own[name].device) for name, value in checkpoint.pick(tensors, "best").items()}
+        state.best = {name: value.to(own[name].device) for name, value in checkpoint.select("best", tensors).items()}
         device = next(task.model.parameters()).device
-        state.sums = {name: value.to(device) for name, value in checkpoint.pick(tensors, "sums").items()}
+        state.sums = {name: value.to(device) for name, value in checkpoint.select("sums", tensors).items()}
         self._metrics_end = state.metrics_bytes
-        checkpoint.set_rng_state(checkpoint.pick(tensors, "rng"), scalars["rng"], device)
+        fit_state.set_rng_state(checkpoint.select("rng", tensors), scalars["rng"], device)
         self.line(task.phase, f"continues after step {state.step} (epoch {state.epoch}, batch {state.batch})")
         return state
 

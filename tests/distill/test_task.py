@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from gmoe_ext import checkpoint
 from gmoe_ext.data import NodeData
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.nn import CosineMemoryRouter
-from gmoe_ext.train import state as checkpoint
 from gmoe_ext.train.config import Config, DataConfig, DistillConfig, StudentConfig, TeacherConfig, TrainConfig
 from gmoe_ext.train.interrupt import Interrupted, Stop
 from gmoe_ext.train.progress import Progress

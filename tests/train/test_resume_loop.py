@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from gmoe_ext.checkpoint import CheckpointError
 from gmoe_ext.errors import ConfigError, GmoeError
-from gmoe_ext.train import loop
-from gmoe_ext.train import state as checkpoint
+from gmoe_ext.train import fit_state, loop
 from gmoe_ext.train.config import Config, TrainConfig, config_hash, fingerprint
 from gmoe_ext.train.interrupt import Interrupted, Stop
 from gmoe_ext.train.loop import Task, fit
 from gmoe_ext.train.progress import Progress
 from gmoe_ext.train.run import Run
-from gmoe_ext.train.state import CheckpointError
 
 
 class Toy(Task):
@@ -159,7 +158,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
 
         save_file({"weight": torch.zeros(3)}, path)
     task, train, run = start(tmp_path)
-    with pytest.raises(CheckpointError, match="mend"):
+    with pytest.raises(CheckpointError, match="fix: --resume never"):
         fit(task, train, run)
 
 
@@ -241,8 +240,8 @@ def test_a_setting_that_came_later_leaves_older_checkpoints_alone():
 
 def test_random_numbers_of_a_gpu_are_left_out_where_none_trains():
     cpu = torch.device("cpu")
-    tensors, scalars = checkpoint.rng_state(cpu)
+    tensors, scalars = fit_state.rng_state(cpu)
     assert "cuda" not in tensors
     expected = torch.rand(3)
-    checkpoint.set_rng_state({**tensors, "cuda": torch.zeros(16, dtype=torch.uint8)}, scalars, cpu)
+    fit_state.set_rng_state({**tensors, "cuda": torch.zeros(16, dtype=torch.uint8)}, scalars, cpu)
     assert torch.equal(torch.rand(3), expected)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ... import models
+from ... import checkpoint, models
 from ...data import NodeData
 from ...distill import (
     ReliableSampler,
@@ -24,7 +24,7 @@ from ...distill import (
     student_inputs,
 )
 from ...errors import ConfigError
-from .. import state as checkpoint
+from .. import fit_state
 from ..config import fingerprint
 from ..loop import FitResult, fit
 from ..report import Outcome, Trained
@@ -124,7 +124,7 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
     path, current = run.checkpoint_path("positions"), fingerprint(run.config)
     if path.exists() and not run.dry_run:
         tensors, scalars = checkpoint.load(path)
-        checkpoint.check_same(path, scalars["settings"], current)
+        fit_state.check_same(path, scalars["settings"], current)
         observed = tensors["positions"]
     else:
         observed = deepwalk(

@@ -1,14 +1,7 @@
-"""Full-state checkpoints: everything a run needs to continue bit for bit, in one safetensors file.
-
-Tensors (weights, optimizer moments, random states) are the file's body; scalars are JSON in its header. The file is
-written beside its place and renamed into it, so a kill at any moment leaves the old or the new one, never half of one.
-Nothing is pickled: reading a checkpoint from elsewhere cannot run code.
-"""
+"""What a fit continues from, bit for bit: random states, the optimizer's state, and the settings they belong to."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import zlib
 from collections.abc import Mapping
@@ -19,15 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, GmoeError
-
-FORMAT = "gmoe_ext.checkpoint/1"
-
-Tensors = dict[str, Tensor]
-
-
-class CheckpointError(GmoeError):
-    """A checkpoint is damaged, or was not written by gmoe_ext."""
+from ..checkpoint import Tensors
+from ..errors import ConfigError
 
 
 def seed_all(seed: int, phase: str = "") -> None:
@@ -92,63 +78,6 @@ def join_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": scalars["groups"]})
 
 
-def pick(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
-    """The tensors under PREFIX/, without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + "/")}
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors with PREFIX/ before their names."""
-    return {f"{prefix}/{name}": value for name, value in tensors.items()}
-
-
-def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically.
-
-    Args:
-        path: its place.
-        tensors: named tensors of any device; stored contiguous, on the CPU.
-        scalars: what JSON can hold.
-    """
-    from safetensors.torch import save_file
-
-    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    header = {"format": FORMAT, "crc32": str(_crc32(stored)), "scalars": json.dumps(scalars, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(stored, beside, metadata=header)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Read a checkpoint.
-
-    Raises:
-        CheckpointError: the file is damaged or was not written by `save`.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    mend = "mend: --resume never starts afresh, --resume PATH continues another one"
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({error})\n  {mend}") from error
-    if header.get("format") != FORMAT:
-        got = header.get("format")
-        raise CheckpointError(f"{path} is no checkpoint of this version (expected {FORMAT!r}, got {got!r})\n  {mend}")
-    if header.get("crc32") != str(_crc32(tensors)):
-        raise CheckpointError(f"checkpoint {path} is damaged (checksum differs)\n  {mend}")
-    scalars: dict[str, Any] = json.loads(header["scalars"])
-    return tensors, scalars
-
-
 def check_same(
     path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], growable: tuple[str, ...] = ()
 ) -> None:
@@ -172,13 +101,3 @@ def check_same(
             f"checkpoint {path} was written under other settings:\n  {listed}\n"
             "  mend: give the same settings, or another --run_dir, or --resume never"
         )
-
-
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
-    for name in sorted(tensors):
-        flat = tensors[name].reshape(-1)
-        crc = zlib.crc32(name.encode(), crc)
-        if flat.numel():
-            crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), crc)
-    return crc
