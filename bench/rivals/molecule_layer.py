@@ -1,4 +1,4 @@
-"""A GMoE layer on molecules the way the published program computes it: every expert on every atom, then a mask.
+"""A GMoE layer on molecules the way the released code computes it: every expert on every atom, then a mask.
 
 N atoms, M bonds in both directions or two-hop paths, E experts, K chosen, D in, F out.
 """

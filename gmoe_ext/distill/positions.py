@@ -27,7 +27,7 @@ def deepwalk(
 ) -> Tensor:
     """Skip-gram embeddings of uniform random walks (DeepWalk; RbM, section 4.2).
 
-    Settings beyond the arguments are those of the published program: hierarchical softmax and 5 negative samples
+    Settings beyond the arguments are those of the released code: hierarchical softmax and 5 negative samples
     together, learning rate 0.025 falling to 1e-4, frequent nodes down-sampled at 1e-3.
 
     Args:

@@ -48,7 +48,7 @@ def reliability(
         seed: of the noise.
         draws: draws that stand for the expectation.
         std: standard deviation of the noise.
-        squared: False takes |dH| instead of its square (published program).
+        squared: False takes |dH| instead of its square (released code).
 
     Returns:
         rho / max rho [N] in [0, 1]; zeros where no prediction moves.
@@ -89,7 +89,7 @@ class EpochTargets(NamedTuple):
         return self.kept_N.numel() + int(self.kept_N.sum())
 
     def batches(self, train_idx: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows that a program passes in an epoch which forwards each pair by itself.
+        """The rows that code which forwards each pair by itself passes in an epoch.
 
         Batches of consecutive rows: the training nodes, then the nodes of all (node, kept neighbour) pairs, and of all
         (node, itself), in the order of the nodes. A batch of one pair is left out.
@@ -111,7 +111,7 @@ class StudentTargets:
     """A teacher's soft targets for every node and, with a sampler, for its reliable neighbours.
 
     KD (eq. 9) and KRD (eq. 12) add up: mean over v of KL(t_v || s_v) + sum_u w_vu KL(t_u || s_v). With equal pairs
-    (published program) it is the mean over all pairs, own ones included.
+    (released code) it is the mean over all pairs, own ones included.
 
     Args:
         teacher_logits_NC: of the graph that training sees.
@@ -167,7 +167,7 @@ class ReliableSampler:
         momentum: share of the old a kept at an update.
         bins: histogram bins over rho.
         warmup: calls of :meth:`update` before a begins to move.
-        bin_offset: where in a bin the curve is read, from its left edge; None: its centre (published program: 0.05).
+        bin_offset: where in a bin the curve is read, from its left edge; None: its centre (released code: 0.05).
 
     Raises:
         ValueError: rho has not one value per node, or lies outside [0, 1].

@@ -234,7 +234,7 @@ def _fold(layer: FoldedLayer, affine: _Affine | None) -> None:
         if layer.router is not None and layer.router.over_all:
             raise ConfigError(
                 "export: a batch norm does not fold into experts whose gates sum to less than 1; train the student "
-                "with norm 'none' or reading 'paper' to serve it"
+                "with norm 'none' or variant 'paper' to serve it"
             )
         layer.weight_EDF = layer.weight_EDF * affine.scale_F
         layer.bias_EF = layer.bias_EF * affine.scale_F + affine.shift_F

@@ -81,7 +81,7 @@ def gmoe(
         k: experts per node.
         aux_weight: lambda of eq. 9.
         scale_hidden: make the width hidden_dim / sqrt(k), which costs no more than the base network (section 3.2).
-        combine: "sum" of gate times expert (eq. 2), or "mean", that sum divided by n (the published program).
+        combine: "sum" of gate times expert (eq. 2), or "mean", that sum divided by n (the released code).
         aux_over: balance losses as their "mean" or "sum" over the layers.
 
     Raises:

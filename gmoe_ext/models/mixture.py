@@ -29,7 +29,7 @@ class MixtureStudent(Model, ABC):
         k: experts per row.
         dropout: drop probability of expert inputs.
         norm: "none", "batch" or "layer", before each ReLU.
-        first_layer_dropout: also drop inputs of the first layer's experts (published program).
+        first_layer_dropout: also drop inputs of the first layer's experts (released code).
         layer: the layer's other options, the same for every layer.
 
     Returns:

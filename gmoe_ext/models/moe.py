@@ -18,7 +18,7 @@ class MoE(MixtureStudent):
     model that was never pre-trained routes from its first batch on.
 
     Options: those of :class:`MixtureStudent`, and of :class:`gmoe_ext.nn.MoELayer` load_balance, shared_dropout and
-    reading, the same for every layer. Rows are compared with experts in hidden_dim dimensions.
+    variant, the same for every layer. Rows are compared with experts in hidden_dim dimensions.
 
     Example:
         >>> student = build("moe", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=8, k=3)

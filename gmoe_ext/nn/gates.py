@@ -15,7 +15,7 @@ from .. import ops
 from ..plan import ExpertPlan
 from .losses.balance import squared_cv, sums
 
-# Floor of the noise's standard deviation, so that exploration never stops (the published program's value).
+# Floor of the noise's standard deviation, so that exploration never stops (the released code's value).
 MIN_SIGMA = 0.01
 
 

@@ -35,9 +35,9 @@ class GMoEConv(nn.Module):
         base: "gcn", "gin" or "sage", the convolution of each expert.
         bond_dims: values of each bond feature for OGB's molecule messages; None for plain graphs.
         norm: BatchNorm of each expert's result before the gate. "routed": over the nodes routed to the expert.
-            "all_nodes": over all nodes, which runs every expert on every node in training (the published program);
+            "all_nodes": over all nodes, which runs every expert on every node in training (the released code);
             evaluation is sparse and gives what the dense one would. "none": no norm.
-        combine: "sum" (eq. 2) or "mean", the sum divided by n (the published program).
+        combine: "sum" (eq. 2) or "mean", the sum divided by n (the released code).
         mlp_dim: inner width of GIN's MLP; None means 2 * in_dim (OGB).
 
     Raises:

@@ -31,14 +31,14 @@ class MoELayer(MixtureLayer):
         load_balance: weight of squared_cv(sums of the gates) + squared_cv(rows served). The second is a constant to
             the optimizer.
         shared_dropout: one mask per row; False draws one per row and chosen expert.
-        reading: of the router and of pre-training. "paper": rows of pre-training go to expert 0, which is then cloned.
-            "program": a batch is cut into E pieces, piece e goes to expert e, and nothing is cloned.
+        variant: of the router and of pre-training. "paper": rows of pre-training go to expert 0, which is then cloned.
+            "released_code": a batch is cut into E pieces, piece e goes to expert e, and nothing is cloned.
 
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
 
     Attributes:
-        pretraining: rows go where ``reading`` says, without router and scale; see :meth:`start_routing`.
+        pretraining: rows go where ``variant`` says, without router and scale; see :meth:`start_routing`.
         served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
 
     Raises:
@@ -61,11 +61,11 @@ class MoELayer(MixtureLayer):
         dropout: float = 0.0,
         load_balance: float = 0.01,
         shared_dropout: bool = False,
-        reading: Literal["paper", "program"] = "paper",
+        variant: Literal["paper", "released_code"] = "paper",
     ) -> None:
-        super().__init__(ProjectedRouter(in_dim, proj_dim, num_experts, k, reading), out_dim, dropout, shared_dropout)
+        super().__init__(ProjectedRouter(in_dim, proj_dim, num_experts, k, variant), out_dim, dropout, shared_dropout)
         self.load_balance = load_balance
-        self.clones = reading == "paper"
+        self.clones = variant == "paper"
 
     def start_routing(self) -> None:
         """End of pre-training; the router starts as it was drawn."""

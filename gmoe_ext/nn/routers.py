@@ -170,9 +170,8 @@ class ProjectedRouter(nn.Module):
         proj_dim: H.
         num_experts: E.
         k: experts per row, 1 <= k <= E.
-        reading: "paper": t = 1 and no b. "program" (published): b and a learnt t, started at 2, noise N(0, 1) / E on
-            the scores in training, and gates that are a softmax over all E scores, so that those chosen sum to less
-            than 1.
+        variant: "paper": t = 1 and no b. "released_code": b and a learnt t, started at 2, noise N(0, 1) / E on the
+            scores in training, and gates that are a softmax over all E scores, so that those chosen sum to less than 1.
         eps: smallest norm.
 
     Attributes:
@@ -196,7 +195,7 @@ class ProjectedRouter(nn.Module):
         proj_dim: int,
         num_experts: int,
         k: int,
-        reading: Literal["paper", "program"] = "paper",
+        variant: Literal["paper", "released_code"] = "paper",
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
@@ -204,14 +203,14 @@ class ProjectedRouter(nn.Module):
             raise ValueError(f"ProjectedRouter: expected 'proj_dim' of at least 1, got {proj_dim}")
         if not 1 <= k <= num_experts:
             raise ValueError(f"ProjectedRouter: expected 'k' in [1, num_experts = {num_experts}], got {k}")
-        if reading not in ("paper", "program"):
-            raise ValueError(f"ProjectedRouter: expected 'reading' to be 'paper' or 'program', got {reading!r}")
-        program = reading == "program"
+        if variant not in ("paper", "released_code"):
+            raise ValueError(f"ProjectedRouter: expected 'variant' to be 'paper' or 'released_code', got {variant!r}")
+        released = variant == "released_code"
         self.dim, self.proj_dim, self.num_experts, self.k, self.eps = dim, proj_dim, num_experts, k, eps
-        self.over_all = self.noisy = program
-        self.projection = nn.Linear(dim, proj_dim, bias=program)
+        self.over_all = self.noisy = released
+        self.projection = nn.Linear(dim, proj_dim, bias=released)
         self.embeddings = nn.Parameter(0.01 * torch.randn(num_experts, proj_dim))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(2.0))) if program else None
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(2.0))) if released else None
 
     def temperature(self) -> Tensor | None:
         """t, or None for 1."""

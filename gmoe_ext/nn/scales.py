@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-# No learnt factor is larger, so that one bad step cannot overflow a layer (the published program's value).
+# No learnt factor is larger, so that one bad step cannot overflow a layer (the released code's value).
 MAX_FACTOR = 100.0
 
 

@@ -31,8 +31,8 @@ class DataConfig:
         val_per_class: validation nodes of each class in a per_class split.
         row_normalize: divide node features by their row's sum.
         allow_partial: accept a file with the features of some nodes only.
-        heldout_rate: share of the test nodes held out in the inductive setting; None: 0.2, in the program's protocol
-            all of them where the split is public.
+        heldout_rate: share of the test nodes held out in the inductive setting; None: 0.2, or all of them
+            under the released code's protocol where the split is public.
         metric: accuracy, rocauc or rmse; None infers it from the labels.
         num_nodes: size of the synthetic graph; None takes its default.
     """
@@ -63,7 +63,7 @@ class NetworkConfig:
             the rows an expert got), all_nodes (over all rows, dense in training). None: the model's default.
         num_experts: experts per layer (n in GMoE, E in RbM).
         num_hop1: how many of them are hop-1 experts (m in GMoE); None: all.
-        k: experts every node picks; None for an MoE student: by protocol (paper: 3, program: 4).
+        k: experts every node picks; None for an MoE student: by protocol (paper: 3, released_code: 4).
         aux_weight: weight of the importance and load losses (lambda, GMoE eq. 9).
         aux_over: mean or sum of these losses over the layers.
         combine: sum of gate x expert (GMoE eq. 2), or that divided by the number of experts.
@@ -127,7 +127,7 @@ class StudentConfig(NetworkConfig):
     Args:
         model: rbm, moe, mlp or ensemble.
         num_members: ensemble: how many MLPs vote.
-        reading: MoE: paper or program, of the router and of pre-training. None: by protocol.
+        variant: MoE: paper or released_code, of the router and of pre-training. None: by protocol.
         first_layer_dropout: RbM, MoE: also drop inputs of the first layer's experts. None: by protocol (paper: no).
         shared_dropout: RbM, MoE: one dropout mask per row instead of one per row and expert.
         gate_gradient: RbM: let the task's gradient flow through the gates.
@@ -139,7 +139,7 @@ class StudentConfig(NetworkConfig):
 
     model: str | None = None
     num_members: int | None = None
-    reading: Literal["paper", "program"] | None = None
+    variant: Literal["paper", "released_code"] | None = None
     first_layer_dropout: bool | None = None
     shared_dropout: bool | None = None
     gate_gradient: bool | None = None
@@ -156,23 +156,24 @@ class StudentConfig(NetworkConfig):
 
 @dataclass
 class DistillConfig:
-    """Losses, targets and schedule of the distillation (RbM, section 4; defaults are the paper's reading).
+    """Losses, targets and schedule of the distillation (RbM, section 4; defaults follow the paper).
 
     What is None is decided by `protocol`; see `gmoe_ext.train.tasks.protocol`.
 
     Args:
         ce_weight: weight nu of the labels' cross entropy, 1 - nu goes to the teacher (eqs. 9 and 12).
         tau: temperature of teacher and student in the distillation loss.
-        normalized_tau: softmax after the division by tau; false divides the log-probabilities (program).
+        normalized_tau: softmax after the division by tau; false divides the log-probabilities (released code).
         reliable: sample neighbours as extra targets by the teacher's reliability (KRD).
-        pair_weight: weight of a kept edge (v, u): degree 1/|N(v)| (eq. 12), kept 1/(kept edges of v), equal (program).
+        pair_weight: weight of a kept edge (v, u): degree 1/|N(v)| (eq. 12), kept 1/(kept edges of v), equal
+            (released code).
         noise_std: standard deviation of the feature noise that reliability is measured with (eq. 10).
-        noise_draws: noise draws (program: 1).
-        squared_reliability: squared change of entropy (eq. 10); false its absolute value (program).
+        noise_draws: noise draws (released code: 1).
+        squared_reliability: squared change of entropy (eq. 10); false its absolute value (released code).
         power_momentum: share of the sampling power kept at an update.
         power_warmup: evaluations before the power begins to move.
         power_bins: bins of the fit of the power.
-        power_bin_offset: where in a bin the curve is read; None: by protocol (its centre; program: 0.05).
+        power_bin_offset: where in a bin the curve is read; None: by protocol (its centre; released code: 0.05).
         positions: append DeepWalk positions to the features.
         position_of: own gives observed nodes the position walked for them; neighbours the mean of their neighbours', as
             a held-out node has it.
@@ -184,7 +185,7 @@ class DistillConfig:
         position_dim: length of a position.
         pretrain_epochs: RbM, MoE: epochs with one expert, before those of `train`; then it is cloned, and routing
             starts.
-        reset_optimizer: RbM, MoE: a new Adam when routing starts (program: no).
+        reset_optimizer: RbM, MoE: a new Adam when routing starts (released code: no).
         kmeans_restarts: RbM: runs of k-means per layer.
         ema_rate: RbM: share of the old memory that an update keeps (eq. 4).
         memory_lr: RbM: step of a buffer memory along its self-similarity gradient; None: train.lr.
@@ -192,9 +193,9 @@ class DistillConfig:
         self_similarity: RbM: weight of the self-similarity loss (eq. 7).
         load_balance: RbM, MoE: weight of the load-balance loss (eq. 8).
         batch_weights: weigh cross entropy, distillation and memory losses by how many batches of this many rows each
-            has, as a program that sums their gradients does, and in full batch move an RbM's memories once per such
-            batch; 0: plain means, one move per forward. None: by protocol (0; program: 4096).
-        protocol: paper, or program for the published program's reading of every disputed point.
+            has, as code that sums their gradients does, and in full batch move an RbM's memories once per such
+            batch; 0: plain means, one move per forward. None: by protocol (0; released code: 4096).
+        protocol: paper, or released_code to follow the released code wherever the two differ.
     """
 
     ce_weight: float = 0.2
@@ -226,7 +227,7 @@ class DistillConfig:
     self_similarity: float = 0.01
     load_balance: float = 0.01
     batch_weights: int | None = None
-    protocol: Literal["paper", "program"] = "paper"
+    protocol: Literal["paper", "released_code"] = "paper"
 
 
 @dataclass
@@ -330,7 +331,7 @@ _FREE = ("run_dir", "device", "resume", "dry_run", "offline", "data.root", "trai
 
 # Settings that came later, with the value that says what was done before: at that value they are left out, and
 # checkpoints and hashes of then stay what they are.
-_SINCE = {"train.precision": "float32", "student.num_members": None, "student.reading": None}
+_SINCE = {"train.precision": "float32", "student.num_members": None, "student.variant": None}
 
 
 def flatten(config: Config) -> dict[str, Any]:

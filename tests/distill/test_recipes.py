@@ -33,12 +33,12 @@ def test_eight_data_sets_five_methods_two_settings():
     assert len(RECIPES) == 8 * 5 * 2
 
 
-@pytest.mark.parametrize(("protocol", "k"), [("paper", 3), ("program", 4)])
+@pytest.mark.parametrize(("protocol", "k"), [("paper", 3), ("released_code", 4)])
 def test_a_vanilla_mixture_has_eight_experts_and_the_protocol_s_k(protocol, k):
     for path in (path for path in RECIPES if "_moe_" in path.stem):
         config = parse.parse(["--config", str(path), "--distill.protocol", protocol])
         student = resolve(config, "per_class").student
-        assert (student.num_experts, student.k, student.reading) == (8, k, protocol)
+        assert (student.num_experts, student.k, student.variant) == (8, k, protocol)
 
 
 def test_all_methods_of_a_table_learn_from_the_same_teacher():

@@ -136,7 +136,7 @@ def test_labels_outside_the_training_set_reach_no_weights(job):
 @pytest.mark.parametrize(
     ("stop_at", "protocol", "model"),  # in the teacher, pre-training, the first routed epoch, later
     [(at, "paper", "rbm") for at in (7, 22, 23, 24, 29)]
-    + [(29, "program", "rbm"), (24, "paper", "moe"), (22, "program", "moe"), (29, "paper", "ensemble")],
+    + [(29, "released_code", "rbm"), (24, "paper", "moe"), (22, "released_code", "moe"), (29, "paper", "ensemble")],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(job, stop_at, protocol, model):
     config = settings(protocol=protocol, model=model)
@@ -168,9 +168,9 @@ def test_positions_are_walked_once_per_run_directory(job, monkeypatch, tmp_path)
 
 
 def test_the_program_protocol_runs_and_differs(job):
-    paper, program = job(settings(), place="a"), job(settings(protocol="program"), place="b")
-    assert "layers.0.router.memory" in dict(program[1].named_parameters())
-    assert not same_weights(paper[1], program[1])
+    paper, released = job(settings(), place="a"), job(settings(protocol="released_code"), place="b")
+    assert "layers.0.router.memory" in dict(released[1].named_parameters())
+    assert not same_weights(paper[1], released[1])
 
 
 def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
@@ -188,20 +188,20 @@ def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
 
     monkeypatch.setattr(CosineMemoryRouter, "follow_", count)
     monkeypatch.setattr(RbMTask, "losses", watch)
-    job(settings(protocol="program", distill={"batch_weights": 50}))
+    job(settings(protocol="released_code", distill={"batch_weights": 50}))
     assert len(batches) == 12 and min(batches) > 4
     assert len(moves) == 2 * sum(batches)  # of each of the two layers
 
 
 def test_protocol_fills_only_what_is_open():
-    config = settings(protocol="program", distill={"pair_weight": "kept"})
+    config = settings(protocol="released_code", distill={"pair_weight": "kept"})
     full = resolve(config, "public")
     assert (full.distill.pair_weight, full.distill.normalized_tau, full.distill.batch_weights) == ("kept", False, 4096)
     assert (full.student.memory, full.student.first_layer_dropout, full.heldout_rate) == ("parameter", True, 1.0)
     assert resolve(config, "per_class").heldout_rate == 0.2
     assert resolve(settings(model="mlp"), "public").student.memory is None
-    moe = resolve(Config(student=StudentConfig(model="moe"), distill=DistillConfig(protocol="program")), "public")
-    assert (moe.student.k, moe.student.reading, moe.student.memory) == (4, "program", None)
+    moe = resolve(Config(student=StudentConfig(model="moe"), distill=DistillConfig(protocol="released_code")), "public")
+    assert (moe.student.k, moe.student.variant, moe.student.memory) == (4, "released_code", None)
     assert config.distill.normalized_tau is None
 
 

@@ -50,8 +50,8 @@ CASES: dict[str, Any] = {
     "positions alone": lambda: (trained("mlp", in_dim=5, hidden_dim=8, out_dim=3), {"positions": TABLE}),
     "mlp": lambda: (trained("mlp", **SIZES, num_layers=2, norm="batch"), {"normalize": "row_l1"}),
     "moe": lambda: (trained("moe", **SIZES, **EXPERTS, num_layers=3, norm="batch"), {}),
-    "moe, program, table": lambda: (
-        trained("moe", **SIZES, **EXPERTS, num_layers=2, reading="program"),
+    "moe, released code, table": lambda: (
+        trained("moe", **SIZES, **EXPERTS, num_layers=2, variant="released_code"),
         {"positions": TABLE, "normalize": "row_l1"},
     ),
     "ensemble": lambda: (trained("ensemble", **SIZES, num_members=3, norm="batch"), {"position_dim": 5}),

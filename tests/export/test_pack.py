@@ -65,14 +65,14 @@ def test_mlp_parity(tmp_path: Path, num_layers: int, norm: str) -> None:
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize(("reading", "norm"), [("paper", "none"), ("paper", "batch"), ("program", "none")])
+@pytest.mark.parametrize(("variant", "norm"), [("paper", "none"), ("paper", "batch"), ("released_code", "none")])
 @pytest.mark.parametrize(("num_experts", "k"), [(2, 1), (4, 2), (8, 3), (3, 3)])
-def test_moe_parity(tmp_path: Path, num_layers: int, reading: str, norm: str, num_experts: int, k: int) -> None:
+def test_moe_parity(tmp_path: Path, num_layers: int, variant: str, norm: str, num_experts: int, k: int) -> None:
     options = dict(in_dim=21, hidden_dim=34, out_dim=6, num_layers=num_layers, norm=norm, num_experts=num_experts, k=k)
-    model = trained("moe", reading=reading, **options)
+    model = trained("moe", variant=variant, **options)
     path = pack(model, tmp_path / "s.safetensors")
     assert_parity(model, path, 21)
-    gates = "all" if reading == "program" else "chosen"
+    gates = "all" if variant == "released_code" else "chosen"
     info = PackedStudent.load(path).info()
     routers = [(layer["router"], layer["router_dim"], layer["gates"]) for layer in info["layers"]]
     assert routers == [("projected", 34, gates)] * num_layers and info["format_version"] == 3
@@ -103,7 +103,7 @@ def test_an_ensemble_s_probabilities_are_the_mean_of_its_members(tmp_path: Path)
 
 
 def test_a_temperature_is_the_length_of_the_memories(tmp_path: Path) -> None:
-    model = trained("moe", in_dim=8, hidden_dim=16, out_dim=4, num_experts=4, k=2, reading="program")
+    model = trained("moe", in_dim=8, hidden_dim=16, out_dim=4, num_experts=4, k=2, variant="released_code")
     with torch.no_grad():
         model.layers[0].router.log_temperature.fill_(9.0)  # beyond 100, where the model stops
     path = pack(model, tmp_path / "s.safetensors")
@@ -300,9 +300,9 @@ def test_refused_models(tmp_path: Path) -> None:
         diverged.layers[1].experts.weight[0, 0, 0] = torch.inf
     with pytest.raises(ConfigError, match=r"'layers.1.weight' holds NaN or infinite values"):
         pack(diverged, tmp_path / "s")
-    program = dict(num_experts=3, k=2, norm="batch", reading="program")
+    released = dict(num_experts=3, k=2, norm="batch", variant="released_code")
     with pytest.raises(ConfigError, match="does not fold into experts whose gates sum to less than 1"):
-        pack(trained("moe", in_dim=8, hidden_dim=16, out_dim=4, **program), tmp_path / "s")
+        pack(trained("moe", in_dim=8, hidden_dim=16, out_dim=4, **released), tmp_path / "s")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

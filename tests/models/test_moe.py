@@ -27,7 +27,7 @@ def test_routers_compare_in_the_hidden_width():
 
 
 def test_options_reach_every_layer_and_dropout_skips_the_first():
-    layers = moe(dropout=0.5, reading="program", load_balance=0.2).layers
+    layers = moe(dropout=0.5, variant="released_code", load_balance=0.2).layers
     assert [layer.dropout for layer in layers] == [0.0, 0.5]
     assert all(layer.router.over_all and layer.load_balance == 0.2 for layer in layers)
 
@@ -45,7 +45,7 @@ def test_routing_starts_with_clones_of_the_pretrained_mlp():
 
 
 def test_config_and_state_rebuild_the_model_exactly():
-    student = moe(norm="batch", reading="program")
+    student = moe(norm="batch", variant="released_code")
     student(torch.randn(10, 6))
     again = models.build(student.name, **student.config)
     again.load_state_dict(student.state_dict())

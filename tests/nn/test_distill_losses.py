@@ -25,10 +25,10 @@ def logits():
     return student, 2 * torch.randn(6, 3, dtype=torch.float64)
 
 
-READINGS = [(1.0, True), (0.6, True), (0.6, False), (1.3, False)]
+VARIANTS = [(1.0, True), (0.6, True), (0.6, False), (1.3, False)]
 
 
-@pytest.mark.parametrize(("temperature", "normalized"), READINGS)
+@pytest.mark.parametrize(("temperature", "normalized"), VARIANTS)
 def test_kd_is_the_mean_divergence_with_its_gradient(logits, temperature, normalized):
     student, teacher = logits
     written = sum(divergence(teacher[v], student[v], temperature, normalized) for v in range(6)) / 6
@@ -37,7 +37,7 @@ def test_kd_is_the_mean_divergence_with_its_gradient(logits, temperature, normal
     torch.testing.assert_close(torch.autograd.grad(ours, student), torch.autograd.grad(written, student))
 
 
-@pytest.mark.parametrize(("temperature", "normalized"), READINGS)
+@pytest.mark.parametrize(("temperature", "normalized"), VARIANTS)
 def test_krd_in_node_linear_form_equals_the_sum_over_pairs(logits, temperature, normalized):
     student, teacher = logits
     edges = torch.tensor([[0, 1, 2, 5, 3, 0, 4], [1, 0, 0, 0, 2, 5, 5]])

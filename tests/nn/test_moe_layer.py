@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from gmoe_ext.nn import MoELayer
 from gmoe_ext.nn.losses import squared_cv
 
-READINGS = ["paper", "program"]
+VARIANTS = ["paper", "released_code"]
 
 
 def layer_of(**options):
@@ -40,9 +40,9 @@ def written_out(layer, x):
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_forward_and_gradients_are_the_equations(reading):
-    layer, x = layer_of(reading=reading).eval(), rows()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forward_and_gradients_are_the_equations(variant):
+    layer, x = layer_of(variant=variant).eval(), rows()
     ours, aux = layer(x)
     written = written_out(layer, x)
     assert aux == 0
@@ -52,18 +52,18 @@ def test_forward_and_gradients_are_the_equations(reading):
 
 
 def test_the_program_has_a_bias_a_temperature_of_two_and_gates_that_leave_a_rest():
-    paper, program = layer_of().eval().router, layer_of(reading="program").eval().router
-    assert paper.temperature() is None and paper.projection.bias is None and program.projection.bias is not None
-    torch.testing.assert_close(program.temperature().item(), 2.0, rtol=1e-6, atol=0)
+    paper, released = layer_of().eval().router, layer_of(variant="released_code").eval().router
+    assert paper.temperature() is None and paper.projection.bias is None and released.projection.bias is not None
+    torch.testing.assert_close(released.temperature().item(), 2.0, rtol=1e-6, atol=0)
     torch.testing.assert_close(paper(rows()).gate.sum(1), torch.ones(9, dtype=torch.float64))
-    assert (program(rows()).gate.sum(1) < 0.999).all()
+    assert (released(rows()).gate.sum(1) < 0.999).all()
 
 
 def test_noise_meets_the_program_s_scores_in_training_alone():
     x = rows()
-    for reading in READINGS:
-        router = layer_of(reading=reading).train().router
-        assert torch.equal(router(x).gate, router(x).gate) == (reading == "paper")
+    for variant in VARIANTS:
+        router = layer_of(variant=variant).train().router
+        assert torch.equal(router(x).gate, router(x).gate) == (variant == "paper")
         router.eval()
         assert torch.equal(router(x).gate, router(x).gate)
 
@@ -77,7 +77,7 @@ def test_aux_is_the_balance_of_gates_and_of_rows():
 
 
 def test_the_program_balances_the_gates_of_all_experts():
-    layer, x = layer_of(reading="program", load_balance=1.0).train(), rows()
+    layer, x = layer_of(variant="released_code", load_balance=1.0).train(), rows()
     layer.router.noisy = False
     share = scores(layer, x).softmax(1)
     routing = layer.router(x)
@@ -99,7 +99,7 @@ def test_pretraining_of_the_paper_is_expert_zero_cloned_afterwards():
 
 @pytest.mark.parametrize("n", [0, 3, 10])
 def test_pretraining_of_the_program_gives_each_expert_a_piece(n):
-    layer, x = layer_of(reading="program"), rows(n)
+    layer, x = layer_of(variant="released_code"), rows(n)
     layer.pretraining = True
     before = layer.experts.weight.clone()
     want = [F.linear(row, layer.experts.weight[e], layer.experts.bias[e]) for row, e in
@@ -123,7 +123,7 @@ def test_dropout_reaches_experts_but_not_the_router():
         ({"dropout": 1.0}, r"MoELayer: expected 'dropout' in \[0, 1\), got 1"),
         ({"proj_dim": 0}, "expected 'proj_dim' of at least 1, got 0"),
         ({"k": 5}, r"expected 'k' in \[1, num_experts = 4\], got 5"),
-        ({"reading": "mine"}, "expected 'reading' to be 'paper' or 'program', got 'mine'"),
+        ({"variant": "mine"}, "expected 'variant' to be 'paper' or 'released_code', got 'mine'"),
     ],
 )
 def test_wrong_options_are_named(options, text):

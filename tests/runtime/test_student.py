@@ -45,7 +45,7 @@ def test_every_width_of_output(tmp_path: Path, out_dim: int) -> None:
 KINDS = {
     "rbm": dict(num_experts=6, k=3),
     "moe": dict(num_experts=6, k=3),
-    "moe, program": dict(num_experts=6, k=3, reading="program"),
+    "moe, released code": dict(num_experts=6, k=3, variant="released_code"),
     "ensemble": dict(num_members=3),
 }
 
@@ -82,7 +82,7 @@ def test_every_kind_answers_single_and_sparse_rows_alike(tmp_path: Path, kind: s
         np.testing.assert_allclose(again, logits[:count], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["moe", "moe, program"])
+@pytest.mark.parametrize("kind", ["moe", "moe, released code"])
 def test_a_projecting_router_routes_as_the_model_s(tmp_path: Path, kind: str) -> None:
     model, student = packed(kind, tmp_path / "s", in_dim=24, hidden_dim=40, out_dim=7, num_layers=2)
     h = x = torch.randn(50, 24)

@@ -132,11 +132,11 @@ def test_a_molecule_step_stays_on_the_device(epoch, train, name, options):
 STUDENTS = [
     pytest.param("mlp", {"norm": "batch"}, {}, 0, id="mlp"),
     pytest.param("ensemble", {"num_members": 2}, {}, 0, id="ensemble"),
-    pytest.param("moe", {"reading": "paper"}, {}, 3, id="moe"),
-    pytest.param("moe", {"reading": "program"}, {"protocol": "program"}, 3, id="moe-program"),
+    pytest.param("moe", {"variant": "paper"}, {}, 3, id="moe"),
+    pytest.param("moe", {"variant": "released_code"}, {"protocol": "released_code"}, 3, id="moe-released_code"),
     pytest.param("rbm", {}, {}, 0, id="rbm-pretraining"),
     pytest.param("rbm", {"norm": "batch"}, {}, 3, id="rbm"),
-    pytest.param("rbm", {"memory": "parameter"}, {"protocol": "program", "tau": 2.0}, 3, id="rbm-program"),
+    pytest.param("rbm", {"memory": "parameter"}, {"protocol": "released_code", "tau": 2.0}, 3, id="rbm-released_code"),
     pytest.param("rbm", {"gate_gradient": True}, {"pair_weight": "kept"}, 3, id="rbm-gate-gradient"),
 ]
 

@@ -40,7 +40,7 @@ def soften(logits_NC: Tensor, temperature: float = 1.0, normalized: bool = True)
     """Log-probabilities at a temperature.
 
     log softmax(z / tau), or with ``normalized=False`` log softmax(z) / tau, which is no distribution for tau != 1 but
-    is what the published RbM program uses.
+    is what the released RbM code uses.
 
     Args:
         logits_NC: floating [N, C].

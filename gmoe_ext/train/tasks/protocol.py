@@ -1,6 +1,6 @@
-"""Two readings of the RbM paper: what it prints, and what its published program does.
+"""Two variants of RbM: what the paper says, and what the code released with it does.
 
-Only settings left open (None) are filled in, so that a recipe can mix the two. Beside these settings the program
+Only settings left open (None) are filled in, so that a recipe can mix the two. Beside these settings the released code
 reports the best test score over epochs, which every result here holds as `test_best`, beside `test_at_best_val`.
 """
 
@@ -14,11 +14,11 @@ from ..config import Config
 _STUDENT: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
         "rbm": {"first_layer_dropout": False, "memory": "buffer"},
-        "moe": {"first_layer_dropout": False, "reading": "paper", "k": 3},
+        "moe": {"first_layer_dropout": False, "variant": "paper", "k": 3},
     },
-    "program": {
+    "released_code": {
         "rbm": {"first_layer_dropout": True, "memory": "parameter"},
-        "moe": {"first_layer_dropout": True, "reading": "program", "k": 4},
+        "moe": {"first_layer_dropout": True, "variant": "released_code", "k": 4},
     },
 }
 _DISTILL: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ _DISTILL: dict[str, dict[str, Any]] = {
         "reset_optimizer": True,
         "batch_weights": 0,
     },
-    "program": {
+    "released_code": {
         "normalized_tau": False,
         "pair_weight": "equal",
         "noise_draws": 1,
@@ -47,11 +47,11 @@ def resolve(config: Config, split: str) -> Config:
 
     Args:
         config: as given; not changed.
-        split: rule of the data's split; the program holds out the whole test set of a public one.
+        split: rule of the data's split; the released code holds out the whole test set of a public one.
     """
     protocol = config.distill.protocol
     student = _fill(config.student, _STUDENT[protocol].get(config.student.model or "", {}))
-    data = _fill(config.data, {"heldout_rate": 1.0 if protocol == "program" and split == "public" else 0.2})
+    data = _fill(config.data, {"heldout_rate": 1.0 if protocol == "released_code" and split == "public" else 0.2})
     return dataclasses.replace(config, data=data, student=student, distill=_fill(config.distill, _DISTILL[protocol]))
 
 

@@ -185,7 +185,7 @@ class MoETask(MixtureTask):
     model: MoE
 
     def start_routing(self) -> None:
-        """Clone experts, or leave them, as the model's reading has it."""
+        """Clone experts, or leave them, as the model's variant has it."""
         self.model.start_routing()
 
 
@@ -199,7 +199,7 @@ class RbMTask(MixtureTask):
         kmeans_start(self.model, self.inputs.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
 
     def batches(self, epoch: int) -> list[Tensor | None]:
-        """Those of every student; a whole epoch at once may replay the memories of the program's small batches."""
+        """Those of every student; a whole epoch at once may replay the small batches of the released code."""
         self.model.set_epoch(max(0, epoch - self.pretrain_epochs))
         batches = super().batches(epoch)
         size = self.config.distill.batch_weights
