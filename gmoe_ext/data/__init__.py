@@ -1,12 +1,11 @@
-"""Data sets: one :func:`load` for node, molecule and link data; readers, splits, metrics and synthetic graphs."""
+"""Data sets: :func:`load` for node, molecule and link data; conversion from PyG, splits, metrics, synthetic graphs."""
 
 from __future__ import annotations
 
 from . import metrics, splits, synthetic
-from .link import LinkData
 from .load import load
 from .molecules import MoleculeBatch, MoleculeData
-from .node import InductiveView, NodeData
+from .node import InductiveView, LinkData, NodeData
 from .pyg import from_pyg
 
 __all__ = [

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from .files import resolve_root
-from .load import SYNTHETIC, load
+from .load import SYNTHETIC, load, resolve_root
 from .ogb_raw import is_raw_folder
 from .sources import SOURCES, get
 

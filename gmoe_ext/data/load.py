@@ -1,4 +1,4 @@
-"""load: find a data set by its name and hand it out checked, with its split."""
+"""Find a data set by its name, read it, and give it a split and a metric."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import DataError
-from . import npz, ogb_raw, splits, synthetic
-from .files import resolve_root, sha256
-from .link import LinkData
-from .molecules import MoleculeData
-from .node import NodeData
+from . import ogb_raw, splits, synthetic
+from .arrays import Arrays, read_npz
+from .molecules import MoleculeData, read_molecules
+from .node import LinkData, NodeData, read_links, read_nodes
 
+ROOT_VARIABLE = "GMOE_EXT_DATA"
 SYNTHETIC: dict[str, Callable[..., NodeData | MoleculeData]] = {
     "communities": synthetic.communities,
     "molecules": synthetic.molecules,
@@ -34,29 +35,29 @@ def load(
     row_normalize: bool = False,
     allow_partial: bool = False,
 ) -> NodeData | MoleculeData | LinkData:
-    """Load the data set ``name`` from ``root``.
+    """Load the data set ``name`` from the folder ``root``.
 
-    Looked for, in this order: NAME.npz (nodes or links), NAME_graphs.npz (molecules), NAME/raw (OGB's raw folder).
-    'communities' and 'molecules' are made, not read (:mod:`gmoe_ext.data.synthetic`).
+    Tries NAME.npz (nodes or links), then NAME_graphs.npz (molecules), then NAME/raw (OGB's raw folder). 'communities'
+    and 'molecules' are generated, not read (:mod:`gmoe_ext.data.synthetic`).
 
     Args:
-        name: of the data set; also its file's stem.
+        name: of the data set; also the stem of its file.
         root: folder; default is the environment variable GMOE_EXT_DATA, else ``data``.
         split: 'auto' takes the data file's own split, else NAME_split*.npz, else draws one: 'per_class' for nodes,
-            'random' (80/10/10) for molecules. 'file' refuses to draw; 'per_class' and 'random' always draw; any
-            other RULE reads NAME_split_RULE.npz.
+            'random' (80/10/10) for molecules. 'file' never draws; 'per_class' and 'random' always draw; any other
+            RULE reads NAME_split_RULE.npz.
         split_seed: of a drawn split.
-        train_per_class, val_per_class: of a 'per_class' split.
-        metric: 'accuracy', 'rocauc' or 'rmse'; default follows from the labels (:func:`metrics.infer`). Nodes have
-            only the default.
+        train_per_class, val_per_class: nodes of each class in a 'per_class' split.
+        metric: 'accuracy', 'rocauc' or 'rmse'; by default inferred from the labels (:func:`metrics.infer`). Node data
+            accept only the default.
         row_normalize: divide node features by their row's sum.
-        allow_partial: accept a file with the features of some nodes only.
+        allow_partial: accept a file that has the features of some nodes only; the others are zero.
 
     Returns:
         NodeData, MoleculeData or LinkData, on the CPU.
 
     Raises:
-        DataError: not found, damaged, or inconsistent; the message says what to do.
+        DataError: the data set is not found, damaged or inconsistent; the message says what to do.
 
     Example:
         >>> data = load("communities", split_seed=1)
@@ -71,53 +72,49 @@ def load(
     if isinstance(data, LinkData):
         return data
     if metric not in (None, data.metric):
-        raise DataError(f"data '{name}' is scored by '{data.metric}', got metric '{metric}'; drop --data.metric")
+        raise DataError(f"data '{name}' is scored by '{data.metric}', got metric '{metric}'\n  fix: drop --data.metric")
     if split not in ("auto", "file") or data.split == splits.NONE.rule:
-        chosen, path = _choose(data, folder, split, split_seed, (train_per_class, val_per_class), unlabelled)
-        data = data.with_split(chosen)
-        if path is not None:
-            data = replace(data, sha256={**data.sha256, path.name: sha256(path)})
-    if isinstance(data, NodeData) and row_normalize:
-        data = data.row_normalized()
-    return data
+        counts = (train_per_class, val_per_class) if isinstance(data, NodeData) else None
+        chosen, digest = splits.choose(name, folder, split, data.y, split_seed, counts, unlabelled)
+        data = replace(data.with_split(chosen), sha256={**data.sha256, **digest})
+    return data.row_normalized() if row_normalize and isinstance(data, NodeData) else data
+
+
+def resolve_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the data folder: the argument, else the environment variable GMOE_EXT_DATA, else ``data``."""
+    return Path(root if root is not None else os.environ.get(ROOT_VARIABLE) or "data")
 
 
 def _read(
     name: str, folder: Path, metric: str | None, allow_partial: bool
 ) -> tuple[NodeData | MoleculeData | LinkData, Tensor | None]:
-    nodes, molecules = folder / f"{name}.npz", folder / f"{name}_graphs.npz"
-    if nodes.is_file():
-        return npz.read_node_or_link(name, nodes, allow_partial)
-    if molecules.is_file():
-        return npz.read_molecules(name, molecules, metric), None
+    """Read a data set with its own split, if it has one; also return the ids of nodes without a label, if listed."""
+    single, graphs = folder / f"{name}.npz", folder / f"{name}_graphs.npz"
+    if single.is_file():
+        arrays = read_npz(single)
+        if "train_edge" in arrays:
+            return read_links(name, arrays), None
+        return _read_node_file(name, arrays, allow_partial)
+    if graphs.is_file():
+        return read_molecules(name, read_npz(graphs), metric), None
     if ogb_raw.is_raw_folder(folder / name):
         return ogb_raw.read(name, folder / name, metric), None
-    looked = ", ".join(str(path) for path in (nodes, molecules, folder / name / "raw"))
+    looked = ", ".join(str(path) for path in (single, graphs, folder / name / "raw"))
     raise DataError(
         f"data '{name}' not found under '{folder}'.\n"
         f"  looked for: {looked}\n"
-        f"  mend: pass --data.root DIR, or run `python -m gmoe_ext.data get {name} --root {folder}`"
+        f"  fix: pass --data.root DIR, or run `python -m gmoe_ext.data get {name} --root {folder}`"
     )
 
 
-def _choose(
-    data: NodeData | MoleculeData,
-    folder: Path,
-    rule: str,
-    seed: int,
-    per_class: tuple[int, int],
-    unlabelled: Tensor | None,
-) -> tuple[splits.Split, Path | None]:
-    size = data.num_nodes if isinstance(data, NodeData) else data.num_graphs
-    if rule not in ("per_class", "random"):
-        found = npz.read_split(folder, data.name, size, None if rule in ("auto", "file") else rule)
-        if found is not None:
-            return found
-        if rule != "auto":
-            wanted = f"{data.name}_split{'*' if rule == 'file' else '_' + rule}.npz"
-            raise DataError(f"data '{data.name}' has no split '{rule}'.\n  looked for: {folder / wanted}")
-    if rule == "random" or isinstance(data, MoleculeData):
-        if rule == "per_class":
-            raise DataError(f"data '{data.name}': split 'per_class' is for nodes; molecules take 'random'")
-        return splits.random(size, seed), None
-    return splits.per_class(data.y, *per_class, seed, unlabelled), None
+def _read_node_file(name: str, arrays: Arrays, allow_partial: bool) -> tuple[NodeData, Tensor | None]:
+    data = read_nodes(name, arrays, "public")
+    if "x_known_nodes" in arrays and not allow_partial:
+        known = len(arrays.indices("x_known_nodes", data.num_nodes, (None,)))
+        arrays.fail(
+            f"has the features of {known:,} of {data.num_nodes:,} nodes only; the others are unknown, not zero, so "
+            "results would mislead\n  fix: use the complete data set, or allow this with --data.allow_partial true"
+        )
+    if "unlabelled_nodes" not in arrays:
+        return data, None
+    return data, torch.from_numpy(arrays.indices("unlabelled_nodes", data.num_nodes, (None,)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .files import Array
+from .arrays import Array
 
 
 def accuracy(prediction: Tensor, y: Tensor) -> float:

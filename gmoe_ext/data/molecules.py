@@ -1,7 +1,7 @@
-"""MoleculeData: many small graphs as one disjoint union, and batches cut from it without a loop over graphs.
+"""MoleculeData: many small graphs as one disjoint union, from which batches are cut without a loop over graphs.
 
-A batch is a handful of gathers from tables made once per data set (see `union`): a training step sorts nothing and
-normalises nothing.
+A batch is a handful of gathers from tables built once per data set (see `batching`): a training step neither sorts nor
+normalises.
 
 Shapes: G molecules, B of them in a batch, N atoms, M directed edges, P pairs of bond types.
 """
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from .._graph_checks import check_range
-from ..errors import DataError
 from ..graph import Graph
 from ..ops import two_hop_graph
-from . import metrics
-from .files import Array
+from . import metrics, splits
+from .arrays import Array, Arrays
+from .batching import Cut, Table
 from .splits import Split
-from .union import Cut, Table
 
 ATOM_DIMS = (119, 5, 12, 12, 10, 6, 6, 2, 2)
 BOND_DIMS = (5, 6, 2)
@@ -35,9 +34,9 @@ class MoleculeBatch(NamedTuple):
 
     Attributes:
         node_feat: OGB's atom categories, int64 [N, 9].
-        graph: bonds in both directions with bond types, its gcn_norm(), mean_norm() (with self loops
-            or without) and transpose() ready.
-        two_hop: pairs of atoms two bonds apart, edge types in [0, P), or None.
+        graph: bonds in both directions with bond types; its gcn_norm(), mean_norm() (with and without self loops) and
+            transpose() are computed already.
+        two_hop: edges between atoms two bonds apart, edge types in [0, P), or None.
         pair_types: bond types (first, second) of each edge type of ``two_hop``, int64 [P, 2], or None.
         sizes: atoms of each molecule, int64 [B].
         y: labels float32 [B, tasks], NaN = missing.
@@ -54,11 +53,11 @@ class MoleculeBatch(NamedTuple):
 
     @property
     def num_graphs(self) -> int:
-        """B."""
+        """Number of molecules B."""
         return self.sizes.shape[0]
 
     def to(self, device: torch.device | str) -> MoleculeBatch:
-        """This batch on another device. To train there, move the MoleculeData once instead."""
+        """Return this batch on another device. To train there, move the MoleculeData once instead."""
         moved: list[Any] = [None if part is None else part.to(device) for part in self]
         return MoleculeBatch(*moved)
 
@@ -104,9 +103,8 @@ class MoleculeData:
         y: Array,
         split: Split,
         metric: str | None = None,
-        sha256: Mapping[str, str] | None = None,
     ) -> MoleculeData:
-        """Make molecule data from NumPy arrays, checking everything.
+        """Build molecule data from NumPy arrays, checking everything.
 
         Args:
             name: of the data set.
@@ -117,50 +115,40 @@ class MoleculeData:
             num_bonds: bonds of each molecule, integers [G].
             y: labels [G, tasks] or [G], NaN = missing.
             split: the three parts.
-            metric: default follows from the labels.
-            sha256: digests of the files read.
+            metric: by default inferred from the labels.
 
         Raises:
-            DataError: wrong shapes or dtypes, counts that do not add up, categories or atom ids out of range.
+            DataError: a wrong shape or dtype, counts that do not add up, a category or atom id out of range.
         """
-        atoms = _check_counts(name, "num_nodes", num_nodes, "node_feat", len(node_feat), least=1)
-        bonds = _check_counts(name, "num_bonds", num_bonds, "bond_feat", len(bond_feat), least=0)
-        if len(atoms) != len(bonds):
-            raise DataError(f"data '{name}': 'num_nodes' counts {len(atoms)} molecules, 'num_bonds' {len(bonds)}")
-        _check_categories(name, "node_feat", node_feat, ATOM_DIMS)
-        _check_categories(name, "bond_feat", bond_feat, BOND_DIMS)
-        labels, metric = _check_labels(name, y, len(atoms), metric)
-        offsets = np.concatenate([[0], np.cumsum(atoms)])
-        graph = _union(name, bond_index, bond_feat, atoms, bonds, offsets)
-        features = torch.from_numpy(node_feat.astype(np.int64))
-        return cls(
-            name, features, graph, torch.from_numpy(offsets), labels, *split[:3], metric, split.rule, sha256 or {}
-        )
+        given = {"node_feat": node_feat, "num_nodes": num_nodes, "bond_index": bond_index}
+        given |= {"bond_feat": bond_feat, "num_bonds": num_bonds, "y": y}
+        arrays = {key: np.asarray(value) for key, value in given.items()}
+        return read_molecules(name, Arrays(f"data '{name}'", arrays), metric, split)
 
     @property
     def num_graphs(self) -> int:
-        """G."""
+        """Number of molecules G."""
         return self.y.shape[0]
 
     @property
     def num_tasks(self) -> int:
-        """Columns of ``y``."""
+        """Number of columns of ``y``."""
         return self.y.shape[1]
 
     @property
     def num_outputs(self) -> int:
-        """Width of a model's output: classes for 'accuracy', else tasks."""
+        """Width of a model's output: number of classes for 'accuracy', else of tasks."""
         return int(self.y.max()) + 1 if self.metric == "accuracy" else self.num_tasks
 
     def batch(self, ids: Tensor | Array | Sequence[int], two_hop: bool = False) -> MoleculeBatch:
-        """Cut the molecules ``ids`` [B], in that order and possibly repeated, out of the union.
+        """Cut the molecules ``ids`` [B] out of the union, in that order and possibly repeated.
 
         Args:
-            ids: molecule ids; on the CPU, so that a device need not be waited for.
-            two_hop: also cut the strict two-hop graph, which is listed for the whole data set on first use.
+            ids: molecule ids, on the CPU, which avoids a wait for the device.
+            two_hop: also cut the strict two-hop graph; it is computed for the whole data set on first use.
 
         Raises:
-            GraphIndexError: an id out of range.
+            GraphIndexError: an id is out of range.
         """
         chosen = torch.as_tensor(ids, dtype=torch.int64, device="cpu")
         known = chosen.numpy()
@@ -175,18 +163,18 @@ class MoleculeData:
         )  # fmt: skip
 
     def with_split(self, split: Split) -> MoleculeData:
-        """The same molecules with other parts."""
+        """Return the same molecules with another split; the tables of batches are shared."""
         train_idx, val_idx, test_idx, rule = split
         other = replace(self, train_idx=train_idx, val_idx=val_idx, test_idx=test_idx, split=rule)
         object.__setattr__(other, "_tables", self._tables)
         return other
 
     def to(self, device: torch.device | str) -> MoleculeData:
-        """This data on another device, where its batches are cut then; the split and ``node_offsets`` stay."""
+        """Return this data on another device, where batches are then cut; the split and ``node_offsets`` stay."""
         return replace(self, node_feat=self.node_feat.to(device), graph=self.graph.to(device), y=self.y.to(device))
 
     def summary(self) -> str:
-        """One line: '2,039 molecules, 24.1 atoms and 26.0 bonds each, 1 task (rocauc), 1,631/204/204 (official)'."""
+        """Describe the data in one line: '2,039 molecules, 24.1 atoms and 26.0 bonds each, 1 task (rocauc), ...'."""
         parts = "/".join(f"{len(ids):,}" for ids in (self.train_idx, self.val_idx, self.test_idx))
         atoms, bonds = len(self.node_feat) / self.num_graphs, self.graph.num_edges / 2 / self.num_graphs
         tasks = f"{self.num_tasks:,} task{'s' if self.num_tasks > 1 else ''}"
@@ -209,7 +197,7 @@ class MoleculeData:
         if "pairs" not in self._tables:
             listed = two_hop_graph(self.graph)
             assert listed.edge_type is not None
-            # Of 3,600 pairs of bond types a few dozen occur; a table of embeddings has one row for each of those.
+            # Only a few dozen of the 3,600 pairs of bond types occur; an embedding table has one row for each of those.
             kinds, compact = torch.unique(listed.edge_type, return_inverse=True)
             pair_types = torch.stack([kinds // NUM_BOND_TYPES, kinds % NUM_BOND_TYPES], 1).long()
             edge_type = compact.to(listed.columns.dtype)
@@ -219,68 +207,86 @@ class MoleculeData:
         return pairs
 
 
-def _union(name: str, bond_index: Array, bond_feat: Array, atoms: Array, bonds: Array, offsets: Array) -> Graph:
-    if bond_index.shape != (2, len(bond_feat)) or bond_index.dtype.kind not in "iu":
-        raise DataError(
-            f"data '{name}': expected 'bond_index' of integers [2, {len(bond_feat)}], "
-            f"got {bond_index.dtype} {list(bond_index.shape)}"
-        )
+def read_molecules(name: str, arrays: Arrays, metric: str | None = None, split: Split | None = None) -> MoleculeData:
+    """Build molecule data from the arrays of NAME_graphs.npz (docs/guides/data.md), checking everything.
+
+    Args:
+        name: of the data set.
+        arrays: graphs, labels and optionally the official split.
+        metric: by default inferred from the labels.
+        split: replaces the one in ``arrays``; without either, the parts are empty (:data:`splits.NONE`).
+
+    Raises:
+        DataError: an array is missing or bad, naming it.
+    """
+    node_feat = arrays.take("node_feat", "integer", (None, len(ATOM_DIMS)))
+    bond_feat = arrays.take("bond_feat", "integer", (None, len(BOND_DIMS)))
+    atoms = _read_counts(arrays, "num_nodes", "node_feat", len(node_feat), least=1)
+    bonds = _read_counts(arrays, "num_bonds", "bond_feat", len(bond_feat), least=0)
+    if len(atoms) != len(bonds):
+        arrays.fail(f"'num_nodes' has {len(atoms)} molecules, 'num_bonds' has {len(bonds)}")
+    _check_categories(arrays, "node_feat", ATOM_DIMS)
+    _check_categories(arrays, "bond_feat", BOND_DIMS)
+    labels = _read_labels(name, arrays, len(atoms))
+    metric = metric or metrics.infer(labels)
+    metrics.check_labels(name, labels, metric)
+    if split is None:
+        split = splits.from_arrays(arrays, len(atoms), "official") if "train_idx" in arrays else splits.NONE
+    offsets = np.concatenate([[0], np.cumsum(atoms)])
+    return MoleculeData(
+        name, torch.from_numpy(node_feat.astype(np.int64)), _read_union(arrays, atoms, bonds, offsets),
+        torch.from_numpy(offsets), labels, *split[:3], metric, split.rule, arrays.sha256,
+    )  # fmt: skip
+
+
+def _read_union(arrays: Arrays, atoms: Array, bonds: Array, offsets: Array) -> Graph:
     molecule = np.repeat(np.arange(len(bonds)), bonds)
-    bad = ((bond_index < 0) | (bond_index >= atoms[molecule])).any(0)
-    if bad.any():
-        bond = int(np.flatnonzero(bad)[0])
-        raise DataError(
-            f"data '{name}': index out of range: bond {bond} of molecule {molecule[bond]} joins atoms "
-            f"{bond_index[:, bond].tolist()}, expected 0 <= atom < {atoms[molecule[bond]]}"
+    bond_index = arrays.take("bond_index", "integer", (2, len(molecule)))
+    bad = np.flatnonzero(((bond_index < 0) | (bond_index >= atoms[molecule])).any(0))
+    if len(bad):
+        owner = molecule[bad[0]]
+        arrays.fail(
+            f"index out of range: bond {bad[0]} of molecule {owner} joins atoms {bond_index[:, bad[0]].tolist()}, "
+            f"expected 0 <= atom < {atoms[owner]}"
         )
     ends = bond_index.astype(np.int64) + offsets[molecule]
-    # Each bond, then its reverse, as OGB's loader orders them.
+    # Each bond, then its reverse: the order of OGB's loader.
     edge_index = np.stack([ends, ends[::-1]], axis=2).reshape(2, -1)
-    a, b, c = bond_feat.astype(np.int64).T
+    a, b, c = arrays.take("bond_feat", "integer", (None, len(BOND_DIMS))).astype(np.int64).T
     kinds = np.repeat((a * BOND_DIMS[1] + b) * BOND_DIMS[2] + c, 2)
     return Graph.from_edge_index(
         torch.from_numpy(edge_index), int(offsets[-1]), None, torch.from_numpy(kinds), NUM_BOND_TYPES
     )
 
 
-def _check_counts(name: str, argument: str, counts: Array, counted: str, total: int, least: int) -> Array:
-    if counts.ndim != 1 or counts.dtype.kind not in "iu":
-        raise DataError(
-            f"data '{name}': expected '{argument}' of integers [molecules], got {counts.dtype} {list(counts.shape)}"
-        )
-    counts = counts.astype(np.int64)
-    if (counts < least).any():
-        position = int(np.flatnonzero(counts < least)[0])
-        raise DataError(f"data '{name}': expected '{argument}' >= {least}, got {counts[position]} at {position}")
+def _read_counts(arrays: Arrays, name: str, counted: str, total: int, least: int) -> Array:
+    counts = arrays.take(name, "integer", (None,)).astype(np.int64)
+    bad = np.flatnonzero(counts < least)
+    if len(bad):
+        arrays.fail(f"expected '{name}' >= {least}, got {counts[bad[0]]} at {bad[0]}")
     if counts.sum() != total:
-        raise DataError(f"data '{name}': '{argument}' adds up to {counts.sum()}, but '{counted}' has {total} rows")
+        arrays.fail(f"'{name}' adds up to {counts.sum()}, but '{counted}' has {total} rows")
     return counts
 
 
-def _check_categories(name: str, argument: str, values: Array, dims: tuple[int, ...]) -> None:
-    if values.ndim != 2 or values.shape[1] != len(dims) or values.dtype.kind not in "iu":
-        raise DataError(
-            f"data '{name}': expected '{argument}' of integers [any, {len(dims)}], "
-            f"got {values.dtype} {list(values.shape)}"
-        )
+def _check_categories(arrays: Arrays, name: str, dims: tuple[int, ...]) -> None:
+    values = arrays.take(name, "integer", (None, len(dims)))
     bad = (values < 0) | (values >= np.array(dims))
     if bad.any():
         row, column = (int(axis[0]) for axis in np.nonzero(bad))
-        raise DataError(
-            f"data '{name}': category out of range: '{argument}'[{row}, {column}] is {values[row, column]}, "
+        arrays.fail(
+            f"category out of range: '{name}'[{row}, {column}] is {values[row, column]}, "
             f"expected 0 <= category < {dims[column]}"
         )
 
 
-def _check_labels(name: str, y: Array, num_graphs: int, metric: str | None) -> tuple[Tensor, str]:
+def _read_labels(name: str, arrays: Arrays, num_graphs: int) -> Tensor:
+    y = arrays.take("y", "real", (num_graphs,), (num_graphs, None))
     if y.ndim == 1:
         y = y[:, None]
-    if y.ndim != 2 or len(y) != num_graphs or y.shape[1] == 0 or y.dtype.kind not in "iuf":
-        raise DataError(f"data '{name}': expected 'y' of labels [{num_graphs}, tasks], got {y.dtype} {list(y.shape)}")
+    if y.shape[1] == 0:
+        arrays.fail(f"expected 'y' of shape [{num_graphs}, tasks], got {list(y.shape)}")
     labels = torch.from_numpy(y.astype(np.float32))
     if bool(labels.isinf().any()):
-        raise DataError(f"data '{name}': expected finite or missing labels in 'y', got infinity")
-    if metric is None:
-        metric = metrics.infer(labels)
-    metrics.check_labels(name, labels, metric)
-    return labels, metric
+        arrays.fail("expected finite or missing labels in 'y', got infinity")
+    return labels

@@ -1,19 +1,18 @@
-"""NodeData: one attributed graph whose nodes are classified, and its inductive view."""
+"""Data sets of one graph: NodeData, whose nodes are classified, and LinkData, whose missing edges are predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
 from ..graph import Graph
-from .files import Array
-from .splits import Split, check_split
+from . import splits
+from .arrays import Array, Arrays, ascending_pairs
+from .splits import Split
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +57,7 @@ class NodeData:
         test_idx: Array,
         class_names: Sequence[str] = (),
     ) -> NodeData:
-        """Make node data of your own from NumPy arrays, checking everything.
+        """Build node data from your own NumPy arrays, checking everything.
 
         Args:
             name: shown in tables and results.
@@ -69,41 +68,41 @@ class NodeData:
             class_names: one per class, or none.
 
         Raises:
-            DataError: wrong shapes or dtypes, NaN, ids out of range, overlapping parts.
+            DataError: a wrong shape or dtype, NaN, an id out of range, or overlapping parts.
         """
-        features = check_features(name, x)
-        labels = check_classes(name, y, len(features))
-        graph = undirected_graph(name, edge_index, len(features))
-        parts = [np.asarray(ids) for ids in (train_idx, val_idx, test_idx)]
-        split = check_split(*parts, size=len(features), rule="given", where=f"data '{name}'")
-        count = count_classes(name, labels, class_names)
-        return cls(name, features, graph, labels, *split[:3], count, tuple(class_names), split=split.rule)
+        features = np.atleast_1d(np.asarray(x))
+        given = {"x": features, "num_nodes": len(features), "edge_index": edge_index, "y": y}
+        given |= {"train_idx": train_idx, "val_idx": val_idx, "test_idx": test_idx}
+        if len(class_names):
+            given["class_names"] = np.asarray(class_names, str)
+        arrays = {key: np.asarray(value) for key, value in given.items()}
+        return read_nodes(name, Arrays(f"data '{name}'", arrays), "given")
 
     @property
     def num_nodes(self) -> int:
-        """N."""
+        """Number of nodes N."""
         return self.x.shape[0]
 
     @property
     def num_features(self) -> int:
-        """F."""
+        """Number of features F."""
         return self.x.shape[1]
 
     def with_split(self, split: Split) -> NodeData:
-        """The same graph with other parts."""
+        """Return the same graph with another split."""
         train_idx, val_idx, test_idx, rule = split
         return replace(self, train_idx=train_idx, val_idx=val_idx, test_idx=test_idx, split=rule)
 
     def row_normalized(self) -> NodeData:
-        """Features divided by their row's sum of absolute values; zero rows stay zero."""
+        """Divide each node's features by the sum of their absolute values; zero rows stay zero."""
         return replace(self, x=self.x / self.x.abs().sum(1, keepdim=True).clamp_min(1e-12))
 
     def inductive(self, seed: int, rate: float = 0.2) -> InductiveView:
-        """Hide a fraction of the test nodes, with their edges, features and labels (RbM, section 4.1).
+        """Hold out a fraction of the test nodes, with their edges, features and labels (RbM, section 4.1).
 
         Args:
             seed: of the draw (numpy.random.default_rng).
-            rate: fraction of the test nodes that are held out, 0 < rate <= 1, rounded down but at least one node.
+            rate: fraction of the test nodes to hold out, 0 < rate <= 1, rounded down to at least one node.
         """
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"NodeData.inductive: expected 0 < rate <= 1, got {rate}")
@@ -130,12 +129,12 @@ class NodeData:
         return InductiveView(observed, nodes, heldout)
 
     def to(self, device: torch.device | str) -> NodeData:
-        """This data on another device."""
+        """Return this data on another device."""
         names = ("x", "graph", "y", "train_idx", "val_idx", "test_idx")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def summary(self) -> str:
-        """One line: '2,708 nodes, 5,278 edges, 1,433 features, 7 classes, 140/500/1,000 (public)'; edges undirected."""
+        """Describe the data in one line: '2,708 nodes, 5,278 edges, 1,433 features, 7 classes, ...'."""
         outputs = "classes" if self.metric == "accuracy" else "tasks"
         parts = "/".join(f"{len(ids):,}" for ids in (self.train_idx, self.val_idx, self.test_idx))
         return (
@@ -149,10 +148,10 @@ class NodeData:
 
 @dataclass(frozen=True, eq=False)
 class InductiveView:
-    """What may be seen while training, when some test nodes arrive later.
+    """The part of a graph that training may see when some test nodes arrive only later.
 
     Attributes:
-        observed: the graph induced by the observed nodes, with local ids; ``test_idx`` = observed test nodes.
+        observed: the graph induced by the observed nodes, with local ids; its ``test_idx`` are observed test nodes.
         observed_nodes: global id of each observed node, int64 [No], ascending.
         heldout: global ids of the hidden test nodes, int64, ascending.
     """
@@ -162,66 +161,128 @@ class InductiveView:
     heldout: Tensor
 
 
-def undirected_graph(name: str, edge_index: Any, num_nodes: int) -> Graph:
-    """Both directions of every edge once, without self loops; rows have ascending columns.
+@dataclass(frozen=True, eq=False, repr=False)
+class LinkData:
+    """A training graph and the pairs to score.
+
+    Attributes:
+        name: of the data set.
+        graph: the training edges, both directions, no self loops.
+        x: node features float32 [N, F], or None.
+        train_edge, val_edge, test_edge: positive pairs, int64 [2, E].
+        val_edge_neg, test_edge_neg: negative pairs, int64 [2, E].
+        metric: such as 'hits@20'.
+        sha256: digest of each file read, by file name.
+    """
+
+    name: str
+    graph: Graph
+    x: Tensor | None
+    train_edge: Tensor
+    val_edge: Tensor
+    test_edge: Tensor
+    val_edge_neg: Tensor
+    test_edge_neg: Tensor
+    metric: str = "hits@20"
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes N."""
+        return self.graph.num_nodes
+
+    def to(self, device: torch.device | str) -> LinkData:
+        """Return this data on another device."""
+        names = ("graph", "train_edge", "val_edge", "test_edge", "val_edge_neg", "test_edge_neg")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, x=None if self.x is None else self.x.to(device), **moved)
+
+    def summary(self) -> str:
+        """Describe the data in one line: nodes, edges of each part, metric."""
+        parts = "/".join(f"{edges.shape[1]:,}" for edges in (self.train_edge, self.val_edge, self.test_edge))
+        return f"{self.num_nodes:,} nodes, {parts} edges to train/validate/test, {self.metric}"
+
+    def __repr__(self) -> str:
+        return f"LinkData({self.name}: {self.summary()})"
+
+
+def read_nodes(name: str, arrays: Arrays, rule: str) -> NodeData:
+    """Build node data from the arrays of NAME.npz (docs/guides/data.md), checking everything.
+
+    Args:
+        name: of the data set.
+        arrays: ``num_nodes``, ``edge_index``, ``y``, features and optionally ``class_names`` and a split.
+        rule: name of the split; without one the parts are empty (:data:`splits.NONE`).
 
     Raises:
-        DataError: wrong shape or dtype, or a node id out of range.
+        DataError: an array is missing or bad, naming it.
     """
-    edges = np.asarray(edge_index)
-    if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype.kind not in "iu":
-        raise DataError(
-            f"data '{name}': expected 'edge_index' of integers [2, E], got {edges.dtype} {list(edges.shape)}"
-        )
-    bad = (edges < 0) | (edges >= num_nodes)
-    if bad.any():
-        position = int(np.flatnonzero(bad.reshape(-1))[0])
-        raise DataError(
-            f"data '{name}': index out of range: 'edge_index' at position {position} is "
-            f"{edges.reshape(-1)[position]}, expected 0 <= index < {num_nodes}"
-        )
-    low, high = np.minimum(*edges).astype(np.int64), np.maximum(*edges).astype(np.int64)
-    keys = np.unique(low[low != high] * num_nodes + high[low != high])
-    low, high = np.divmod(keys, max(num_nodes, 1))
-    both = np.stack([np.concatenate([low, high]), np.concatenate([high, low])])
-    return Graph.from_edge_index(torch.from_numpy(both), num_nodes)
+    num_nodes = arrays.number("num_nodes")
+    y = read_classes(arrays, num_nodes)
+    x = read_features(arrays, num_nodes)
+    graph = undirected_graph(arrays.indices("edge_index", num_nodes, (2, None)), num_nodes)
+    class_names: tuple[str, ...] = ()
+    if "class_names" in arrays:
+        class_names = tuple(arrays.take("class_names", "text", (None,)).tolist())
+    num_classes = count_classes(y)
+    if class_names and num_classes > len(class_names):
+        arrays.fail(f"label {num_classes - 1} has no name; 'class_names' has {len(class_names)}")
+    split = splits.from_arrays(arrays, num_nodes, rule) if "train_idx" in arrays else splits.NONE
+    return NodeData(
+        name, x, graph, y, *split[:3], len(class_names) or num_classes, class_names,
+        split=split.rule, sha256=arrays.sha256,
+    )  # fmt: skip
 
 
-def check_features(name: str, x: Any) -> Tensor:
-    """Real, finite [N, F] as a float32 tensor, else DataError."""
-    values = np.asarray(x)
-    if values.ndim != 2 or values.dtype.kind not in "iufb":
-        raise DataError(f"data '{name}': expected 'x' of real numbers [N, F], got {values.dtype} {list(values.shape)}")
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
-        raise DataError(f"data '{name}': expected finite features in 'x', got NaN or infinity in row {row}")
-    return torch.from_numpy(values)
+def read_links(name: str, arrays: Arrays, metric: str = "hits@20") -> LinkData:
+    """Build link data from the arrays of NAME.npz (docs/guides/data.md), checking everything.
+
+    Raises:
+        DataError: an array is missing or bad, naming it.
+    """
+    num_nodes = arrays.number("num_nodes")
+    train, val, test, val_neg, test_neg = (
+        torch.from_numpy(arrays.indices(f"{part}_edge{kind}", num_nodes, (2, None)))
+        for part, kind in (("train", ""), ("valid", ""), ("test", ""), ("valid", "_neg"), ("test", "_neg"))
+    )
+    x = read_features(arrays, num_nodes) if "x" in arrays or "x_shape" in arrays else None
+    graph = undirected_graph(train.numpy(), num_nodes)
+    return LinkData(name, graph, x, train, val, test, val_neg, test_neg, metric, arrays.sha256)
 
 
-def check_classes(name: str, y: Any, num_nodes: int) -> Tensor:
-    """Class ids >= 0, [N] or [N, 1], integers or whole floats, as int64 [N], else DataError."""
-    labels = np.asarray(y)
-    if labels.shape not in ((num_nodes,), (num_nodes, 1)) or labels.dtype.kind not in "iuf":
-        raise DataError(
-            f"data '{name}': expected 'y' of class ids [{num_nodes}], got {labels.dtype} {list(labels.shape)}"
-        )
-    labels = labels.reshape(-1)
-    bad = ~(labels >= 0) | (labels != np.floor(labels))
-    if bad.any():
-        position = int(np.flatnonzero(bad)[0])
-        raise DataError(
-            f"data '{name}': expected class ids 0, 1, ... in 'y', got {labels[position]} at node {position}; "
+def read_features(arrays: Arrays, num_nodes: int) -> Tensor:
+    """Read finite features as float32 [N, F]: ``x``, or the CSR matrix of ``x_indptr``, ``x_indices``, ``x_data``."""
+    if "x" in arrays:
+        return torch.from_numpy(arrays.finite("x", (num_nodes, None)))
+    shape = arrays.take("x_shape", "integer", (2,))
+    if shape[0] != num_nodes:
+        arrays.fail(f"expected 'x_shape' [{num_nodes}, F], got {shape.tolist()}")
+    values = arrays.finite("x_data", (None,))
+    columns = arrays.indices("x_indices", int(shape[1]), (len(values),))
+    x = np.zeros((num_nodes, int(shape[1])), dtype=np.float32)
+    x[arrays.csr_rows("x_indptr", num_nodes, len(values)), columns] = values
+    return torch.from_numpy(x)
+
+
+def read_classes(arrays: Arrays, num_nodes: int) -> Tensor:
+    """Read the class ids ``y``, [N] or [N, 1], integers or whole floats >= 0, as int64 [N]."""
+    y = arrays.take("y", "real", (num_nodes,), (num_nodes, 1)).reshape(-1)
+    bad = np.flatnonzero(~(y >= 0) | (y != np.floor(y)))
+    if len(bad):
+        arrays.fail(
+            f"expected class ids 0, 1, ... in 'y', got {y[bad[0]]} at node {bad[0]}; "
             "every node needs a label, missing ones (NaN) are not allowed here"
         )
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(y.astype(np.int64))
 
 
-def count_classes(name: str, y: Tensor, class_names: Sequence[str]) -> int:
-    """Number of classes: one per name, else the largest id + 1; DataError if a label has no name."""
-    count = int(y.max()) + 1 if y.numel() else 0
-    if not class_names:
-        return count
-    if count > len(class_names):
-        raise DataError(f"data '{name}': label {count - 1} has no name; 'class_names' has {len(class_names)}")
-    return len(class_names)
+def count_classes(y: Tensor) -> int:
+    """Return the largest class id + 1."""
+    return int(y.max()) + 1 if y.numel() else 0
+
+
+def undirected_graph(edges: Array, num_nodes: int) -> Graph:
+    """Build a graph of both directions of every edge, each once, without self loops; rows have ascending columns."""
+    low, high = ascending_pairs(edges, num_nodes)
+    both = np.stack([np.concatenate([low, high]), np.concatenate([high, low])])
+    return Graph.from_edge_index(torch.from_numpy(both), num_nodes)

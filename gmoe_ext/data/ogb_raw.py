@@ -1,4 +1,4 @@
-"""Reader of OGB's raw folders (NAME/raw/*.csv.gz, NAME/split/RULE/*), of node, graph and link data sets.
+"""Read OGB's raw folders (NAME/raw/*.csv.gz, NAME/split/RULE/*) of node, graph and link data sets.
 
 OGB's own loader unpickles its processed files and asks the network when imported; the raw folder needs neither.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,35 +15,41 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import metrics, splits
-from .files import Array, ArrayFile, read_csv, sha256
-from .link import LinkData
-from .molecules import MoleculeData
-from .node import NodeData, check_classes, check_features, count_classes, undirected_graph
-from .splits import Split
+from .arrays import Array, Arrays, read_csv, sha256
+from .molecules import MoleculeData, read_molecules
+from .node import (
+    LinkData,
+    NodeData,
+    count_classes,
+    read_classes,
+    read_features,
+    read_links,
+    undirected_graph,
+)
 
 _HITS = {"ppa": 100, "collab": 50, "ddi": 20}
 
 
 def is_raw_folder(folder: Path) -> bool:
-    """True where OGB's raw edge list lies."""
+    """Return whether ``folder`` holds OGB's raw edge list."""
     return (folder / "raw" / "edge.csv.gz").is_file()
 
 
 def read(name: str, folder: Path, metric: str | None = None) -> NodeData | MoleculeData | LinkData:
-    """Read the raw folder of an OGB data set; the files say whether it is of nodes, graphs or links.
+    """Read the raw folder of an OGB data set; the files present tell whether it is of nodes, graphs or links.
 
     Args:
         name: of the data set.
         folder: holds ``raw`` and ``split``.
-        metric: of graph data; default follows from the labels.
+        metric: of graph data; by default inferred from the labels.
 
     Raises:
         DataError: a file is missing, damaged or inconsistent with the others.
     """
-    raw = _Folder(folder)
-    if (folder / "raw" / "graph-label.csv.gz").is_file():
+    raw = _RawFolder(folder)
+    if raw.has("graph-label"):
         return _graphs(name, raw, metric)
-    if (folder / "raw" / "node-label.csv.gz").is_file():
+    if raw.has("node-label"):
         return _nodes(name, raw)
     if sorted(folder.glob("split/*/valid.pt")):
         return _links(name, raw)
@@ -53,125 +59,117 @@ def read(name: str, folder: Path, metric: str | None = None) -> NodeData | Molec
     )
 
 
-class _Folder:
-    """One raw folder; remembers the digest of every file it read."""
+class _RawFolder(Arrays):
+    """The arrays of one raw folder, read file by file under the names of NAME.npz."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {}, {})
         self.folder = folder
-        self.sha256: dict[str, str] = {}
+        self.files: dict[str, str] = {}
 
-    def csv(self, name: str, kind: str, missing: bool = False) -> Array:
-        path = self.folder / "raw" / f"{name}.csv.gz"
-        table = read_csv(path, kind, missing)
-        self.note(path)
-        return table
+    def has(self, file: str) -> bool:
+        return (self.folder / "raw" / f"{file}.csv.gz").is_file()
 
-    def optional(self, name: str, kind: str) -> Array | None:
-        return self.csv(name, kind) if (self.folder / "raw" / f"{name}.csv.gz").is_file() else None
+    def add_csv(self, name: str, file: str, kind: str, missing: bool = False, folder: str = "raw") -> Array:
+        path = self.folder / folder / f"{file}.csv.gz"
+        self.add(name, read_csv(path, kind, missing), path)
+        return self.arrays[name]
 
-    def counts(self, name: str) -> Array:
-        return self.csv(name, "integer").reshape(-1)
+    def add(self, name: str, array: Array, path: Path) -> None:
+        self.arrays[name] = array
+        self.files[name] = path.relative_to(self.folder).as_posix()
+        if self.files[name] not in self.sha256:
+            self.sha256[self.files[name]] = sha256(path)
+
+    def add_edges(self, name: str) -> None:
+        # An empty csv file has no columns.
+        self.arrays[name] = self.add_csv(name, "edge", "integer").reshape(-1, 2).T
+
+    def add_num_nodes(self) -> int:
+        counts = self.add_csv("num_nodes", "num-node-list", "integer").reshape(-1)
+        if len(counts) != 1:
+            self.fail(f"expected one graph, got 'num_nodes' of {len(counts)}")
+        self.arrays["num_nodes"] = counts[0]
+        return int(counts[0])
+
+    def add_split(self) -> None:
+        folder = self.split_folder().relative_to(self.folder).as_posix()
+        for part in ("train", "valid", "test"):
+            ids = self.add_csv(f"{part}_idx", part, "integer", folder=folder)
+            self.arrays[f"{part}_idx"] = ids.reshape(-1)
 
     def split_folder(self) -> Path:
         found = sorted(path for path in self.folder.glob("split/*") if path.is_dir())
         if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "none"
-            raise DataError(f"{self.folder}: expected one folder under split, got {names}")
+            self.fail(f"expected one folder under split, got {', '.join(path.name for path in found) or 'none'}")
         return found[0]
 
-    def split(self, size: int) -> Split:
-        folder = self.split_folder()
-        parts = {}
-        for part in ("train", "valid", "test"):
-            path = folder / f"{part}.csv.gz"
-            parts[f"{part}_idx"] = read_csv(path, "integer").reshape(-1)
-            self.note(path)
-        return splits.from_arrays(ArrayFile(folder, parts), size, "official")
-
-    def note(self, path: Path) -> None:
-        self.sha256[path.relative_to(self.folder).as_posix()] = sha256(path)
+    def fail(self, message: str) -> NoReturn:
+        """Raise DataError with the folder in front and the files of the arrays named in the message behind."""
+        named = [f"'{name}' is {file}" for name, file in self.files.items() if f"'{name}'" in message]
+        super().fail("; ".join([message, *named]))
 
 
-def _graphs(name: str, raw: _Folder, metric: str | None) -> MoleculeData:
-    atoms, bonds = raw.counts("num-node-list"), raw.counts("num-edge-list")
-    node_feat, bond_feat = raw.optional("node-feat", "integer"), raw.optional("edge-feat", "integer")
-    if node_feat is None or bond_feat is None:
-        raise DataError(f"data '{name}': {raw.folder} has no atom or bond categories; only OGB's molecules are read")
-    # Without any bond the csv is empty and has lost its columns.
-    bond_index = raw.csv("edge", "integer").reshape(-1, 2).T
-    labels = raw.csv("graph-label", "real", missing=True)
-    return MoleculeData.from_arrays(
-        name, node_feat, atoms, bond_index, bond_feat.reshape(-1, 3) if not bond_feat.size else bond_feat, bonds,
-        labels, raw.split(len(atoms)), metric, raw.sha256,
-    )  # fmt: skip
+def _graphs(name: str, raw: _RawFolder, metric: str | None) -> MoleculeData:
+    if not raw.has("node-feat") or not raw.has("edge-feat"):
+        raw.fail("has no atom or bond categories; only OGB's molecules are read")
+    raw.add_csv("node_feat", "node-feat", "integer")
+    bond_feat = raw.add_csv("bond_feat", "edge-feat", "integer")
+    if not bond_feat.size:
+        raw.arrays["bond_feat"] = bond_feat.reshape(-1, 3)
+    for array, file in (("num_nodes", "num-node-list"), ("num_bonds", "num-edge-list")):
+        raw.arrays[array] = raw.add_csv(array, file, "integer").reshape(-1)
+    raw.add_edges("bond_index")
+    raw.add_csv("y", "graph-label", "real", missing=True)
+    raw.add_split()
+    return read_molecules(name, raw, metric)
 
 
-def _nodes(name: str, raw: _Folder) -> NodeData:
-    num_nodes = _single(name, raw)
-    edges = raw.csv("edge", "integer").reshape(-1, 2).T
-    graph = undirected_graph(name, edges, num_nodes)
-    features = raw.optional("node-feat", "real")
-    if features is None:
-        edge_feat = raw.optional("edge-feat", "real")
-        if edge_feat is None:
-            raise DataError(f"data '{name}': {raw.folder} has neither raw/node-feat.csv.gz nor raw/edge-feat.csv.gz")
-        features = _mean_of_edges(name, edges, edge_feat, num_nodes)
-    x = check_features(name, features)
-    if len(x) != num_nodes:
-        raise DataError(f"data '{name}': raw/node-feat.csv.gz has {len(x)} rows, expected {num_nodes}")
-    table = raw.csv("node-label", "real", missing=True)
-    y: Tensor
-    if table.shape[1] == 1:
-        metric, y = "accuracy", check_classes(name, table, num_nodes)
-        outputs = count_classes(name, y, ())
+def _nodes(name: str, raw: _RawFolder) -> NodeData:
+    num_nodes = raw.add_num_nodes()
+    raw.add_edges("edge_index")
+    raw.add_split()
+    edges = raw.indices("edge_index", num_nodes, (2, None))
+    if raw.has("node-feat"):
+        raw.add_csv("x", "node-feat", "real")
+    elif raw.has("edge-feat"):
+        raw.add_csv("edge_feat", "edge-feat", "real")
+        raw.arrays["x"] = _mean_of_edges(edges, raw.take("edge_feat", "real", (edges.shape[1], None)), num_nodes)
     else:
-        metric, y, outputs = "rocauc", torch.from_numpy(table), table.shape[1]
-        if len(table) != num_nodes:
-            raise DataError(f"data '{name}': raw/node-label.csv.gz has {len(table)} rows, expected {num_nodes}")
+        raw.fail("has neither raw/node-feat.csv.gz nor raw/edge-feat.csv.gz")
+    y: Tensor
+    if raw.add_csv("y", "node-label", "real", missing=True).shape[1] == 1:
+        metric, y = "accuracy", read_classes(raw, num_nodes)
+        outputs = count_classes(y)
+    else:
+        metric, y = "rocauc", torch.from_numpy(raw.take("y", "real", (num_nodes, None)))
+        outputs = y.shape[1]
         metrics.check_labels(name, y, metric)
-    split = raw.split(num_nodes)
+    x, graph = read_features(raw, num_nodes), undirected_graph(edges, num_nodes)
+    split = splits.from_arrays(raw, num_nodes, "official")
     return NodeData(name, x, graph, y, *split[:3], outputs, (), metric, split.rule, raw.sha256)
 
 
-def _links(name: str, raw: _Folder) -> LinkData:
-    num_nodes = _single(name, raw)
-    folder = raw.split_folder()
-    pairs: dict[str, Tensor] = {}
-    for part, wanted in (("train", ("edge",)), ("valid", ("edge", "edge_neg")), ("test", ("edge", "edge_neg"))):
-        path = folder / f"{part}.pt"
-        if part == "train" and not path.is_file():
-            # The raw edge list holds the training edges.
-            held: dict[str, Any] = {"edge": raw.csv("edge", "integer")}
-            path = raw.folder / "raw" / "edge.csv.gz"
-        else:
-            held = _read_pt(path)
-            raw.note(path)
-        for key in wanted:
+def _links(name: str, raw: _RawFolder) -> LinkData:
+    raw.add_num_nodes()
+    for part, keys in (("train", ("edge",)), ("valid", ("edge", "edge_neg")), ("test", ("edge", "edge_neg"))):
+        path = raw.split_folder() / f"{part}.pt"
+        if part == "train" and not path.is_file():  # the raw edge list holds the training edges
+            raw.add_edges("train_edge")
+            continue
+        held = _read_pt(path)
+        for key in keys:
             if key not in held:
                 raise DataError(f"{path}: expected '{key}', got {', '.join(map(str, held)) or 'nothing'}")
-            array = ArrayFile(path, {key: np.asarray(held[key]).T})
-            pairs[f"{part}_{key}"] = torch.from_numpy(array.indices(key, num_nodes, (2, None)))
-    features = raw.optional("node-feat", "real")
-    graph = undirected_graph(name, pairs["train_edge"].numpy(), num_nodes)
+            raw.add(f"{part}_{key}", np.asarray(held[key]).T, path)
+    if raw.has("node-feat"):
+        raw.add_csv("x", "node-feat", "real")
     k = next((k for suffix, k in _HITS.items() if name.endswith(suffix)), 20)
-    return LinkData(
-        name, graph, None if features is None else check_features(name, features), pairs["train_edge"],
-        pairs["valid_edge"], pairs["test_edge"], pairs["valid_edge_neg"], pairs["test_edge_neg"],
-        f"hits@{k}", raw.sha256,
-    )  # fmt: skip
+    return read_links(name, raw, f"hits@{k}")
 
 
-def _single(name: str, raw: _Folder) -> int:
-    counts = raw.counts("num-node-list")
-    if len(counts) != 1:
-        raise DataError(f"data '{name}': raw/num-node-list.csv.gz counts {len(counts)} graphs, expected 1")
-    return int(counts[0])
-
-
-def _mean_of_edges(name: str, edges: Array, edge_feat: Array, num_nodes: int) -> Array:
-    # As OGB's example for ogbn-proteins, whose nodes have no features of their own.
-    if len(edge_feat) != edges.shape[1]:
-        raise DataError(f"data '{name}': raw/edge-feat.csv.gz has {len(edge_feat)} rows, expected {edges.shape[1]}")
+def _mean_of_edges(edges: Array, edge_feat: Array, num_nodes: int) -> Array:
+    # As in OGB's example for ogbn-proteins, whose nodes have no features of their own.
     ends = edges.reshape(-1)
     if len(ends) == 0:
         return np.zeros((num_nodes, edge_feat.shape[1]), dtype=np.float32)
@@ -182,7 +180,7 @@ def _mean_of_edges(name: str, edges: Array, edge_feat: Array, num_nodes: int) ->
 
 
 def _read_pt(path: Path) -> dict[str, Any]:
-    # torch's restricted unpickler, which builds tensors only, with plain numeric NumPy arrays allowed besides.
+    # torch's restricted unpickler builds tensors only; plain numeric NumPy arrays are allowed too.
     reconstruct = np.empty(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("i2", "i4", "i8", "f4", "f8")]
     allowed: list[Any] = [np.ndarray, np.dtype, *kinds]

@@ -1,9 +1,8 @@
-"""Conversion of PyTorch Geometric's Data objects and datasets; reads attributes only, so PyG need not be imported."""
+"""Convert PyTorch Geometric's Data objects and datasets; only attributes are read, so PyG is never imported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import torch
 
 from ..errors import DataError
 from . import splits
-from .files import Array, ArrayFile
+from .arrays import Array, Arrays
 from .molecules import MoleculeData
-from .node import NodeData, check_classes, check_features, count_classes, undirected_graph
+from .node import NodeData, read_nodes
 from .splits import Split
 
 
@@ -25,10 +24,10 @@ def from_pyg(source: Any, name: str = "pyg", split_seed: int = 0) -> NodeData | 
             ``test_mask`` ([N], or [N, S] with S splits). Molecules: ``x`` [n, 9] and ``edge_attr`` [m, 3] of OGB's
             categories, both directions of each bond, ``y`` [1, tasks].
         name: shown in tables and results.
-        split_seed: of the split drawn where the source brings none; picks one of S splits.
+        split_seed: seed of a split drawn because the source has none; selects one of S splits.
 
     Raises:
-        DataError: attributes are missing or do not fit.
+        DataError: attributes are missing or do not fit together.
 
     Example:
         >>> from_pyg(torch_geometric.datasets.Planetoid("data", "Cora"), "cora")  # doctest: +SKIP
@@ -46,33 +45,21 @@ def from_pyg(source: Any, name: str = "pyg", split_seed: int = 0) -> NodeData | 
 
 
 def _nodes(source: Any, name: str, split_seed: int) -> NodeData:
-    x = check_features(name, _array(source, "x", name))
-    y = check_classes(name, _array(source, "y", name), len(x))
-    graph = undirected_graph(name, _array(source, "edge_index", name), len(x))
-    if getattr(source, "train_mask", None) is None:
-        split = splits.per_class(y, seed=split_seed)
-    else:
-        train, val, test = (
-            _mask(source, f"{part}_mask", name, len(x), split_seed) for part in ("train", "val", "test")
-        )
-        split = splits.check_split(train, val, test, size=len(x), rule="public", where=f"data '{name}'")
-    return NodeData(name, x, graph, y, *split[:3], count_classes(name, y, ()), split=split.rule)
-
-
-def _mask(source: Any, attribute: str, name: str, num_nodes: int, split_seed: int) -> Array:
-    mask = _array(source, attribute, name)
-    if mask.ndim == 2:
-        mask = mask[:, split_seed % mask.shape[1]]
-    if mask.shape != (num_nodes,) or mask.dtype != np.bool_:
-        raise DataError(
-            f"data '{name}': expected '{attribute}' of booleans [{num_nodes}], got {mask.dtype} {list(mask.shape)}"
-        )
-    return np.flatnonzero(mask)
+    arrays = Arrays(f"data '{name}'", {key: _array(source, key, name) for key in ("x", "edge_index", "y")})
+    num_nodes = len(arrays.take("x", "real", (None, None)))
+    arrays.arrays["num_nodes"] = np.array(num_nodes)
+    has_masks = getattr(source, "train_mask", None) is not None
+    for part in ("train", "val", "test") if has_masks else ():
+        arrays.arrays[f"{part}_mask"] = _array(source, f"{part}_mask", name)
+        mask = arrays.take(f"{part}_mask", "boolean", (num_nodes,), (num_nodes, None))
+        arrays.arrays[f"{part}_idx"] = np.flatnonzero(mask if mask.ndim == 1 else mask[:, split_seed % mask.shape[1]])
+    data = read_nodes(name, arrays, "public")
+    return data if has_masks else data.with_split(splits.per_class(data.y, seed=split_seed))
 
 
 def _molecules(graphs: Sequence[Any], split: Split, name: str) -> MoleculeData:
     edges = [_array(graph, "edge_index", name) for graph in graphs]
-    # Every bond comes in both directions; the one that ascends is kept.
+    # Every bond comes in both directions; the ascending one is kept.
     kept = [pairs[0] < pairs[1] for pairs in edges]
     features = [_array(graph, "x", name) for graph in graphs]
     bonds = [_array(graph, "edge_attr", name)[keep] for graph, keep in zip(graphs, kept, strict=True)]
@@ -92,7 +79,7 @@ def _official_split(source: Any, name: str, size: int) -> Split | None:
     if not hasattr(source, "get_idx_split"):
         return None
     parts = {f"{part}_idx": np.asarray(ids) for part, ids in source.get_idx_split().items()}
-    return splits.from_arrays(ArrayFile(Path(name), parts), size, "official")
+    return splits.from_arrays(Arrays(f"data '{name}'", parts), size, "official")
 
 
 def _array(source: Any, attribute: str, name: str) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .files import Array
+from .arrays import Array
 from .molecules import ATOM_DIMS, BOND_DIMS, MoleculeData
 from .node import NodeData, undirected_graph
 from .splits import random
@@ -76,7 +76,7 @@ def communities(
     return NodeData(
         "communities",
         torch.from_numpy((_SCALE * x).astype(np.float32)),
-        undirected_graph("communities", edges, num_nodes),
+        undirected_graph(edges, num_nodes),
         torch.from_numpy(label),
         *split[:3],
         num_classes,

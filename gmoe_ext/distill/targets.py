@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.transfer import without_waiting
+from ..data.batching import without_waiting
 from ..graph import Graph
 from ..nn.losses.distill import PairTargets, neighbour_targets, own_targets
 from . import extras

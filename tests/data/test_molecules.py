@@ -155,10 +155,13 @@ def broken(name: str, index, value) -> dict:
         (broken("num_nodes", 0, 99), "'num_nodes' adds up to"),
         (broken("num_bonds", 0, -1), "'num_bonds' >= 0"),
         (broken("y", (0, 0), np.inf), "got infinity"),
-        ({"y": np.zeros((29, 1))}, r"labels \[30, tasks\], got float64 \[29, 1\]"),
-        ({"num_bonds": np.zeros(30)}, "'num_bonds' of integers"),
-        ({"node_feat": np.zeros((len(molecule_arrays()["node_feat"]), 8), dtype=int)}, r"integers \[any, 9\]"),
-        ({"bond_index": np.zeros((2, 3), dtype=int)}, "'bond_index' of integers"),
+        ({"y": np.zeros((29, 1))}, r"'y' of shape \[30\] or \[30, any\], got \[29, 1\]"),
+        ({"num_bonds": np.zeros(30)}, "'num_bonds' of integer values"),
+        (
+            {"node_feat": np.zeros((len(molecule_arrays()["node_feat"]), 8), dtype=int)},
+            r"'node_feat' of shape \[any, 9\]",
+        ),
+        ({"bond_index": np.zeros((2, 3), dtype=int)}, r"'bond_index' of shape \[2, "),
         ({"metric": "accuracy"}, "NaN in row"),
     ],
 )

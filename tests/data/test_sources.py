@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gmoe_ext import data
-from gmoe_ext.data import convert, sources
+from gmoe_ext.data import sources
 from gmoe_ext.data.__main__ import main
-from gmoe_ext.data.files import sha256
+from gmoe_ext.data.arrays import sha256
 from gmoe_ext.errors import DataError
 from tests.data.make import molecule_arrays, node_arrays, write_npz, write_ogb_molecules
 
@@ -45,7 +45,7 @@ def write_benchmark_file(path: Path) -> None:
 
 def test_a_benchmark_graph_keeps_its_largest_component(tmp_path):
     write_benchmark_file(tmp_path / "raw.npz")
-    arrays = convert.gnn_benchmark([tmp_path / "raw.npz"])
+    arrays = sources.gnn_benchmark([tmp_path / "raw.npz"])
     assert arrays["orig_node_index"].tolist() == [1, 2, 3, 5]
     assert arrays["edge_index"].T.tolist() == [[0, 1], [0, 3], [1, 3], [2, 3]]
     write_npz(tmp_path, "small", arrays | {"train_idx": [0], "val_idx": [1], "test_idx": [2, 3]})
@@ -85,7 +85,7 @@ def write_planetoid(folder: Path, monkeypatch) -> np.ndarray:
 
 def test_planetoid_files_are_put_together(tmp_path, monkeypatch):
     x = write_planetoid(tmp_path, monkeypatch)
-    arrays = convert.planetoid(sorted(tmp_path.glob("ind.tiny.*")))
+    arrays = sources.planetoid(sorted(tmp_path.glob("ind.tiny.*")))
     assert arrays["edge_index"].T.tolist() == [[0, 1], [0, 2], [3, 512], [510, 513]]
     assert arrays["unlabelled_nodes"].tolist() == [511] and arrays["test_idx"].tolist() == [510, 512, 513]
     write_npz(tmp_path, "tiny", arrays)
@@ -104,7 +104,7 @@ def test_a_planetoid_file_with_code_in_it_is_not_run(tmp_path, monkeypatch):
     for content in (pickle.dumps(Trap()), b"", pickle.dumps([1, 2])):
         (tmp_path / "ind.tiny.allx").write_bytes(content)
         with pytest.raises(DataError, match=r"ind\.tiny\.allx: (damaged, or holds more|expected a sparse matrix)"):
-            convert.planetoid(sorted(tmp_path.glob("ind.tiny.*")))
+            sources.planetoid(sorted(tmp_path.glob("ind.tiny.*")))
 
 
 @pytest.fixture
@@ -119,8 +119,8 @@ def published(tmp_path, monkeypatch) -> Path:
             archive.write(path, path.relative_to(web))
         archive.writestr("bbbp/../../escaped.txt", "x")
         archive.writestr("bbbp/RELEASE_v1.txt", "x")
-    small = sources.Source(((web / "raw.npz").as_uri(),), convert.gnn_benchmark, (4, 4))
-    wrong = sources.Source(((web / "raw.npz").as_uri(),), convert.gnn_benchmark, (5, 4))
+    small = sources.Source(((web / "raw.npz").as_uri(),), sources.gnn_benchmark, (4, 4))
+    wrong = sources.Source(((web / "raw.npz").as_uri(),), sources.gnn_benchmark, (5, 4))
     gone = sources.Source(((web / "gone.zip").as_uri(),))
     known = {"small": small, "wrong": wrong, "gone": gone, "mol": sources.Source(((web / "bbbp.zip").as_uri(),))}
     monkeypatch.setattr(sources, "SOURCES", known)
@@ -134,7 +134,7 @@ def test_a_fetched_graph_is_ready_and_its_checksum_kept(tmp_path, published):
     assert (root / "downloads" / "SHA256SUMS").read_text() == f"{sha256(published / 'raw.npz')}  raw.npz\n"
     write_npz(root, "small_split", {"train_idx": [0], "val_idx": [1], "test_idx": [2, 3]})
     assert data.load("small", root).num_nodes == 4
-    assert not list(root.rglob("*.part"))
+    assert not list(root.rglob("*.tmp"))
 
     (published / "raw.npz").unlink()
     assert sources.get("small", root).is_file(), "a file with the right checksum is not fetched again"
@@ -145,7 +145,7 @@ def test_a_changed_publication_is_refused(tmp_path, published):
     sources.get("small", root)
     (root / "downloads" / "raw.npz").unlink()
     write_npz(published, "raw", node_arrays())
-    with pytest.raises(DataError, match=r"SHA-256 is .*, expected .*\n  mend: .*SHA256SUMS"):
+    with pytest.raises(DataError, match=r"SHA-256 is .*, expected .*\n  fix: .*SHA256SUMS"):
         sources.get("small", root)
     assert not (root / "downloads" / "raw.npz").exists()
 
@@ -160,9 +160,9 @@ def test_a_pinned_checksum_is_kept_to(tmp_path, published, monkeypatch):
 def test_wrong_counts_and_failing_fetches_are_errors(tmp_path, published):
     with pytest.raises(DataError, match=r"\(4, 4\), published are \(5, 4\)"):
         sources.get("wrong", tmp_path / "root")
-    with pytest.raises(DataError, match=r"cannot fetch .*gone\.zip .*\n  mend: try again, or save it by hand"):
+    with pytest.raises(DataError, match=r"cannot fetch .*gone\.zip .*\n  fix: try again, or save it as "):
         sources.get("gone", tmp_path / "root")
-    assert not list((tmp_path / "root").rglob("*.part"))
+    assert not list((tmp_path / "root").rglob("*.tmp"))
 
 
 def test_an_ogb_archive_becomes_a_raw_folder(tmp_path, published):
@@ -170,7 +170,7 @@ def test_an_ogb_archive_becomes_a_raw_folder(tmp_path, published):
     assert sources.get("mol", root) == root / "mol"
     assert data.load("mol", root).num_graphs == 30
     assert not (tmp_path / "escaped.txt").exists() and not (root / "mol" / "RELEASE_v1.txt").exists()
-    with pytest.raises(DataError, match="exists; remove it"):
+    with pytest.raises(DataError, match="exists\n  fix: remove it"):
         sources.get("mol", root)
 
 
@@ -212,7 +212,7 @@ def test_the_command_lists_describes_and_fetches(tmp_path, published, capsys):
 def test_the_command_fails_with_code_three_and_a_mend(tmp_path, published, capsys):
     assert main(["info", "nothing", "--root", str(tmp_path)]) == 3
     error = capsys.readouterr().err
-    assert error.startswith("error: data 'nothing' not found under") and "mend: pass --data.root" in error
+    assert error.startswith("error: data 'nothing' not found under") and "fix: pass --data.root" in error
     assert main(["get", "nothing", "--root", str(tmp_path)]) == 3
     assert "known: small, wrong, gone, mol" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:

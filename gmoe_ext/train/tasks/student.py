@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...data import metrics
-from ...data.transfer import without_waiting
+from ...data.batching import without_waiting
 from ...distill import StudentTargets, kmeans_start
 from ...models.mixture import MixtureStudent
 from ...models.moe import MoE

@@ -1,10 +1,10 @@
-"""Batches cut out of a union of graphs: a few gathers from tables made once, wherever the union lies.
+"""Batches cut from a union of graphs: a few gathers from tables built once, on the device where the union is.
 
-All nodes of a molecule are neighbours in the union, so its edges are one range too, in the graph, in its transpose
-and in every normalisation of it. The host knows where ranges begin and how long they are; it tells the device in one
-copy and waits for nothing.
+All nodes of a molecule are consecutive in the union, so its edges are one range too, in the graph, in its transpose and
+in every normalisation of it. The host knows where the ranges begin and how long they are; it sends that to the device
+in one copy and waits for nothing.
 
-Shapes: B molecules in a batch, N atoms, M edges of a graph, M' with its self loops.
+Shapes: B molecules in a batch, N atoms, M edges of a graph, M' edges with its self loops.
 """
 
 from __future__ import annotations
@@ -17,17 +17,27 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph, gather_ranges
-from .files import Array
-from .transfer import without_waiting
+from .arrays import Array
+
+
+def without_waiting(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to a device; to a GPU through page-locked memory, so that the host does not wait.
+
+    If the device is the CPU nothing is copied, so the caller must not write to ``values`` afterwards.
+    """
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 class EdgeRanges(NamedTuple):
-    """Where the edges of a batch lie in a table: the molecules' ranges of both its graphs, one graph after the other.
+    """Where the edges of a batch are in a table: one range per molecule, of the plain graph, then of the looped one.
 
     Attributes:
-        begin, counts: int64 [2 B].
-        starts: int64 [2 B], where the range of a molecule begins in its graph of the batch.
-        plain: edges of the first graph, and ``total`` of both.
+        begin, counts: first edge and number of edges of each range, int64 [2 B].
+        starts: first edge of each range in its graph of the batch, int64 [2 B].
+        plain: edges of the plain graph of the batch.
+        total: edges of both graphs.
     """
 
     begin: Tensor
@@ -38,9 +48,14 @@ class EdgeRanges(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where the molecules of a batch lie in the union, on the device of the union.
+    """Where the molecules of a batch are in the union, on the union's device.
 
-    What is known on the host, a few numbers per molecule, is put together there and travels in one copy; nobody waits.
+    Attributes:
+        ids: molecules, int64 [B].
+        nodes: their atoms in the union, int64 [N].
+        sizes: atoms of each molecule, int64 [B].
+        starts: first atom of each molecule in the batch, int64 [B].
+        edges: one entry per table.
     """
 
     ids: Tensor
@@ -51,6 +66,7 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, node_offsets: Tensor, ids: Tensor, tables: Sequence[Table], device: torch.device) -> Cut:
+        """Find the molecules ``ids`` in the union; all that the device needs is sent in one copy."""
         chosen, offsets = ids.numpy(), node_offsets.numpy()
         begin = offsets[chosen]
         sizes = offsets[chosen + 1] - begin
@@ -69,15 +85,17 @@ class Cut(NamedTuple):
 
 
 class Table:
-    """The edges of a union, plain and GCN-normalised, ready to be gathered.
+    """The edges of a union, without and with self loops, ready to be gathered.
 
-    Both graphs lie side by side, so that one gather serves them. Atom and edge ids are local to their molecule.
-    ``edges`` int32 [5, M + M']: columns of the graph, of its transpose, the transpose's order, edge types of both.
-    ``weights`` float32 [2, M + M']: of the mean, and of the symmetric normalisation (which the plain graph has not).
+    Both graphs stand side by side, so that one gather serves both. Atom and edge ids are local to their molecule.
+
+    Attributes:
+        edges: int32 [5, M + M']: columns of the graph and of its transpose, the transpose's order, edge types of both.
+        weights: float32 [2, M + M']: of the mean, and of the symmetric normalisation (for the looped graph only).
     """
 
     def __init__(self, graph: Graph, node_offsets: Tensor) -> None:
-        # Copies without caches: what is derived here is gathered from `edges` later and need not stay.
+        # A copy of the graph, so that the graphs derived here do not stay in its cache.
         plain = Graph(graph.num_nodes, graph.offsets, graph.columns, None, graph.edge_type, graph.num_edge_types)
         looped = plain.gcn_norm()
         self.num_edge_types = (plain.num_edge_types, looped.num_edge_types)
@@ -90,7 +108,7 @@ class Table:
         self.edge_offsets: Array = torch.stack([begins[0], begins[1] + plain.num_edges]).numpy()
 
     def cut(self, cut: Cut, ranges: EdgeRanges) -> Graph:
-        """The batch's graph with its transpose, gcn_norm() and mean_norm(), plain and with self loops, prefilled."""
+        """Cut out a batch's graph; its transpose, gcn_norm() and mean_norm(), with and without loops, are prefilled."""
         edges, values = self._gather(ranges, cut.starts.int())
         offsets = torch.zeros(4, len(cut.nodes) + 1, dtype=torch.int64, device=edges.device)
         torch.cumsum(self.degrees.gather(1, cut.nodes.expand(4, -1)), 1, out=offsets[:, 1:])
