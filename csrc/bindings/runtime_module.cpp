@@ -1,21 +1,77 @@
-// _runtime: the packed student and the kernels on NumPy arrays. Links core alone; importing it imports no torch.
+// gmoe_ext._runtime: the packed student on NumPy arrays. Importing it imports no torch.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <system_error>
 
-#include "bindings/numpy_arrays.h"
 #include "core/cpu/check_index.h"
-#include "runtime/answers.h"
 #include "runtime/packed_student.h"
 
+namespace py = pybind11;
+
 namespace gmoe::runtime {
-
-void bind_kernels(py::module_& m);  // runtime_kernels.cpp
-
 namespace {
+
+// ---- arrays
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+using IndexArray = py::array_t<std::int64_t, py::array::c_style>;
+using ColumnArray = py::array_t<std::int32_t, py::array::c_style>;
+
+std::string shape_text(const py::array& a) {
+  std::string text = "[";
+  for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+    if (d > 0) text += ", ";
+    text += std::to_string(a.shape(d));
+  }
+  text += ']';
+  return text;
+}
+
+// NumPy arrays as the student wants them, dense, aligned and of element type T: the array itself where it is so
+// already, else a copy.
+template <typename T>
+py::array_t<T, py::array::c_style> take(const py::handle& value, const char* call, const char* name, const char* kinds,
+                                        const char* expected) {
+  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  using Dense = py::array_t<T, py::array::c_style>;
+  if (Dense::check_(value)) {  // most often: the general way would take longer than a small student's answer
+    const auto as_is = py::reinterpret_borrow<Dense>(value);
+    if ((as_is.flags() & kAligned) != 0) return as_is;
+  }
+  const py::array a = py::array::ensure(value);
+  if (!a) {
+    PyErr_Clear();
+    throw py::type_error(std::string(call) + ": expected '" + name + "' as a NumPy array of " + expected + ", got " +
+                         Py_TYPE(value.ptr())->tp_name);
+  }
+  if (std::string_view(kinds).find(a.dtype().kind()) == std::string_view::npos) {
+    throw py::type_error(std::string(call) + ": expected '" + name + "' of " + expected + ", got dtype " +
+                         py::str(a.dtype()).cast<std::string>());
+  }
+  if ((a.flags() & kAligned) == 0) {
+    return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a.attr("copy")());
+  }
+  auto dense = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a);
+  if (!dense) throw py::error_already_set();
+  return dense;
+}
+
+FloatArray take_floats(const py::handle& value, const char* call, const char* name) {
+  return take<float>(value, call, name, "fiub", "real numbers");
+}
+
+template <typename T>
+py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const char* call, const char* name) {
+  return take<T>(value, call, name, "iu", "integers");
+}
+
+// ---- errors
 
 [[noreturn]] void raise(const char* error_name, const std::string& message) {
   const py::object error = py::module_::import("gmoe_ext.errors").attr(error_name);
@@ -38,6 +94,8 @@ std::unique_ptr<PackedStudent> load(const std::string& path) {
     throw py::error_already_set();
   }
 }
+
+// ---- rows
 
 // Keeps the caller's arrays, or their copies, alive while Rows points into them.
 struct HeldRows {
@@ -62,7 +120,7 @@ HeldRows hold_dense(const PackedStudent& student, const py::object& x, const py:
   held.values = take_floats(x, call, "x");
   if (held.values.ndim() != 2) {
     throw py::value_error(std::string(call) + ": expected 'x' of shape [N, " +
-                          std::to_string(student.file().layers.front().in) + "], got " + shape_text(held.values) +
+                          std::to_string(student.file().num_inputs()) + "], got " + shape_text(held.values) +
                           (held.values.ndim() == 1 ? "; pass x[None] for one row" : ""));
   }
   held.rows.count = held.values.shape(0);
@@ -125,6 +183,8 @@ HeldRows hold(const PackedStudent& student, const py::object& x, const py::objec
   return held;
 }
 
+// ---- the student
+
 FloatArray predict(const PackedStudent& student, const py::object& x, const py::object& nodes) {
   const HeldRows held = hold(student, x, nodes, "PackedStudent.predict");
   FloatArray logits({held.rows.count, student.num_outputs()});
@@ -139,13 +199,13 @@ FloatArray proba(const PackedStudent& student, const py::object& x, const py::ob
   FloatArray result({held.rows.count, student.num_outputs()});
   float* out = result.mutable_data();
   const py::gil_scoped_release unlocked;
-  predict_proba(student, held.rows, out);
+  student.predict_proba(held.rows, out);
   return result;
 }
 
 py::tuple top(const PackedStudent& student, const py::object& x, std::int64_t k, const py::object& nodes) {
   const char* call = "PackedStudent.top_classes";
-  check(call, [&] { check_top(student, k); });
+  check(call, [&] { check_top(student.file(), k); });
   const HeldRows held = hold(student, x, nodes, call);
   FloatArray probability({held.rows.count, k});
   IndexArray index({held.rows.count, k});
@@ -153,7 +213,7 @@ py::tuple top(const PackedStudent& student, const py::object& x, std::int64_t k,
   std::int64_t* indices = index.mutable_data();
   {
     const py::gil_scoped_release unlocked;
-    top_classes(student, held.rows, k, indices, values);
+    student.top_classes(held.rows, k, indices, values);
   }
   return py::make_tuple(probability, index);
 }
@@ -208,7 +268,7 @@ py::dict info(const PackedStudent& student) {
   features["position_columns"] = file.features.position_columns;
   features["position_nodes"] = file.features.position_nodes;
   py::dict result;
-  result["format_version"] = file.format_version;
+  result["format_version"] = kFormatVersion;
   result["producer"] = file.producer;
   result["model"] = file.model;
   result["classes"] = classes(student);
@@ -231,11 +291,10 @@ void set_num_threads(PackedStudent& student, std::int64_t n) {
 
 PYBIND11_MODULE(_runtime, m) {
   namespace rt = gmoe::runtime;
-  m.doc() = "Packed students and kernels on NumPy arrays, without torch; see gmoe_ext.runtime.";
+  m.doc() = "Packed students on NumPy arrays, without torch; see gmoe_ext.runtime.";
   m.attr("__version__") = GMOE_VERSION;
   gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported at import, not at the first answer
   m.def("cpu_capability", [] { return gmoe::core::isa_name(gmoe::core::active_isa()); });
-  rt::bind_kernels(m);
   py::class_<rt::PackedStudent>(m, "PackedStudent")
       .def(py::init(&rt::load), py::arg("path"))
       .def("predict", &rt::predict, py::arg("x"), py::arg("nodes") = py::none())

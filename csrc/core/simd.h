@@ -1,12 +1,15 @@
 // Vectors of one register (64 bytes on AVX-512, 32 on AVX2, 16 on SSE and NEON) through the compiler's vector
-// extension. Wider ones would live in memory: GCC does not split them over registers. Everything sits in the
-// instruction set's namespace, so that no inline function compiled for a newer processor can be picked by the linker
-// for an older one. Include only from files under core/cpu.
+// extension, and what kernels do with them: load, store, add up, transpose. Wider vectors would live in memory: GCC
+// does not split them over registers. Everything is in the instruction set's namespace, so that the linker cannot pick
+// an inline function compiled for a newer processor in place of one for an older. Include only from files under
+// core/cpu.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "core/types.h"
 
@@ -27,24 +30,28 @@
 
 namespace gmoe::core::GMOE_ISA {
 
+// ---- types
+
 typedef float FloatVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
 
-template <typename A>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = FloatVector;
-};
-template <>
-struct VectorOf<double> {
-  using type = DoubleVector;
-};
+typedef std::uint32_t WordVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
+#if !defined(__AVX512F__)
+typedef std::uint16_t HalfVector __attribute__((vector_size(GMOE_VECTOR_BYTES / 2)));
+#endif
+
 // A is the accumulator type: float or double.
 template <typename A>
-using Vector = typename VectorOf<A>::type;
+using Vector = std::conditional_t<sizeof(A) == 4, FloatVector, DoubleVector>;
 template <typename A>
 inline constexpr std::int64_t kLanes = GMOE_VECTOR_BYTES / sizeof(A);
+template <typename A>
+using Lane = std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t>;
+// Integers, or masks of all ones or zeros, one per lane of Vector<A>.
+template <typename A>
+using Lanes = decltype(Vector<A>{} < Vector<A>{});
+
+// ---- loads and stores, at any address
 
 inline FloatVector load(const float* p) {
   FloatVector v;
@@ -56,7 +63,6 @@ inline DoubleVector load(const double* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-typedef std::uint32_t WordVector __attribute__((vector_size(GMOE_VECTOR_BYTES)));
 // The intrinsics are one instruction; GCC's generic conversion takes five. Their zeroing forms avoid false warnings.
 inline FloatVector load(const bfloat16* p) {
 #if defined(__AVX512F__)
@@ -66,7 +72,6 @@ inline FloatVector load(const bfloat16* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const WordVector word = std::bit_cast<WordVector>(_mm256_cvtepu16_epi32(half));
 #else
-  typedef std::uint16_t HalfVector __attribute__((vector_size(GMOE_VECTOR_BYTES / 2)));
   HalfVector half;
   std::memcpy(&half, p, sizeof half);
   const WordVector word = __builtin_convertvector(half, WordVector);
@@ -103,11 +108,109 @@ inline void store(bfloat16* p, FloatVector v) {
   const __m256i half = _mm512_maskz_cvtepi32_epi16(0xffff, std::bit_cast<__m512i>(word));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
 #else
-  typedef std::uint16_t HalfVector __attribute__((vector_size(GMOE_VECTOR_BYTES / 2)));
   const HalfVector half = __builtin_convertvector(word, HalfVector);
   std::memcpy(p, &half, sizeof half);
 #endif
 }
+
+// The first n lanes from p, zeros behind; nothing past p[n - 1] is touched.
+template <typename T>
+inline Vector<Accumulator<T>> load_first(const T* p, std::int64_t n) {
+  T lane[kLanes<Accumulator<T>>] = {};
+  std::memcpy(lane, p, static_cast<std::size_t>(n) * sizeof(T));
+  return load(lane);
+}
+template <typename T>
+inline void store_first(T* p, Vector<Accumulator<T>> v, std::int64_t n) {
+  T lane[kLanes<Accumulator<T>>];
+  store(lane, v);
+  std::memcpy(p, lane, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+#if defined(__AVX512F__)
+template <>
+inline FloatVector load_first<float>(const float* p, std::int64_t n) {
+  return std::bit_cast<FloatVector>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+template <>
+inline DoubleVector load_first<double>(const double* p, std::int64_t n) {
+  return std::bit_cast<DoubleVector>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p));
+}
+template <>
+inline FloatVector load_first<bfloat16>(const bfloat16* p, std::int64_t n) {
+  const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  const auto word = std::bit_cast<WordVector>(_mm512_maskz_cvtepu16_epi32(0xffff, half));
+  return std::bit_cast<FloatVector>(word << 16);
+}
+template <>
+inline void store_first<float>(float* p, FloatVector v, std::int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), std::bit_cast<__m512>(v));
+}
+template <>
+inline void store_first<double>(double* p, DoubleVector v, std::int64_t n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), std::bit_cast<__m512d>(v));
+}
+#endif
+
+// to[0, n) = from[0, n), widened to accumulators or narrowed to the type of an array.
+template <typename T>
+inline void widen_row(const T* from, std::int64_t n, Accumulator<T>* to) {
+  constexpr std::int64_t kStep = kLanes<Accumulator<T>>;
+  std::int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = widen(from[i]);
+}
+template <typename T>
+inline void narrow_row(const Accumulator<T>* from, std::int64_t n, T* to) {
+  constexpr std::int64_t kStep = kLanes<Accumulator<T>>;
+  std::int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = narrow<T>(from[i]);
+}
+
+template <typename T>
+inline void prefetch_row(const T* row, std::int64_t count) {
+  constexpr std::int64_t kLineBytes = 64;
+  const char* byte = reinterpret_cast<const char*>(row);
+  for (std::int64_t b = 0; b < count * static_cast<std::int64_t>(sizeof(T)); b += kLineBytes) {
+    __builtin_prefetch(byte + b);
+  }
+}
+
+// Packs the values of from[n] that are not zero (a NaN is not), and those whose `kept`, which may be null, is not zero;
+// place[j] is where value[j] stood. Returns how many. Up to a vector of lanes behind them is overwritten.
+template <typename T, typename Place>
+inline std::int64_t compress(const T* from, std::int64_t n, const Accumulator<T>* kept, Accumulator<T>* value,
+                             Place* place) {
+  std::int64_t count = 0, i = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Accumulator<T>, float>) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (; i + kLanes<float> <= n; i += kLanes<float>) {
+      const auto v = std::bit_cast<__m512>(load(from + i));
+      __mmask16 keep = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      if (kept != nullptr) keep |= _mm512_cmp_ps_mask(_mm512_loadu_ps(kept + i), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(i)));
+      const __m512i packed = _mm512_maskz_compress_epi32(keep, at);
+      _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(keep, v));
+      if constexpr (sizeof(Place) == 4) {
+        _mm512_storeu_si512(place + count, packed);
+      } else {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(place + count), _mm512_maskz_cvtepi32_epi16(0xffff, packed));
+      }
+      count += __builtin_popcount(keep);
+    }
+  }
+#endif
+  for (; i < n; ++i) {
+    value[count] = widen(from[i]);
+    place[count] = static_cast<Place>(i);
+    count += widen(from[i]) != 0 || (kept != nullptr && kept[i] != 0);
+  }
+  return count;
+}
+
+// ---- sums over lanes and products
 
 // A fixed tree: halves are added, so the order does not depend on the instruction set.
 template <typename A>
@@ -118,6 +221,82 @@ inline A horizontal_sum(Vector<A> v) {
     for (std::int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
   return lane[0];
+}
+
+// out[b] = x . rows[b] for B rows: independent sums, which hide the latency of the multiply-add.
+template <int B, typename T, typename U, typename A>
+inline void dot(const T* x, const U* const* rows, std::int64_t dim, A* out) {
+  Vector<A> sum[B] = {};
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= dim; d += kLanes<A>) {
+    const Vector<A> value = load(x + d);
+    for (int b = 0; b < B; ++b) sum[b] += value * load(rows[b] + d);
+  }
+  for (int b = 0; b < B; ++b) out[b] = horizontal_sum<A>(sum[b]);
+  for (; d < dim; ++d) {
+    for (int b = 0; b < B; ++b) out[b] += widen(x[d]) * widen(rows[b][d]);
+  }
+}
+template <typename T, typename A = Accumulator<T>>
+inline A squared_norm(const T* x, std::int64_t dim) {
+  A square;
+  dot<1>(x, &x, dim, &square);
+  return square;
+}
+
+// NaN passes, as in torch.relu and its gradient: neither comparison holds for it.
+template <typename V>
+inline V relu(V v) {
+  return v < V{} ? V{} : v;
+}
+template <typename V>
+inline V relu_grad(V input, V grad) {
+  return input <= V{} ? V{} : grad;
+}
+
+// ---- lanes of several vectors
+
+// The lanes of a and b that `lane_of` names for each lane of the result, those of b counted from kLanes on.
+template <typename A, typename LaneOf, int... I>
+[[gnu::always_inline]] inline Vector<A> shuffle(Vector<A> a, Vector<A> b, LaneOf, std::integer_sequence<int, I...>) {
+  constexpr LaneOf lane_of{};
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, lane_of(I)...);
+#else
+  return __builtin_shuffle(a, b, Lanes<A>{lane_of(I)...});
+#endif
+}
+template <typename A, typename LaneOf>
+[[gnu::always_inline]] inline Vector<A> shuffle(Vector<A> a, Vector<A> b, LaneOf lane_of) {
+  return shuffle<A>(a, b, lane_of, std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+// Vector j of the result is the sum of the lanes of sum[j], for as many sums as there are lanes: log2(lanes) rounds in
+// which neighbouring groups of Step lanes of a, then of b, are added.
+template <typename A, int Step = kLanes<A> / 2>
+[[gnu::always_inline]] inline Vector<A> sum_lanes(const Vector<A>* sum) {
+  Vector<A> a = sum[0], b = sum[1];
+  if constexpr (Step > 1) a = sum_lanes<A, Step / 2>(sum), b = sum_lanes<A, Step / 2>(sum + Step);
+  // Group g of the result comes from group g (even: of a; odd: of b, one back), added to that group's right neighbour.
+  constexpr auto left = [](int lane) { return lane / Step % 2 == 0 ? lane : kLanes<A> + lane - Step; };
+  constexpr auto right = [](int lane) { return (lane / Step % 2 == 0 ? lane : kLanes<A> + lane - Step) + Step; };
+  return shuffle<A>(a, b, left) + shuffle<A>(a, b, right);
+}
+
+// Transposes a square of kLanes vectors in place.
+template <typename A, int Step = kLanes<A> / 2>
+[[gnu::always_inline]] inline void transpose(Vector<A>* r) {
+  // Blocks of Step lanes change places: the upper vector gets the even blocks of both, the lower one the odd blocks.
+  constexpr auto even = [](int lane) { return lane & Step ? kLanes<A> + lane - Step : lane; };
+  constexpr auto odd = [](int lane) { return lane & Step ? kLanes<A> + lane : lane + Step; };
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<A>; ++i) {
+    if ((i & Step) != 0) continue;
+    const Vector<A> upper = r[i], lower = r[i + Step];
+    r[i] = shuffle<A>(upper, lower, even);
+    r[i + Step] = shuffle<A>(upper, lower, odd);
+  }
+  if constexpr (Step > 1) transpose<A, Step / 2>(r);
 }
 
 }  // namespace gmoe::core::GMOE_ISA

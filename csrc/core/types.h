@@ -1,11 +1,32 @@
-// Element types of the kernels. Torch-free: bfloat16 is two bytes with explicit conversions.
+// Element types of the kernels, and the integer arithmetic they share. Torch-free: bfloat16 is two bytes with explicit
+// conversions.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <type_traits>
 
+#if defined(__CUDACC__)
+#define GMOE_HOST_DEVICE __host__ __device__
+#else
+#define GMOE_HOST_DEVICE
+#endif
+
+// The types that kernels over a graph are compiled for: rows of three element types, column indices of two widths.
+#define GMOE_FOR_ROWS(F)    \
+  F(float, std::int32_t)    \
+  F(float, std::int64_t)    \
+  F(double, std::int32_t)   \
+  F(double, std::int64_t)   \
+  F(bfloat16, std::int32_t) \
+  F(bfloat16, std::int64_t)
+
 namespace gmoe::core {
+
+GMOE_HOST_DEVICE constexpr std::int64_t divide_up(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+GMOE_HOST_DEVICE constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return divide_up(n, multiple) * multiple;
+}
 
 struct bfloat16 {
   std::uint16_t bits;

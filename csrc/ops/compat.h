@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "core/cpu/check_index.h"
-#include "core/huge_pages.h"
+#include "core/workspace.h"
 #include "core/types.h"
 
 // Its name in the headers of torch 2.11.

@@ -8,7 +8,6 @@
 #include <string>
 #include <system_error>
 
-#include "runtime/answers.h"
 #include "runtime/gmoe_runtime.h"
 #include "runtime/packed_student.h"
 
@@ -122,7 +121,7 @@ gmoe_status gmoe_student_describe(const gmoe_student* student, gmoe_student_info
     const rt::StudentFile& file = student->packed.file();
     *info = {};
     info->num_bytes = file.num_bytes();
-    info->num_inputs = file.layers.front().in;
+    info->num_inputs = file.num_inputs();
     info->num_features = file.features.columns;
     info->position_columns = file.features.position_columns;
     info->position_nodes = file.features.position_nodes;
@@ -176,7 +175,7 @@ gmoe_status gmoe_predict(const gmoe_student* student, const gmoe_rows* x, float*
 gmoe_status gmoe_predict_proba(const gmoe_student* student, const gmoe_rows* x, float* proba, gmoe_error* error) {
   return guarded("gmoe_predict_proba", error, [&] {
     need({{"student", student}, {"x", x}, {"proba", proba}});
-    rt::predict_proba(student->packed, take(student, x), proba);
+    student->packed.predict_proba(take(student, x), proba);
   });
 }
 
@@ -184,8 +183,8 @@ gmoe_status gmoe_top_classes(const gmoe_student* student, const gmoe_rows* x, in
                              gmoe_error* error) {
   return guarded("gmoe_top_classes", error, [&] {
     need({{"student", student}, {"x", x}, {"proba", proba}, {"classes", classes}});
-    rt::check_top(student->packed, k);
-    rt::top_classes(student->packed, take(student, x), k, classes, proba);
+    rt::check_top(student->packed.file(), k);
+    student->packed.top_classes(take(student, x), k, classes, proba);
   });
 }
 

@@ -3,38 +3,70 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <numeric>
+#include <optional>
 #include <system_error>
 #include <thread>
 
-#include "runtime/votes.h"
+#include "core/cpu/check_index.h"
 
 namespace gmoe::runtime {
 namespace {
 
-constexpr std::int64_t kFewRows = 6;    // below, rows are cheaper one by one than grouped by expert
-constexpr std::int64_t kMostRows = 32;  // above, rows are grouped in any case: they may be shared among threads
-constexpr double kRowReading = 0.6;     // time per byte of weights: one row fetches them ahead, a block does not
-constexpr double kHiddenDensity = 0.5;  // guess of how much of a hidden row its ReLU leaves
-constexpr std::int64_t kBlockFloats = 1 << 16;  // a block's rows of the widest layer: 256 KiB
-constexpr std::int64_t kMinBlockRows = 32, kMaxBlockRows = 256;
-constexpr std::int64_t kWorkPerThread = 1 << 23;  // multiply-adds that take several times as long as starting a thread
-constexpr float kEps = 1e-12f;
+constexpr std::int64_t kFewRows = 6;        // below, rows are cheaper one by one than grouped by expert
+constexpr std::int64_t kMostRows = 32;      // above, rows are grouped in any case: they may be shared among threads
+constexpr double kRowReading = 0.6;         // time per byte of weights: one row fetches them ahead, a block does not
+constexpr double kHiddenDensity = 0.5;      // guess of how much of a hidden row its ReLU leaves
+constexpr double kWorkPerThread = 1 << 23;  // multiply-adds that take several times as long as starting a thread
+constexpr std::int64_t kRowsAtOnce = 4096;  // of which top_classes keeps all classes at a time
 
-std::int64_t widest(const StudentFile& file) {
-  std::int64_t columns = 0;
-  for (const core::RoutedLayer& layer : file.layers) {
-    columns = std::max({columns, layer.in, layer.out, layer.compared});
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_columns(const StudentFile& file, const Rows& rows) {
+  const Features& features = file.features;
+  const std::int64_t in = file.layers.front().in;
+  std::string got = "[";
+  got += std::to_string(rows.count) + ", " + std::to_string(rows.columns);
+  got += ']';
+  if (rows.nodes != nullptr) {
+    if (features.positions == nullptr) refuse("'nodes' given, but this student has no position table");
+    if (rows.columns != features.columns) {
+      refuse("expected 'x' of shape [N, " + std::to_string(features.columns) + "] beside 'nodes', got " + got);
+    }
+    return;
   }
-  return columns;
+  if (rows.columns == in) return;
+  if (rows.columns == features.columns && features.position_columns > 0) {
+    refuse("this student needs positions: pass 'nodes' (-1 for an unknown node), or 'x' with " + std::to_string(in) +
+           " columns, positions last");
+  }
+  refuse("expected 'x' of shape [N, " + std::to_string(in) + "], got " + got);
 }
 
-std::int64_t work_of(const StudentFile& file) {
+void check_sparse(const Rows& rows) {
+  if (core::find_bad_offset(rows.offsets, rows.count, rows.stored) >= 0) {
+    refuse("x.indptr does not rise from 0 to the " + std::to_string(rows.stored) + " stored values");
+  }
+  if (core::find_bad_index(rows.column, rows.stored, rows.columns) >= 0) {
+    refuse("x.indices leave [0, " + std::to_string(rows.columns) + ")");
+  }
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    for (std::int64_t n = rows.offsets[i] + 1; n < rows.offsets[i + 1]; ++n) {
+      if (rows.column[n] <= rows.column[n - 1]) {
+        refuse("the columns of row " + std::to_string(i) + " of 'x' do not ascend; sort them and add up duplicates " +
+               "(SciPy: x.sum_duplicates())");
+      }
+    }
+  }
+}
+
+double work_of(const StudentFile& file) {
   std::int64_t work = 0;
   for (const core::RoutedLayer& layer : file.layers) {
     work += layer.in * layer.out * layer.k + layer.compared * layer.experts;
   }
   for (const core::RoutedLayer& projection : file.projections) work += projection.in * projection.out;
-  return work;
+  return static_cast<double>(work);
 }
 
 std::int64_t weight_bytes(core::WeightType type) {
@@ -49,58 +81,75 @@ double dense_share(const Rows& rows, std::int64_t inputs) {
   return static_cast<double>(values) / static_cast<double>(rows.count * inputs);
 }
 
-// What a row's features are multiplied by.
-float feature_scale(Normalize normalize, const float* value, std::int64_t n) {
-  if (normalize == Normalize::none) return 1.0f;
-  float size = 0;
-  if (normalize == Normalize::row_l1) {
-    for (std::int64_t j = 0; j < n; ++j) size += std::fabs(value[j]);
-  } else {
-    for (std::int64_t j = 0; j < n; ++j) size += value[j] * value[j];
-    size = std::sqrt(size);
-  }
-  return 1.0f / (size < kEps ? kEps : size);  // a NaN stays a NaN
+void softmax_row(float* row, std::int64_t n) {
+  const float top = *std::max_element(row, row + n);
+  float sum = 0;
+  for (std::int64_t c = 0; c < n; ++c) sum += row[c] = std::exp(row[c] - top);
+  for (std::int64_t c = 0; c < n; ++c) row[c] /= sum;
+}
+
+Rows part(const Rows& rows, std::int64_t begin, std::int64_t count) {
+  Rows some = rows;
+  some.count = count;
+  if (rows.dense != nullptr) some.dense += begin * rows.columns;
+  if (rows.offsets != nullptr) some.offsets += begin;  // they may start anywhere: columns and values stay whole
+  if (rows.nodes != nullptr) some.nodes += begin;
+  return some;
 }
 
 }  // namespace
 
-// Buffers of one thread. The block's are made at the first batch.
+// ---- checks
+
+NodeError::NodeError(std::int64_t at, std::int64_t got, std::int64_t end)
+    : std::out_of_range("'nodes' at position " + std::to_string(at) + " is " + std::to_string(got) +
+                        ", expected -1 <= node < " + std::to_string(end)),
+      position(at),
+      value(got),
+      bound(end) {}
+
+void check_rows(const StudentFile& file, const Rows& rows) {
+  check_columns(file, rows);
+  if (rows.dense == nullptr && rows.offsets != nullptr) check_sparse(rows);
+  if (rows.nodes == nullptr) return;
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    if (rows.nodes[i] < -1 || rows.nodes[i] >= file.features.position_nodes) {
+      throw NodeError(i, rows.nodes[i], file.features.position_nodes);
+    }
+  }
+}
+
+void check_layer(const StudentFile& file, std::int64_t layer) {
+  const auto layers = static_cast<std::int64_t>(file.layers.size());
+  if (layer < 0 || layer >= layers) {
+    refuse("expected 'layer' in [0, " + std::to_string(layers) + "), got " + std::to_string(layer));
+  }
+}
+
+void check_routed_layer(const StudentFile& file, std::int64_t layer) {
+  check_layer(file, layer);
+  if (file.layers[static_cast<std::size_t>(layer)].memory == nullptr) {
+    refuse("layer " + std::to_string(layer) + " has one expert and no router");
+  }
+}
+
+void check_threads(std::int64_t threads) {
+  constexpr std::int64_t kMost = 1024;
+  if (threads < 1 || threads > kMost) refuse("expected 1 to 1024, got " + std::to_string(threads));
+}
+
+void check_top(const StudentFile& file, std::int64_t k) {
+  const std::int64_t outputs = file.layers.back().out;
+  if (k < 1 || k > outputs) refuse("expected 'k' in [1, " + std::to_string(outputs) + "], got " + std::to_string(k));
+}
+
+// ---- buffers and threads
+
 struct PackedStudent::Workspace {
-  explicit Workspace(const StudentFile& file) {
-    std::int64_t experts = 1, k = 1;
-    for (const core::RoutedLayer& layer : file.layers) {
-      experts = std::max(experts, layer.experts);
-      k = std::max(k, layer.k);
-    }
-    const auto columns = static_cast<std::size_t>(core::padded(widest(file)));
-    for (std::vector<float>* row : {&x, &y, &projected, &logits, &input_value, &value}) row->resize(columns);
-    input_column.resize(columns);
-    column.resize(columns);
-    cosine.resize(static_cast<std::size_t>(experts));
-    gate.resize(static_cast<std::size_t>(k));
-    index.resize(static_cast<std::size_t>(k));
-  }
+  explicit Workspace(const StudentFile& file) : row(file) {}
 
-  void prepare_blocks(std::int64_t rows) {
-    if (!block_x.empty()) return;
-    const std::size_t floats = static_cast<std::size_t>(rows) * x.size();
-    const std::size_t slots = static_cast<std::size_t>(rows) * gate.size();
-    block_gate.resize(slots);
-    block_index.resize(slots);
-    block_slots.resize(slots);
-    block_offsets.resize(cosine.size() + 1);
-    for (std::vector<float>* block : {&block_input, &block_projected, &block_scaled, &block_y, &block_x}) {
-      block->resize(floats);
-    }
-  }
-
-  core::BlockScratch scratch() { return {block_scaled.data(), block_offsets.data(), block_slots.data()}; }
-
-  std::vector<float> x, y, projected, logits, input_value, value, cosine, gate;
-  std::vector<std::int32_t> input_column, column;
-  std::vector<std::int64_t> index;
-  std::vector<float> block_input, block_projected, block_x, block_y, block_scaled, block_gate;
-  std::vector<std::int64_t> block_index, block_slots, block_offsets;
+  RowBuffers row;
+  std::optional<BlockBuffers> block;  // made at the first batch
 };
 
 // A workspace for the time of a call: an idle one, or a new one where more calls run at once than ever before.
@@ -136,22 +185,27 @@ class PackedStudent::Lease {
 
 PackedStudent::PackedStudent(const std::string& path)
     : file_(path),
-      block_rows_(std::clamp(kBlockFloats / widest(file_), kMinBlockRows, kMaxBlockRows)),
+      row_path_(file_),
+      block_path_(file_, row_path_),
       work_per_row_(work_of(file_)),
       num_threads_(std::max(1, static_cast<int>(std::thread::hardware_concurrency()))) {}
 
 PackedStudent::~PackedStudent() = default;
 
-// item(i, workspace) for i in [0, count), handed out one by one to threads that live for this call: a pool would not
-// survive a fork, and a thread starts in a small part of the time it is worth starting for.
+// block(begin, end, workspace) for blocks of `count` rows, handed out one by one to threads that live for this call: a
+// pool would not survive a fork, and starting a thread takes a small part of the time that its work takes.
 template <typename F>
-void PackedStudent::in_parallel(std::int64_t count, std::int64_t rows_per_item, const F& item) const {
-  const double worth = static_cast<double>(count * rows_per_item) * static_cast<double>(work_per_row_) / kWorkPerThread;
+void PackedStudent::for_each_block(std::int64_t count, const F& block) const {
+  const std::int64_t rows = block_path_.rows_per_block(), blocks = core::divide_up(count, rows);
+  const double worth = static_cast<double>(blocks * std::min(count, rows)) * work_per_row_ / kWorkPerThread;
   const auto wanted = static_cast<std::int64_t>(
-      std::min({static_cast<double>(num_threads_.load()), static_cast<double>(count), worth}));
+      std::min({static_cast<double>(num_threads_.load()), static_cast<double>(blocks), worth}));
+  const auto run_block = [&](std::int64_t b, Workspace& work) {
+    block(b * rows, std::min(count, (b + 1) * rows), work);
+  };
   if (wanted <= 1) {
     const Lease lease(*this);
-    for (std::int64_t i = 0; i < count; ++i) item(i, *lease);
+    for (std::int64_t b = 0; b < blocks; ++b) run_block(b, *lease);
     return;
   }
   std::atomic<std::int64_t> next{0};
@@ -160,7 +214,7 @@ void PackedStudent::in_parallel(std::int64_t count, std::int64_t rows_per_item, 
   const auto run = [&] {
     try {
       const Lease lease(*this);
-      for (std::int64_t i = next++; i < count; i = next++) item(i, *lease);
+      for (std::int64_t b = next++; b < blocks; b = next++) run_block(b, *lease);
     } catch (...) {
       const std::lock_guard lock(error_mutex);
       if (error == nullptr) error = std::current_exception();
@@ -171,19 +225,21 @@ void PackedStudent::in_parallel(std::int64_t count, std::int64_t rows_per_item, 
   try {
     while (static_cast<std::int64_t>(threads.size()) + 1 < wanted) threads.emplace_back(run);
   } catch (const std::system_error&) {
-    // The system grants no more threads: those at hand share the work.
+    // The system grants no more threads: those already started share the work.
   }
   run();
   for (std::thread& thread : threads) thread.join();
   if (error != nullptr) std::rethrow_exception(error);
 }
 
+// ---- answers
+
 // Few rows cost what they read of the weights. One by one each reads its k experts, but only the weights of features it
 // has and as narrow as they are stored; together they read every expert they need once, whole and as float32.
 bool PackedStudent::one_by_one(const Rows& rows) const {
   if (rows.count < kFewRows) return true;
   if (rows.count > kMostRows) return false;
-  const double features = rows.dense == nullptr ? 0 : dense_share(rows, file_.layers.front().in);
+  const double features = rows.dense == nullptr ? 0 : dense_share(rows, file_.num_inputs());
   double alone = 0, together = 0;
   for (std::size_t l = 0; l < file_.layers.size(); ++l) {
     const bool first = l % file_.depth() == 0;
@@ -199,228 +255,52 @@ bool PackedStudent::one_by_one(const Rows& rows) const {
 }
 
 void PackedStudent::predict(const Rows& rows, float* logits) const {
+  const std::int64_t outputs = num_outputs();
   if (one_by_one(rows)) {
     const Lease lease(*this);
-    for (std::int64_t i = 0; i < rows.count; ++i) {
-      row(rows, i, *lease, {logits + i * num_outputs(), nullptr, nullptr, file_.layers.size()});
-    }
+    for (std::int64_t i = 0; i < rows.count; ++i) row_path_.predict(rows, i, (*lease).row, logits + i * outputs);
     return;
   }
-  packed();  // made before the threads ask for it
-  const std::int64_t blocks = (rows.count + block_rows_ - 1) / block_rows_;
-  in_parallel(blocks, std::min(rows.count, block_rows_), [&](std::int64_t b, Workspace& work) {
-    block(rows, b * block_rows_, std::min(rows.count, (b + 1) * block_rows_), work, logits);
+  block_path_.pack();
+  for_each_block(rows.count, [&](std::int64_t begin, std::int64_t end, Workspace& work) {
+    if (!work.block) work.block.emplace(work.row, block_path_.rows_per_block());
+    block_path_.predict(rows, begin, end, work.row, *work.block, logits + begin * outputs);
   });
 }
 
 void PackedStudent::route(const Rows& rows, std::size_t layer, float* gate, std::int64_t* index) const {
   const std::int64_t k = file_.layers[layer].k;
-  const std::int64_t blocks = (rows.count + block_rows_ - 1) / block_rows_;
-  in_parallel(blocks, std::min(rows.count, block_rows_), [&](std::int64_t b, Workspace& work) {
-    for (std::int64_t i = b * block_rows_; i < std::min(rows.count, (b + 1) * block_rows_); ++i) {
-      row(rows, i, work, {nullptr, gate + i * k, index + i * k, layer});
+  for_each_block(rows.count, [&](std::int64_t begin, std::int64_t end, Workspace& work) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      row_path_.route(rows, i, layer, work.row, gate + i * k, index + i * k);
     }
   });
 }
 
-const float* PackedStudent::position(const Rows& rows, std::int64_t i) const {
-  if (rows.nodes == nullptr || rows.nodes[i] < 0) return nullptr;
-  return file_.features.positions + rows.nodes[i] * file_.features.position_columns;
-}
-
-// Row i as the first layer takes it: features normalised, its position behind them, zeros for a node without one.
-void PackedStudent::prepare(const Rows& rows, std::int64_t i, float* out) const {
-  const Features& features = file_.features;
-  const float* from = rows.dense + i * rows.columns;
-  const float scale = feature_scale(features.normalize, from, features.columns);
-  for (std::int64_t j = 0; j < features.columns; ++j) out[j] = from[j] * scale;
-  std::copy(from + features.columns, from + rows.columns, out + features.columns);
-  if (rows.columns == file_.layers.front().in) return;
-  const float* place = position(rows, i);
-  for (std::int64_t j = 0; j < features.position_columns; ++j) {
-    out[features.columns + j] = place == nullptr ? 0.0f : place[j];
-  }
-}
-
-// Row i with its non-zeros, which stay in the workspace: every member takes them.
-PackedStudent::Input PackedStudent::take_row(const Rows& rows, std::int64_t i, Workspace& work) const {
-  const std::int64_t in = file_.layers.front().in;
-  const Features& features = file_.features;
-  float* value = work.input_value.data();
-  std::int32_t* column = work.input_column.data();
-  if (rows.dense != nullptr) {
-    const bool as_is = features.normalize == Normalize::none && rows.columns == in;
-    if (!as_is) prepare(rows, i, work.x.data());
-    const float* dense = as_is ? rows.dense + i * in : work.x.data();
-    return {{value, column, core::compress(dense, in, value, column)}, dense};
-  }
-  const std::int64_t begin = rows.offsets[i];
-  std::int64_t count = rows.offsets[i + 1] - begin;
-  const auto features_end = std::lower_bound(rows.column + begin, rows.column + begin + count, features.columns);
-  const float scale = feature_scale(features.normalize, rows.value + begin, features_end - (rows.column + begin));
-  for (std::int64_t n = 0; n < count; ++n) {
-    column[n] = rows.column[begin + n];
-    value[n] = rows.value[begin + n] * (column[n] < features.columns ? scale : 1.0f);
-  }
-  if (const float* place = position(rows, i); place != nullptr) {
-    for (std::int64_t j = 0; j < features.position_columns; ++j, ++count) {
-      column[count] = static_cast<std::int32_t>(features.columns + j);
-      value[count] = place[j];
-    }
-  }
-  return {{value, column, count}, nullptr};
-}
-
-// The experts of layer l for one row: in work.gate and work.index.
-void PackedStudent::choose(std::size_t l, const Input& x, Workspace& work) const {
-  const core::RoutedLayer& layer = file_.layers[l];
-  float *cosine = work.cosine.data(), *gate = work.gate.data();
-  std::int64_t* index = work.index.data();
-  if (const core::RoutedLayer* projection = file_.projection(l); projection != nullptr) {
-    float one = 1;
-    std::int64_t only = 0;
-    core::routed_row(*projection, x.sparse, &one, &only, work.projected.data());
-    core::route_row(layer, work.projected.data(), cosine, gate, index);
-  } else if (x.dense != nullptr) {
-    core::route_row(layer, x.dense, cosine, gate, index);
-  } else {
-    core::route_sparse_row(layer, x.sparse, cosine, gate, index);
-  }
-}
-
-void PackedStudent::member_row(Input x, std::size_t first, Workspace& work, const Target& target) const {
-  for (std::size_t l = first;; ++l) {
-    const core::RoutedLayer& layer = file_.layers[l];
-    choose(l, x, work);
-    if (l == target.stop) {
-      std::copy_n(work.gate.data(), layer.k, target.gate);
-      std::copy_n(work.index.data(), layer.k, target.index);
-      return;
-    }
-    const bool last = l + 1 == first + file_.depth();
-    float* y = last ? target.logits : work.y.data();
-    core::routed_row(layer, x.sparse, work.gate.data(), work.index.data(), y);
-    if (last) return;
-    float* value = work.value.data();
-    std::int32_t* column = work.column.data();
-    x = {{value, column, core::compress(y, layer.out, value, column)}, y};
-  }
-}
-
-void PackedStudent::row(const Rows& rows, std::int64_t i, Workspace& work, const Target& target) const {
-  const Input x = take_row(rows, i, work);
-  if (target.logits == nullptr) return member_row(x, target.stop / file_.depth() * file_.depth(), work, target);
-  if (file_.members == 1) return member_row(x, 0, work, target);
-  for (std::size_t first = 0; first < file_.layers.size(); first += file_.depth()) {
-    member_row(x, first, work, {work.logits.data(), nullptr, nullptr, target.stop});
-    add_vote(work.logits.data(), num_outputs(), first == 0, target.logits);
-  }
-  end_votes(file_.members, num_outputs(), target.logits);
-}
-
-// Sparse rows meet the first layer one by one: grouping them would mean reading the weights of features they lack.
-void PackedStudent::first_layer_sparse(const Rows& rows, std::int64_t begin, std::int64_t end, std::size_t first,
-                                       Workspace& work, float* y) const {
-  const core::RoutedLayer& layer = file_.layers[first];
-  for (std::int64_t i = begin; i < end; ++i, y += core::padded(layer.out)) {
-    const Input x = take_row(rows, i, work);
-    choose(first, x, work);
-    core::routed_row(layer, x.sparse, work.gate.data(), work.index.data(), y);
-  }
-}
-
-// Dense rows as the first layer takes them.
-const float* PackedStudent::dense_block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work) const {
-  const std::int64_t in = file_.layers.front().in;
-  if (file_.features.normalize == Normalize::none && rows.columns == in) return rows.dense + begin * in;
-  float* x = work.block_input.data();
-  for (std::int64_t i = begin; i < end; ++i) prepare(rows, i, x + (i - begin) * in);
-  return x;
-}
-
-// The experts of layer l for each row of a block: in work.block_gate and work.block_index.
-void PackedStudent::choose_block(std::size_t l, const float* x, std::int64_t stride, std::int64_t count,
-                                 Workspace& work) const {
-  const core::RoutedLayer& layer = packed().layers[l];
-  float* gate = work.block_gate.data();
-  std::int64_t* index = work.block_index.data();
-  if (file_.projection(l) != nullptr) {
-    const core::RoutedLayer& projection = packed().projections[l];
-    std::fill_n(gate, count, 1.0f);
-    std::fill_n(index, count, std::int64_t{0});
-    core::routed_block(projection, x, stride, count, gate, index, work.scratch(), work.block_projected.data());
-    x = work.block_projected.data();
-    stride = core::padded(projection.out);
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    core::route_row(layer, x + i * stride, work.cosine.data(), gate + i * layer.k, index + i * layer.k);
-  }
-}
-
-// Logits of one member, [end - begin, padded(num_outputs())]; `input` null: rows are sparse.
-const float* PackedStudent::member_block(const Rows& rows, std::int64_t begin, std::int64_t end, const float* input,
-                                         std::size_t first, Workspace& work) const {
-  float *from = work.block_x.data(), *to = work.block_y.data();
-  const float* x = input;
-  std::int64_t stride = file_.layers[first].in;
-  std::size_t l = first;
-  if (input == nullptr) {
-    first_layer_sparse(rows, begin, end, first, work, from);
-    x = from;
-    stride = core::padded(file_.layers[l++].out);
-  }
-  for (; l < first + file_.depth(); ++l) {
-    const core::RoutedLayer& layer = packed().layers[l];
-    choose_block(l, x, stride, end - begin, work);
-    core::routed_block(layer, x, stride, end - begin, work.block_gate.data(), work.block_index.data(), work.scratch(),
-                       to);
-    x = to;
-    stride = core::padded(layer.out);
-    std::swap(from, to);
-  }
-  return x;
-}
-
-void PackedStudent::block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work,
-                          float* logits) const {
-  work.prepare_blocks(block_rows_);
-  const float* input = rows.dense == nullptr ? nullptr : dense_block(rows, begin, end, work);
+void PackedStudent::predict_proba(const Rows& rows, float* proba) const {
   const std::int64_t outputs = num_outputs();
-  float* to = logits + begin * outputs;
-  for (std::size_t first = 0; first < file_.layers.size(); first += file_.depth()) {
-    const float* votes = member_block(rows, begin, end, input, first, work);
-    for (std::int64_t i = 0; i < end - begin; ++i) {
-      const float* vote = votes + i * core::padded(outputs);
-      if (file_.members == 1) std::copy_n(vote, outputs, to + i * outputs);
-      if (file_.members > 1) add_vote(vote, outputs, first == 0, to + i * outputs);
-    }
-  }
-  if (file_.members == 1) return;
-  for (std::int64_t i = 0; i < end - begin; ++i) end_votes(file_.members, outputs, to + i * outputs);
+  predict(rows, proba);
+  for (std::int64_t i = 0; i < rows.count; ++i) softmax_row(proba + i * outputs, outputs);
 }
 
-const PackedStudent::Packed& PackedStudent::packed() const {
-  std::call_once(packed_once_, [this] {
-    packed_.layers = file_.layers;
-    packed_.projections = file_.projections;
-    std::int64_t total = 0;
-    const auto each = [this](const auto& f) {
-      for (std::vector<core::RoutedLayer>* some : {&packed_.layers, &packed_.projections}) {
-        for (core::RoutedLayer& layer : *some) {
-          if (layer.out > 0) f(layer);
-        }
-      }
-    };
-    each([&](const core::RoutedLayer& layer) { total += core::panel_floats(layer); });
-    packed_.panels.resize(static_cast<std::size_t>(total));
-    float* panels = packed_.panels.data();
-    each([&](core::RoutedLayer& layer) {
-      core::pack_panels(layer, panels);
-      layer.panels = panels;
-      panels += core::panel_floats(layer);
-    });
-  });
-  return packed_;
+void PackedStudent::top_classes(const Rows& rows, std::int64_t k, std::int64_t* index, float* proba) const {
+  const std::int64_t outputs = num_outputs();
+  std::vector<float> all(static_cast<std::size_t>(std::min(rows.count, kRowsAtOnce) * outputs));
+  std::vector<std::int64_t> order(static_cast<std::size_t>(outputs));
+  for (std::int64_t begin = 0; begin < rows.count; begin += kRowsAtOnce) {
+    const std::int64_t count = std::min(kRowsAtOnce, rows.count - begin);
+    predict_proba(part(rows, begin, count), all.data());
+    for (std::int64_t i = 0; i < count; ++i, index += k, proba += k) {
+      const float* row = all.data() + i * outputs;
+      std::iota(order.begin(), order.end(), std::int64_t{0});
+      // The softmax leaves a row of numbers or a row of NaN, whose classes keep their order.
+      std::partial_sort(order.begin(), order.begin() + k, order.end(), [row](std::int64_t a, std::int64_t b) {
+        return row[a] > row[b] || (!(row[b] > row[a]) && a < b);
+      });
+      std::copy_n(order.begin(), k, index);
+      for (std::int64_t r = 0; r < k; ++r) proba[r] = row[order[static_cast<std::size_t>(r)]];
+    }
+  }
 }
 
 }  // namespace gmoe::runtime

@@ -5,14 +5,31 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "runtime/rows.h"
+#include "runtime/block_path.h"
+#include "runtime/row_path.h"
 #include "runtime/student_file.h"
 
 namespace gmoe::runtime {
 
+// nodes[position] is outside [-1, bound).
+struct NodeError : std::out_of_range {
+  NodeError(std::int64_t position, std::int64_t value, std::int64_t bound);
+  std::int64_t position, value, bound;
+};
+
+// Checks of what callers pass; they throw std::invalid_argument or NodeError, whose texts name what was expected and
+// what was passed. Columns of sparse rows and nodes are read, features are not.
+void check_rows(const StudentFile& file, const Rows& rows);
+void check_layer(const StudentFile& file, std::int64_t layer);         // the layer exists
+void check_routed_layer(const StudentFile& file, std::int64_t layer);  // and has a router
+void check_threads(std::int64_t threads);
+void check_top(const StudentFile& file, std::int64_t k);  // k is in [1, number of outputs]
+
+// Arguments are those that the checks let pass. Safe to call from many threads at once.
 class PackedStudent {
  public:
   explicit PackedStudent(const std::string& path);
@@ -23,8 +40,13 @@ class PackedStudent {
   int num_threads() const { return num_threads_; }
   void set_num_threads(int n) { num_threads_ = n; }
 
-  // logits[count, num_outputs] of rows that check_rows let pass. Safe to call from many threads at once.
+  // logits[count, num_outputs].
   void predict(const Rows& rows, float* logits) const;
+  // proba[count, num_outputs]: the softmax of the logits. A row of NaN stays one.
+  void predict_proba(const Rows& rows, float* proba) const;
+  // index[count, k] and proba[count, k] of the k most probable classes, descending, ties to the lower class. A row of
+  // NaN names the first k classes.
+  void top_classes(const Rows& rows, std::int64_t k, std::int64_t* index, float* proba) const;
   // gate[count, k] descending and index[count, k] of one layer, which must have a router.
   void route(const Rows& rows, std::size_t layer, float* gate, std::int64_t* index) const;
 
@@ -32,49 +54,17 @@ class PackedStudent {
   struct Workspace;
   class Lease;
 
-  // A row that a layer takes: its non-zeros, and where it is at hand the whole of it.
-  struct Input {
-    core::SparseRow sparse;
-    const float* dense;
-  };
-  // What row i leaves behind: logits, or the routing of layer `stop`.
-  struct Target {
-    float* logits;
-    float* gate;
-    std::int64_t* index;
-    std::size_t stop;
-  };
-  // Layers with panels, which blocks of rows go through.
-  struct Packed {
-    std::vector<core::RoutedLayer> layers, projections;
-    std::vector<float> panels;
-  };
-
   bool one_by_one(const Rows& rows) const;
   template <typename F>
-  void in_parallel(std::int64_t count, std::int64_t rows_per_item, const F& item) const;
-  void row(const Rows& rows, std::int64_t i, Workspace& work, const Target& target) const;
-  Input take_row(const Rows& rows, std::int64_t i, Workspace& work) const;
-  void member_row(Input x, std::size_t first, Workspace& work, const Target& target) const;
-  void choose(std::size_t l, const Input& x, Workspace& work) const;
-  void block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work, float* logits) const;
-  const float* dense_block(const Rows& rows, std::int64_t begin, std::int64_t end, Workspace& work) const;
-  const float* member_block(const Rows& rows, std::int64_t begin, std::int64_t end, const float* input,
-                            std::size_t first, Workspace& work) const;
-  void choose_block(std::size_t l, const float* x, std::int64_t stride, std::int64_t count, Workspace& work) const;
-  void first_layer_sparse(const Rows& rows, std::int64_t begin, std::int64_t end, std::size_t first, Workspace& work,
-                          float* y) const;
-  void prepare(const Rows& rows, std::int64_t i, float* out) const;
-  const float* position(const Rows& rows, std::int64_t i) const;
-  const Packed& packed() const;
+  void for_each_block(std::int64_t count, const F& block) const;
 
   StudentFile file_;
-  std::int64_t block_rows_, work_per_row_;
+  RowPath row_path_;
+  BlockPath block_path_;
+  double work_per_row_;  // multiply-adds
   std::atomic<int> num_threads_;
   mutable std::mutex mutex_;                              // guards idle_
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // as many as were ever in use at once
-  mutable std::once_flag packed_once_;
-  mutable Packed packed_;  // made at the first batch
 };
 
 }  // namespace gmoe::runtime

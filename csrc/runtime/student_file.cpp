@@ -11,8 +11,8 @@ namespace gmoe::runtime {
 namespace {
 
 constexpr std::size_t kMaxLayers = 1024;  // of all members
-// {"router":"none","in":1,"out":1,"experts":1,"k":1,"activation":"none"}: no layer's text is shorter.
-constexpr std::size_t kMinLayerBytes = 70;
+// {"router":"none","in":1,"out":1,"experts":1,"k":1,"activation":"none","weights":"int8"}: no layer's text is shorter.
+constexpr std::size_t kMinLayerBytes = 87;
 constexpr std::int64_t kMaxColumns = std::numeric_limits<std::int32_t>::max();
 constexpr float kUnitTolerance = 1e-3f;
 constexpr double kMaxMemoryNorm = 100;  // of a projecting router: the largest temperature of a softmax
@@ -142,13 +142,18 @@ std::string_view StringList::operator[](std::size_t i) const {
   return std::string_view(text_).substr(begin, ends_[i] - begin - 1);
 }
 
+std::int64_t StudentFile::widest() const {
+  std::int64_t columns = 0;
+  for (const core::RoutedLayer& layer : layers) columns = std::max({columns, layer.in, layer.out, layer.compared});
+  return columns;
+}
+
 StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) {
   // Grown by halves they would take more than the file does.
   const std::size_t most_layers = std::min(kMaxLayers, reader_.metadata().size() / kMinLayerBytes + 1);
   layers.reserve(most_layers);
   projections.reserve(most_layers);
   read_document();
-  check_version();
   check_sizes();
   bind_tensors();
 }
@@ -156,12 +161,10 @@ StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) 
 void StudentFile::read_document() {
   JsonCursor json(reader_.metadata(), "student");
   const auto read_version = [&] {
-    format_version = json.integer();
-    if (format_version < kOldestVersion || format_version > kFormatVersion) {
-      throw FormatError("the file has format version " + std::to_string(format_version) +
-                        ", this gmoe_ext reads versions " + std::to_string(kOldestVersion) + " to " +
-                        std::to_string(kFormatVersion) + "; update gmoe_ext or pack the student again");
-    }
+    const std::int64_t version = json.integer();
+    if (version == kFormatVersion) return;
+    throw FormatError("the file has format version " + std::to_string(version) + ", this gmoe_ext reads version " +
+                      std::to_string(kFormatVersion) + "; update gmoe_ext or pack the student again");
   };
   const auto read_classes = [&] {
     if (!json.null_if()) json.array([&] { classes.push_back(json.string()); });
@@ -172,32 +175,16 @@ void StudentFile::read_document() {
       read_layer(json);
     });
   };
-  const auto read_members = [&] {
-    members = size_in(json, "members", 1, static_cast<std::int64_t>(kMaxLayers));
-    has_members_ = true;
-  };
+  const auto read_members = [&] { members = size_in(json, "members", 1, static_cast<std::int64_t>(kMaxLayers)); };
   read_fields(json, "student",
               {{"format_version", read_version},
                {"producer", [&] { producer = json.string(); }},
                {"model", [&] { model = json.string(); }},
                {"classes", read_classes},
                {"features", [&] { read_features(json); }},
-               {"members", read_members, true},
+               {"members", read_members},
                {"layers", read_layers}});
   json.end();
-}
-
-// What came with a version must be there from it on and not before.
-void StudentFile::check_version() const {
-  const auto check = [this](bool right, const char* what, std::int64_t since) {
-    if (right) return;
-    throw FormatError(std::string(what) + " must be there from format version " + std::to_string(since) +
-                      " on and not before, got version " + std::to_string(format_version));
-  };
-  const bool projected = std::any_of(projections.begin(), projections.end(), [](const auto& p) { return p.out > 0; });
-  check(named_weights_ == (format_version < 2 ? 0 : layers.size()), "layer: 'weights'", 2);
-  check(has_members_ == (format_version >= 3), "student: 'members'", 3);
-  check(!projected || format_version >= 3, "layer: the router 'projected'", 3);
 }
 
 void StudentFile::read_features(JsonCursor& json) {
@@ -250,7 +237,6 @@ void StudentFile::read_layer(JsonCursor& json) {
     for (const WeightKind& kind : kWeightKinds) {
       if (name != kind.name) continue;
       layer.type = kind.type;
-      ++named_weights_;
       return;
     }
     json.fail("layer: expected 'weights' to be float32, bfloat16 or int8");
@@ -264,7 +250,7 @@ void StudentFile::read_layer(JsonCursor& json) {
                {"router_dim", [&] { projection.out = size_in(json, "router_dim", 1, kMaxColumns); }, true},
                {"gates", read_gates, true},
                {"activation", read_activation},
-               {"weights", read_weights, true}});
+               {"weights", read_weights}});
   if (layer.k > layer.experts) json.fail("layer: 'k' is larger than 'experts'");
   if (!routed && layer.experts != 1) json.fail("layer: without a router expected 'experts' to be 1");
   if (projected != (projection.out > 0) || projected != has_gates) {

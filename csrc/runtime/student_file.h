@@ -11,15 +11,12 @@
 
 namespace gmoe::runtime {
 
-// Version 2 names the type of each layer's weights, which version 1 stores as float32; version 3 has members and
-// routers that project their rows.
-inline constexpr std::int64_t kOldestVersion = 1, kFormatVersion = 3;
+inline constexpr std::int64_t kFormatVersion = 1;
 inline constexpr char kMetadataKey[] = "gmoe_ext.student";
 
 // How a row of features is prepared before the first layer.
 enum class Normalize { none, row_l1, row_l2 };
 const char* normalize_name(Normalize normalize);
-
 const char* weight_type_name(core::WeightType type);
 
 // Many short strings in one, each with a zero byte behind it.
@@ -47,14 +44,15 @@ class StudentFile {
   explicit StudentFile(const std::string& path);
 
   std::int64_t num_bytes() const { return reader_.num_bytes(); }
-  // How many layers a member has.
+  std::int64_t num_inputs() const { return layers.front().in; }  // features and positions
+  std::int64_t widest() const;                                   // columns of the longest row on its way
+  // Layers of a member.
   std::size_t depth() const { return layers.size() / static_cast<std::size_t>(members); }
   // What rows go through before the router of a layer compares them; null where they are compared as they are.
   const core::RoutedLayer* projection(std::size_t layer) const {
     return projections[layer].out == 0 ? nullptr : &projections[layer];
   }
 
-  std::int64_t format_version = 0;
   std::string producer, model;
   StringList classes;  // empty, or one name an output
   Features features;
@@ -66,14 +64,11 @@ class StudentFile {
   void read_document();
   void read_features(JsonCursor& json);
   void read_layer(JsonCursor& json);
-  void check_version() const;
   void check_sizes() const;
   void bind_tensors();
 
   SafetensorsReader reader_;
-  std::vector<bool> routed_;       // one a layer
-  std::size_t named_weights_ = 0;  // layers that name the type of their weights
-  bool has_members_ = false;
+  std::vector<bool> routed_;  // one a layer
 };
 
 }  // namespace gmoe::runtime

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <numeric>
 
-#include "runtime/answers.h"
 #include "runtime/gmoe_runtime.h"
+#include "runtime/packed_student.h"
 #include "tests/check.h"
 #include "tests/student_files.h"
 
@@ -61,7 +61,7 @@ GMOE_TEST(c_api_answers_as_the_student_does) {
         x.nodes};
     std::vector<float> logits = unwritten<float>(kRows * kOutputs), want = logits, proba = logits, want_proba = logits;
     student.predict(rows, want.data());
-    runtime::predict_proba(student, rows, want_proba.data());
+    student.predict_proba(rows, want_proba.data());
     CHECK(gmoe_predict(loaded.student, &x, logits.data(), nullptr) == GMOE_OK);
     CHECK(gmoe_predict_proba(loaded.student, &x, proba.data(), nullptr) == GMOE_OK);
     CHECK_EQUAL(logits, want);

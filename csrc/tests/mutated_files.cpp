@@ -202,8 +202,8 @@ class Mutator {
                                                           R"(\"weights\": \"int8\")",
                                                           R"(\"router\": \"none\")",
                                                           R"(\"positions\": null)",
+                                                          R"(\"format_version\": 1)",
                                                           R"(\"format_version\": 2)",
-                                                          R"(\"format_version\": 3)",
                                                           R"(\"members\": 2)",
                                                           R"(\"members\": 1)",
                                                           R"(\"router\": \"projected\")",
@@ -288,10 +288,10 @@ GMOE_TEST(headers_full_of_short_entries_take_little_memory) {
   }
   for (int i = 0; i < kLayers; ++i) {
     layers += i == 0 ? "" : ",";
-    layers += R"({\"router\":\"none\",\"in\":1,\"out\":1,\"experts\":1,\"k\":1,\"activation\":\"none\"})";
+    layers += R"({\"router\":\"none\",\"in\":1,\"out\":1,\"experts\":1,\"k\":1,\"activation\":\"none\",\"weights\":\"int8\"})";
   }
   const std::string full =
-      R"({"__metadata__":{"gmoe_ext.student":"{\"format_version\":1,\"producer\":\"\",\"model\":\"\",\"classes\":null,)"
+      R"({"__metadata__":{"gmoe_ext.student":"{\"format_version\":1,\"members\":1,\"producer\":\"\",\"model\":\"\",\"classes\":null,)"
       R"(\"features\":{\"columns\":1,\"normalize\":\"none\",\"positions\":null},\"layers\":[)" +
       layers + "]}\"}}";
   Random random(5);

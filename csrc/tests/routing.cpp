@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "core/cpu/check_index.h"
-#include "core/cpu/check_plan.h"
 #include "core/cpu/cosine_topk.h"
 #include "core/cpu/cosine_topk_update.h"
 #include "core/cpu/expert_plan.h"

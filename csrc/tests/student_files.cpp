@@ -59,9 +59,8 @@ Matrices random_matrices(Random& random, const LayerSizes& layer, const std::str
   return {weight, bias};
 }
 
-std::string layer_json(const LayerSizes& layer, bool named_weights) {
-  const std::string weights =
-      named_weights ? join(R"(, \"weights\": \")", runtime::weight_type_name(layer.type), R"(\")") : "";
+std::string layer_json(const LayerSizes& layer) {
+  const std::string weights = join(R"(, \"weights\": \")", runtime::weight_type_name(layer.type), R"(\")");
   const std::string projection = layer.router_dim == 0
                                      ? ""
                                      : join(R"(, \"router_dim\": )", layer.router_dim, R"(, \"gates\": \")",
@@ -74,17 +73,13 @@ std::string layer_json(const LayerSizes& layer, bool named_weights) {
 
 // The text of a JSON string, as the metadata holds it.
 std::string document(const StudentSizes& s) {
-  const auto any = [&](const auto& f) { return std::any_of(s.layers.begin(), s.layers.end(), f); };
-  const bool narrow = any([](const LayerSizes& layer) { return layer.type != core::WeightType::float32; });
-  const bool newest = s.members > 1 || any([](const LayerSizes& layer) { return layer.router_dim > 0; });
-  const int version = newest ? 3 : narrow ? 2 : 1;
   const std::string positions = s.position_columns == 0 ? "null"
                                                         : join(R"({\"nodes\": )", s.position_nodes,
                                                                R"(, \"columns\": )", s.position_columns, "}");
   std::string layers;
-  for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer, version > 1);
-  const std::string members = newest ? join(R"(, \"members\": )", s.members) : "";
-  return join(R"({\"format_version\": )", version, members, R"(, \"producer\": \"test\", \"model\": \"rbm\", )",
+  for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer);
+  return join(R"({\"format_version\": )", runtime::kFormatVersion, R"(, \"members\": )", s.members,
+              R"(, \"producer\": \"test\", \"model\": \"rbm\", )",
               R"(\"classes\": null, \"features\": {\"columns\": )", s.features, R"(, \"normalize\": \")",
               runtime::normalize_name(s.normalize), R"(\", \"positions\": )", positions, R"(}, \"layers\": [)", layers,
               "]}");

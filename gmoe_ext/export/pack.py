@@ -21,6 +21,7 @@ from .draft import draft
 from .fold import Content, FoldedLayer, FoldedRouter, FoldedStudent, finite, fold
 
 METADATA_KEY = "gmoe_ext.student"
+FORMAT_VERSION = 1
 Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # safetensors' names
@@ -102,7 +103,7 @@ def unpack(path: str | os.PathLike[str]) -> FoldedStudent:
         document = json.loads(file.metadata()[METADATA_KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     layers = [_read_layer(layer, tensors, f"layers.{i}") for i, layer in enumerate(document["layers"])]
-    depth = len(layers) // document.get("members", 1)
+    depth = len(layers) // document["members"]
     members = [layers[first : first + depth] for first in range(0, len(layers), depth)]
     table = tensors.get("positions")
     dim = 0 if table is None else table.shape[1]
@@ -132,9 +133,8 @@ def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, An
 
     nodes = 0 if student.positions is None else student.positions.shape[0]
     dim = student.position_dim
-    version = format_version(student, dtype)
     return {
-        "format_version": version,
+        "format_version": FORMAT_VERSION,
         "producer": f"gmoe_ext {__version__}",
         "model": student.name,
         "classes": student.class_names,
@@ -143,23 +143,12 @@ def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, An
             "normalize": student.normalize,
             "positions": {"nodes": nodes, "columns": dim} if dim > 0 else None,
         },
-        **({"members": len(student.members)} if version >= 3 else {}),
-        "layers": [_describe_layer(layer, dtype, version) for layer in student.layers],
+        "members": len(student.members),
+        "layers": [_describe_layer(layer, dtype) for layer in student.layers],
     }
 
 
-def format_version(student: FoldedStudent, dtype: Weights) -> int:
-    """The oldest version that can say it, so that older readers serve what they can."""
-    if len(student.members) > 1 or any(_is_projected(layer) for layer in student.layers):
-        return 3
-    return 1 if dtype == "float32" else 2
-
-
-def _is_projected(layer: FoldedLayer) -> bool:
-    return layer.router is not None and layer.router.projection is not None
-
-
-def _describe_layer(layer: FoldedLayer, dtype: Weights, version: int) -> dict[str, Any]:
+def _describe_layer(layer: FoldedLayer, dtype: Weights) -> dict[str, Any]:
     experts, width_in, width_out = layer.weight_EDF.shape
     return {
         **_describe_router(layer.router),
@@ -168,7 +157,7 @@ def _describe_layer(layer: FoldedLayer, dtype: Weights, version: int) -> dict[st
         "experts": experts,
         "k": layer.k,
         "activation": "relu" if layer.relu else "none",
-        **({"weights": dtype} if version >= 2 else {}),
+        "weights": dtype,
     }
 
 

@@ -4,25 +4,14 @@
 >>> student = PackedStudent.load("student.safetensors")
 >>> logits = student.predict(x)
 
-``gmoe_ext.export.pack`` writes the file; ``docs/reference/runtime_format.md`` describes its format. The module also has
-the forward kernels on NumPy arrays and a C library, ``libgmoe_runtime``; ``include_dir`` and ``library_dir`` return
-where it is installed.
+``gmoe_ext.export.pack`` writes the file; ``docs/reference/runtime_format.md`` describes its format. ``include_dir`` and
+``library_dir`` locate the C library, ``libgmoe_runtime``.
 """
 
 from __future__ import annotations
 
 from ._library import include_dir, library_dir
 from .classifier import StudentClassifier
-from .kernels import aggregate, cosine_topk, expert_linear, topk_softmax
 from .student import PackedStudent
 
-__all__ = [
-    "PackedStudent",
-    "StudentClassifier",
-    "aggregate",
-    "cosine_topk",
-    "expert_linear",
-    "include_dir",
-    "library_dir",
-    "topk_softmax",
-]
+__all__ = ["PackedStudent", "StudentClassifier", "include_dir", "library_dir"]

@@ -7,46 +7,20 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #if defined(__linux__)
 #include <unistd.h>
 #endif
 
-#include "core/cpu/pair_tile.h"
 #include "core/cpu/row_pieces.h"
-#include "core/cpu/row_types.h"
-#include "core/cpu/tile.h"
-#include "core/huge_pages.h"
+#include "core/cpu/row_tile.h"
+#include "core/workspace.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {
 
 constexpr std::int64_t kSliceBytes = 128;        // of a row; one line would read the edges twice as often
 constexpr std::int64_t kEdgesPerCopiedRow = 12;  // a row of 128 columns is copied in the time that 6 edges save
-
-// Uninitialised memory on pages of 2 MiB where the system has them: random reads of 4 KiB pages miss the first level of
-// translations, and a fresh one costs a fault.
-template <typename T>
-class HugePages {
- public:
-  explicit HugePages(std::int64_t size) {
-    constexpr std::size_t kPage = std::size_t{2} << 20;
-    const std::size_t bytes = (static_cast<std::size_t>(size) * sizeof(T) + kPage - 1) / kPage * kPage;
-    memory_.reset(static_cast<T*>(std::aligned_alloc(kPage, bytes)));
-    if (!memory_) throw std::bad_alloc();
-    ask_for_huge_pages(memory_.get(), bytes);
-  }
-  T* data() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> memory_;
-};
 
 // Columns that are summed together: all of them, or a slice.
 template <typename T>
@@ -122,9 +96,19 @@ template <typename T, typename Index>
 void aggregate_slice(const Aggregate<T, Index>& a, const Slice<T>& slice) {
   const auto make_worker = [&](std::int64_t) { return Worker<T, Index>{a, slice}; };
   const auto finish = [&](std::int64_t row, const Accumulator<T>* sum) {
-    for (std::int64_t d = 0; d < slice.width; ++d) slice.y[row * slice.y_stride + d] = narrow<T>(sum[d]);
+    narrow_row(sum, slice.width, slice.y + row * slice.y_stride);
   };
   for_each_row<Accumulator<T>>(RowLine(a.offsets, a.num_rows), slice.width, 1, make_worker, finish);
+}
+
+// The partial last vector is part of the sum over lanes, unlike in dot: results depend on it to the bit.
+template <typename T, typename A = Accumulator<T>>
+A dot_vectors(const T* a, const T* b, std::int64_t dim) {
+  Vector<A> sum = {};
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= dim; d += kLanes<A>) sum += load(a + d) * load(b + d);
+  if (d < dim) sum += load_first(a + d, dim - d) * load_first(b + d, dim - d);
+  return horizontal_sum<A>(sum);
 }
 
 std::int64_t second_level_bytes() {
@@ -154,7 +138,7 @@ template <typename T, typename Index>
 void aggregate(const Aggregate<T, Index>& a, std::int64_t num_columns) {
   const std::int64_t width = slice_width(a, num_columns);
   if (width == a.dim) return aggregate_slice<T, Index>(a, {a.x, a.dim, a.y, a.dim, a.dim});
-  const HugePages<T> copy(num_columns * width);
+  const Workspace<T, kHugePage> copy(num_columns * width);
   for (std::int64_t first = 0; first < a.dim; first += width) {
     const std::int64_t columns = std::min(width, a.dim - first);
     parallel_for(num_columns, grain_rows(width), [&](std::int64_t begin, std::int64_t end) {
@@ -172,10 +156,9 @@ void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a) {
   for_each_edge_range(line, a.dim, [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
     const T* grad = a.grad_y + row * a.dim;
     for (std::int64_t e = begin; e < end; ++e) {
-      if (e + kEdgesAhead < a.num_edges) {
-        prefetch_row(a.x + static_cast<std::int64_t>(a.columns[e + kEdgesAhead]) * a.dim, a.dim);
-      }
-      a.grad_weight[e] = dot(grad, a.x + static_cast<std::int64_t>(a.columns[e]) * a.dim, a.dim);
+      const auto row_of = [&](std::int64_t edge) { return a.x + static_cast<std::int64_t>(a.columns[edge]) * a.dim; };
+      if (e + kEdgesAhead < a.num_edges) prefetch_row(row_of(e + kEdgesAhead), a.dim);
+      a.grad_weight[e] = dot_vectors(grad, row_of(e), a.dim);
     }
   });
 }

@@ -1,4 +1,4 @@
-// Each row is read once from memory, in blocks whose lanes are rows; see cosine_block.h. The embeddings are normalised
+// Each row is read once from memory, in blocks whose lanes are rows; see cosine.h. The embeddings are normalised
 // once per call. Floor: the time to read x.
 #include "core/cpu/cosine_topk.h"
 
@@ -6,8 +6,6 @@
 #include <vector>
 
 #include "core/cpu/cosine.h"
-#include "core/cpu/cosine_block.h"
-#include "core/cpu/squared_norm.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {

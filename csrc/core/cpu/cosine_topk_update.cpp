@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "core/cpu/cosine.h"
-#include "core/cpu/cosine_block.h"
 #include "core/cpu/memory_sums.h"
 #include "core/parallel.h"
 

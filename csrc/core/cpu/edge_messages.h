@@ -3,19 +3,9 @@
 #pragma once
 
 #include "core/cpu/routed_edge_aggregate.h"
-#include "core/cpu/tile.h"
+#include "core/cpu/row_tile.h"
 
 namespace gmoe::core::GMOE_ISA {
-
-// NaN passes, as in torch.relu and its gradient: neither comparison holds for it.
-template <typename V>
-inline V relu(V v) {
-  return v < V{} ? V{} : v;
-}
-template <typename V>
-inline V relu_grad(V input, V grad) {
-  return input <= V{} ? V{} : grad;
-}
 
 template <bool Weighted, typename T, typename Index, typename A, int V>
 [[gnu::always_inline]] inline void add_messages(const EdgeMessages<T, Index>& m, const Tile<A, V>& tile, std::int64_t e,

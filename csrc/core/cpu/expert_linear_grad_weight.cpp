@@ -10,9 +10,8 @@
 #include <vector>
 
 #include "core/cpu/expert_linear.h"
-#include "core/cpu/register_tile.h"
-#include "core/cpu/sparse_outer.h"
-#include "core/cpu/tile.h"
+#include "core/cpu/gemm/sparse_outer.h"
+#include "core/cpu/gemm/tile.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {
@@ -21,8 +20,8 @@ namespace {
 constexpr std::int64_t kBlock = 256;         // columns of dy and of x at a time
 constexpr std::int64_t kSlotsPerStep = 128;  // two gathered blocks of 128 x 256 floats are 0.25 MiB of L2
 template <typename A>
-constexpr int kStride = kBlock + 64 / sizeof(A);  // one cache line more: gathered rows start in different sets
-constexpr std::int64_t kRowsAhead = 4;            // rows lie anywhere; so many are under way while one is copied
+constexpr int kStride = kBlock + kCacheLine / sizeof(A);  // gathered rows start in different sets
+constexpr std::int64_t kRowsAhead = 4;  // rows lie anywhere; so many are under way while one is copied
 constexpr std::int64_t kSlotsPerPart = 8192;
 constexpr std::int64_t kSparseBlock = 1024;  // columns of dy at a time where x is mostly zeros: x is read once for them
 constexpr std::int64_t kMaxPartSize = 1 << 18;  // elements of dW_e up to which parts are worth their memory
@@ -50,7 +49,7 @@ Sums<T, A> cut_into_parts(const ExpertPlanView& plan, std::int64_t size, T* resu
   std::int64_t in_workspace = 0;
   for (std::int64_t e = 0; e < plan.num_experts; ++e) {
     first_part.push_back(static_cast<std::int64_t>(parts.size()));
-    const std::int64_t count = cut ? std::max<std::int64_t>(1, (plan.load(e) + kSlotsPerPart - 1) / kSlotsPerPart) : 1;
+    const std::int64_t count = cut ? std::max<std::int64_t>(1, divide_up(plan.load(e), kSlotsPerPart)) : 1;
     const bool direct = count == 1 && std::is_same_v<T, A>;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t begin = plan.offsets[e] + i * kSlotsPerPart;
@@ -71,7 +70,7 @@ Sums<T, A> cut_into_parts(const ExpertPlanView& plan, std::int64_t size, T* resu
 template <typename T, typename A>
 void add_parts(const Sums<T, A>& sums, std::int64_t num_experts, std::int64_t size, T* result) {
   constexpr std::int64_t kPiece = 4096;  // elements of a result that one task adds up
-  const std::int64_t pieces = (size + kPiece - 1) / kPiece;
+  const std::int64_t pieces = divide_up(size, kPiece);
   parallel_for(num_experts * pieces, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t e = task / pieces;
@@ -114,20 +113,19 @@ void gather(const ExpertLinear<T>& a, const T* rows, std::int64_t dim, const Row
 
 template <int Rows, typename A>
 void add_outer_tile(const A* grad_y, const A* x, std::int64_t n, A* out, std::int64_t stride, std::int64_t width) {
-  constexpr int kLanes = kRegisterLanes<A>;
-  Register<A> c[Rows][2] = {};
+  Vector<A> c[Rows][2] = {};
   multiply_tile<Rows, 1, kStride<A>, kStride<A>>(grad_y, x, n, c);
   if (width == kTileColumns<A>) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
-      at(out + m * stride) += c[m][0];
-      at(out + m * stride + kLanes) += c[m][1];
+      A* row = out + m * stride;
+      store(row, load(row) + c[m][0]), store(row + kLanes<A>, load(row + kLanes<A>) + c[m][1]);
     }
     return;
   }
   for (int m = 0; m < Rows; ++m) {
     A value[kTileColumns<A>];
-    at(value) = c[m][0], at(value + kLanes) = c[m][1];
+    store(value, c[m][0]), store(value + kLanes<A>, c[m][1]);
     for (std::int64_t j = 0; j < width; ++j) out[m * stride + j] += value[j];
   }
 }
@@ -154,9 +152,8 @@ void sum_part(const ExpertLinear<T>& a, const T* grad_y, const Part<A>& part, st
       gather<false>(a, a.x, a.in_dim, source_row<T>, slots, n, block, block_end - block, x_block);
       for (std::int64_t column = block; column < block_end; column += kTileColumns<A>) {
         for (std::int64_t f = begin; f < end; f += kTileRows) {
-          add_outer_tile(std::min<std::int64_t>(kTileRows, end - f), grad_y_block + f - begin, x_block + column - block,
-                         n, part.sum + f * a.in_dim + column, a.in_dim,
-                         std::min<std::int64_t>(kTileColumns<A>, block_end - column),
+          add_outer_tile(std::min(kTileRows, end - f), grad_y_block + f - begin, x_block + column - block, n,
+                         part.sum + f * a.in_dim + column, a.in_dim, std::min(kTileColumns<A>, block_end - column),
                          std::make_integer_sequence<int, kTileRows>{});
         }
       }
@@ -184,11 +181,8 @@ void sum_parts(const ExpertLinear<T>& a, const T* grad_y, const std::vector<Part
 
 template <typename T>
 double sparse_density(const ExpertLinear<T>& a) {
-  if (a.out_dim < 2 * kTileColumns<Accumulator<T>>) return 0;
-  if (a.plan.num_slots() * a.in_dim * a.out_dim < kMinSparseWork) return 0;
   const auto row_of = [&](std::int64_t i) { return a.x + source_row(a, a.plan.order[i]) * a.in_dim; };
-  const double density = sampled_density<T>(a.plan.num_slots(), a.in_dim, row_of);
-  return density > kMostDense ? 0 : std::max(density, 1e-3);
+  return density_to_skip<T>(a.plan.num_slots(), a.in_dim, a.out_dim, row_of);
 }
 
 template <typename T, typename A>
@@ -211,15 +205,15 @@ void sum_sparse_parts(const ExpertLinear<T>& a, const T* grad_y, const std::vect
       if (!finite) kept.push_back(gate.back() * zero_times(grad_y + grad_y_row.back() * a.out_dim, a.out_dim));
     }
     const std::int64_t row = task % tasks.cuts * tasks.rows_per_task;
-    const SparseOuter<T> outer{a.x,
-                               grad_y,
-                               x_row.data(),
-                               grad_y_row.data(),
-                               gate.data(),
-                               finite ? nullptr : kept.data(),
-                               part.end - part.begin,
-                               a.in_dim,
-                               a.out_dim};
+    const SparseOuter<T> outer{.x = a.x,
+                               .grad_y = grad_y,
+                               .x_row = x_row.data(),
+                               .grad_y_row = grad_y_row.data(),
+                               .gate = gate.data(),
+                               .kept = finite ? nullptr : kept.data(),
+                               .slots = part.end - part.begin,
+                               .in_dim = a.in_dim,
+                               .out_dim = a.out_dim};
     sum_sparse_outer(outer, row, std::min(a.out_dim, row + tasks.rows_per_task), buffers, part.sum + row * a.in_dim);
   }
 }
@@ -235,11 +229,11 @@ void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* gra
   const double density = sparse_density(a);
   const auto num_parts = static_cast<std::int64_t>(sums.parts.size());
   // Rows of dW are cut further, which repeats the gathering of x, only as far as there are threads to feed.
-  const std::int64_t wished = num_threads() == 1 ? 1 : (2 * num_threads() + num_parts - 1) / num_parts;
-  const std::int64_t unit = density > 0 ? kSegmentColumns<A> : std::int64_t{kTileRows};
+  const std::int64_t wanted = num_threads() == 1 ? 1 : divide_up(2 * num_threads(), num_parts);
+  const std::int64_t unit = density > 0 ? kSegmentColumns<A> : kTileRows;
   const std::int64_t most = density > 0 ? kSparseBlock : kBlock;
-  const std::int64_t rows_per_task = std::min(most, round_up((a.out_dim + wished - 1) / wished, unit));
-  const std::int64_t cuts = (a.out_dim + rows_per_task - 1) / rows_per_task;
+  const std::int64_t rows_per_task = std::min(most, round_up(divide_up(a.out_dim, wanted), unit));
+  const std::int64_t cuts = divide_up(a.out_dim, rows_per_task);
   const std::int64_t work = a.plan.num_slots() * size / 16 / (num_parts * cuts);
   parallel_for(num_parts * cuts, grain_rows(work), [&](std::int64_t begin, std::int64_t end) {
     if (density > 0) {

@@ -9,9 +9,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/cpu/row_chunks.h"
-#include "core/cpu/slot_order.h"
-#include "core/cpu/tile.h"
+#include "core/counting_sort.h"
+#include "core/cpu/row_tile.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {

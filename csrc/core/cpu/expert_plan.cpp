@@ -20,7 +20,7 @@ void expert_plan(const ExpertPlanSort<Index>& a) {
   const std::int64_t experts = a.num_experts;
   // At least as many slots as experts, so that the counts never outgrow the index.
   const std::int64_t chunk = std::max(kSlotsPerChunk, experts);
-  const std::int64_t num_chunks = (a.num_slots + chunk - 1) / chunk;
+  const std::int64_t num_chunks = divide_up(a.num_slots, chunk);
   std::vector<std::int64_t> next(static_cast<std::size_t>(num_chunks * experts), 0);
 
   parallel_for(num_chunks, 1, [&](std::int64_t begin, std::int64_t end) {

@@ -8,10 +8,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/cpu/row_chunks.h"
-#include "core/cpu/slot_order.h"
-#include "core/cpu/squared_norm.h"
-#include "core/cpu/tile.h"
+#include "core/counting_sort.h"
+#include "core/cpu/row_tile.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 

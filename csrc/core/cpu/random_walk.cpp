@@ -51,7 +51,7 @@ void walk_together(const RandomWalk<Index>& a, std::int64_t first, std::int64_t 
 
 template <typename Index>
 void random_walk(const RandomWalk<Index>& a) {
-  const std::int64_t groups = (a.num_walks + kWalksTogether - 1) / kWalksTogether;
+  const std::int64_t groups = divide_up(a.num_walks, kWalksTogether);
   constexpr std::int64_t kWorkPerStep = 64;  // of arithmetic that takes as long as a step
   const std::int64_t grain = grain_rows(kWorkPerStep * kWalksTogether * a.length);
   parallel_for(groups, grain, [&](std::int64_t begin, std::int64_t end) {

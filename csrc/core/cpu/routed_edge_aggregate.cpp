@@ -13,8 +13,7 @@
 
 #include "core/cpu/edge_messages.h"
 #include "core/cpu/row_pieces.h"
-#include "core/cpu/row_types.h"
-#include "core/cpu/tile.h"
+#include "core/cpu/row_tile.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {
@@ -135,7 +134,7 @@ std::int64_t pieces_per_task(const EdgeMessages<T, Index>& m, std::int64_t num_p
   const std::int64_t table_rows = m.num_experts * m.num_types;
   const std::int64_t table_size = std::max<std::int64_t>(1, table_rows * m.dim);
   const std::int64_t max_tasks = std::clamp<std::int64_t>(kMaxTables / table_size, 1, kMaxTasks);
-  const std::int64_t by_count = (num_pieces + max_tasks - 1) / max_tasks;
+  const std::int64_t by_count = divide_up(num_pieces, max_tasks);
   const std::int64_t by_table = 2 * table_rows / kPieceCost;
   return std::max({kMinPieces, by_count, by_table});
 }
@@ -147,9 +146,7 @@ void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a) {
   const auto& m = a.messages;
   const std::int64_t width = m.k * m.dim;
   const auto make_worker = [&](std::int64_t) { return ForwardWorker<T, Index>{m, a.y}; };
-  const auto finish = [&](std::int64_t row, const Accumulator<T>* sum) {
-    for (std::int64_t d = 0; d < width; ++d) a.y[row * width + d] = narrow<T>(sum[d]);
-  };
+  const auto finish = [&](std::int64_t row, const Accumulator<T>* sum) { narrow_row(sum, width, a.y + row * width); };
   for_each_row<Accumulator<T>>(RowLine(m.offsets, m.num_destinations), width, 1, make_worker, finish);
 }
 
@@ -161,7 +158,7 @@ void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a) {
   const std::int64_t num_rows_of_x = m.shared ? 1 : m.num_experts;
   const std::int64_t table_size = m.num_experts * m.num_types * m.dim;
   const std::int64_t per_task = pieces_per_task(m, pieces_of(line), a.grad_table != nullptr);
-  const std::int64_t num_tasks = (pieces_of(line) + per_task - 1) / per_task;
+  const std::int64_t num_tasks = divide_up(pieces_of(line), per_task);
   // A single task of a type that needs no narrowing adds straight into the result.
   A* direct = nullptr;
   if constexpr (std::is_same_v<T, A>) direct = num_tasks <= 1 ? a.grad_table : nullptr;
@@ -180,8 +177,7 @@ void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a) {
   const auto finish = [&](std::int64_t row, const A* sum) {
     if (a.grad_x == nullptr) return;
     for (std::int64_t e = 0; e < num_rows_of_x; ++e) {
-      T* out = a.grad_x + (e * m.num_sources + row) * m.dim;
-      for (std::int64_t d = 0; d < m.dim; ++d) out[d] = narrow<T>(sum[e * m.dim + d]);
+      narrow_row(sum + e * m.dim, m.dim, a.grad_x + (e * m.num_sources + row) * m.dim);
     }
   };
   for_each_row<A>(line, num_rows_of_x * m.dim, per_task, make_worker, finish);

@@ -6,8 +6,7 @@
 
 #include "core/cpu/edge_messages.h"
 #include "core/cpu/row_pieces.h"
-#include "core/cpu/row_types.h"
-#include "core/cpu/tile.h"
+#include "core/cpu/row_tile.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {

@@ -9,12 +9,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
-#include "core/cpu/cosine.h"
-#include "core/cpu/squared_norm.h"
+#include "core/counting_sort.h"
 #include "core/cpu/top_k.h"
+#include "core/simd.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {
@@ -32,9 +33,6 @@ constexpr int kRowVectors = 12, kTileRows = 4, kTileVectors = 3;
 
 constexpr std::int64_t kFeaturesAhead = 8;  // rows of weights asked for early: zero features leave gaps that the
 constexpr int kLineBytes = 64;              // processor's own prefetching does not follow
-
-inline V relu(V v) { return v < 0 ? V{} : v; }  // keeps NaN
-inline float relu(float v) { return v < 0 ? 0.0f : v; }
 
 // The compiler fuses vector products and sums wherever the processor can; single values must round the same way.
 inline float multiply_add(float a, float b, float c) {
@@ -139,7 +137,7 @@ void all_columns(const Row& row, float* y) {
     const std::int64_t width = std::min<std::int64_t>(out - column, kRowVectors * kLane);
     const bool short_rest = out - column - width > 0 && out - column - width < kLane;
     const std::int64_t taken = short_rest ? width - kLane : width;
-    kWide<W>[static_cast<std::size_t>((taken + kLane - 1) / kLane - 1)](row, column, taken, y);
+    kWide<W>[static_cast<std::size_t>(divide_up(taken, kLane) - 1)](row, column, taken, y);
     column += taken;
   }
 }
@@ -150,6 +148,21 @@ void sort_by_expert(std::int64_t k, float* gate, std::int64_t* index) {
       std::swap(index[s], index[s - 1]);
       std::swap(gate[s], gate[s - 1]);
     }
+  }
+}
+
+constexpr std::int64_t kExpertsPerPass = 4;
+
+void dot_products(const float* x, const float* memory, std::int64_t experts, std::int64_t dim, float* out) {
+  std::int64_t e = 0;
+  for (; e + kExpertsPerPass <= experts; e += kExpertsPerPass) {
+    const float* rows[kExpertsPerPass];
+    for (std::int64_t b = 0; b < kExpertsPerPass; ++b) rows[b] = memory + (e + b) * dim;
+    dot<kExpertsPerPass>(x, rows, dim, out + e);
+  }
+  for (; e < experts; ++e) {
+    const float* row = memory + e * dim;
+    dot<1>(x, &row, dim, out + e);
   }
 }
 
@@ -239,39 +252,10 @@ void pack_panels_of(const RoutedLayer& a, const W* weight, float* panels) {
   }
 }
 
-// A stable counting sort of the block's slots (row * k + choice) by expert.
-void group_by_expert(const RoutedLayer& a, std::int64_t rows, const std::int64_t* index, const BlockScratch& scratch) {
-  std::int64_t* offsets = scratch.offsets;
-  std::fill(offsets, offsets + a.experts + 1, 0);
-  for (std::int64_t s = 0; s < rows * a.k; ++s) ++offsets[index[s] + 1];
-  for (std::int64_t e = 0; e < a.experts; ++e) offsets[e + 1] += offsets[e];
-  for (std::int64_t s = 0; s < rows * a.k; ++s) scratch.slots[offsets[index[s]]++] = s;
-  for (std::int64_t e = a.experts; e > 0; --e) offsets[e] = offsets[e - 1];
-  offsets[0] = 0;
-}
-
 }  // namespace
 
 std::int64_t compress(const float* x, std::int64_t n, float* value, std::int32_t* column) {
-  std::int64_t count = 0, j = 0;
-#if defined(__AVX512F__)
-  // Packed in registers and stored whole: what lies behind the packed lanes is written over by the next.
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  for (; j + kLane <= n; j += kLane) {
-    const __m512 v = _mm512_loadu_ps(x + j);
-    const __mmask16 keep = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-    const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(j)));
-    _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(keep, v));
-    _mm512_storeu_si512(column + count, _mm512_maskz_compress_epi32(keep, at));
-    count += __builtin_popcount(keep);
-  }
-#endif
-  for (; j < n; ++j) {
-    value[count] = x[j];
-    column[count] = static_cast<std::int32_t>(j);
-    count += x[j] != 0.0f;
-  }
-  return count;
+  return compress(x, n, nullptr, value, column);
 }
 
 void route_row(const RoutedLayer& a, const float* x, float* cosine, float* gate, std::int64_t* index) {
@@ -280,7 +264,7 @@ void route_row(const RoutedLayer& a, const float* x, float* cosine, float* gate,
     index[0] = 0;
     return;
   }
-  cosines(x, a.memory, a.experts, a.compared, 1.0f, cosine);
+  dot_products(x, a.memory, a.experts, a.compared, cosine);
   gates_of(a, std::sqrt(squared_norm(x, a.compared)), cosine, gate, index);
 }
 
@@ -315,7 +299,7 @@ void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, s
                   const std::int64_t* index, const BlockScratch& scratch, float* y) {
   const std::int64_t size = rows * padded(a.out);
   std::fill(y, y + size, 0.0f);
-  group_by_expert(a, rows, index, scratch);
+  counting_sort(index, rows * a.k, a.experts, scratch.offsets, scratch.slots);  // slots: row * k + choice
   for (std::int64_t e = 0; e < a.experts; ++e) {
     const std::int64_t* slots = scratch.slots + scratch.offsets[e];
     const std::int64_t count = scratch.offsets[e + 1] - scratch.offsets[e];

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/isa.h"
+#include "core/types.h"
 
 namespace gmoe::core {
 
@@ -39,7 +40,7 @@ struct BlockScratch {
   std::int64_t* slots;    // [rows, k]
 };
 
-inline std::int64_t padded(std::int64_t columns) { return (columns + 15) / 16 * 16; }
+inline std::int64_t padded(std::int64_t columns) { return round_up(columns, 16); }
 // Floats that pack_panels writes.
 inline std::int64_t panel_floats(const RoutedLayer& a) { return a.experts * (a.in + 1) * padded(a.out); }
 

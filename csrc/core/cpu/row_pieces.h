@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "core/parallel.h"
+#include "core/types.h"
 
 namespace gmoe::core::GMOE_ISA {
 
@@ -56,7 +57,7 @@ class RowLine {
   std::int64_t num_rows_;
 };
 
-inline std::int64_t pieces_of(const RowLine& line) { return (line.total() + kPieceCost - 1) / kPieceCost; }
+inline std::int64_t pieces_of(const RowLine& line) { return divide_up(line.total(), kPieceCost); }
 inline std::int64_t grain_pieces(std::int64_t width) {
   return grain_rows(kPieceCost * std::max<std::int64_t>(1, width / 16));
 }
@@ -101,7 +102,7 @@ void for_each_row(const RowLine& line, std::int64_t width, std::int64_t pieces_p
       if (next < last) worker.part(next, line.begin(next), line.edge_at(next, high), sum + width);
     }
   };
-  const std::int64_t num_tasks = (num_pieces + pieces_per_task - 1) / pieces_per_task;
+  const std::int64_t num_tasks = divide_up(num_pieces, pieces_per_task);
   parallel_for(num_tasks, grain_pieces(width), [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t task = first; task < last; ++task) {
       auto worker = make_worker(task);

@@ -73,7 +73,7 @@ class RowMaker {
 
 template <typename Index>
 void two_hop_graph(const TwoHopGraph<Index>& a, std::int64_t* degree, std::vector<TwoHopRows<Index>>& blocks) {
-  const std::int64_t num_blocks = (a.num_nodes + kTwoHopRowsPerBlock - 1) / kTwoHopRowsPerBlock;
+  const std::int64_t num_blocks = divide_up(a.num_nodes, kTwoHopRowsPerBlock);
   blocks.resize(static_cast<std::size_t>(num_blocks));
   parallel_for(num_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
     RowMaker<Index> rows(a);

@@ -4,7 +4,7 @@
 // second-level cache. Floor: the gathered rows of x at that cache's speed.
 #include "core/cuda/aggregate.h"
 
-#include "core/cpu/row_types.h"
+#include "core/types.h"
 #include "core/cuda/row_segments.cuh"
 
 namespace gmoe::core::cuda {

@@ -35,8 +35,6 @@ namespace gmoe::core::cuda {
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
-__host__ __device__ constexpr std::int64_t divide_up(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
-
 // ---- launch
 
 #ifdef __CUDACC__

@@ -5,7 +5,7 @@
 // Floor: the gathered rows at the speed of the cache they are in.
 #include "core/cuda/routed_edge_aggregate.h"
 
-#include "core/cpu/row_types.h"
+#include "core/types.h"
 #include "core/cuda/edge_messages.cuh"
 #include "core/cuda/edge_type_rows.cuh"
 

@@ -3,7 +3,7 @@
 // divided row add up; shift and onto are in the piece that starts it. Floor: as of routed_edge_aggregate, less y.
 #include "core/cuda/routed_edge_mixture.h"
 
-#include "core/cpu/row_types.h"
+#include "core/types.h"
 #include "core/cuda/edge_messages.cuh"
 
 namespace gmoe::core::cuda {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/types.h"
+
 namespace gmoe::core::cuda {
 
 class Workspace {
@@ -13,7 +15,7 @@ class Workspace {
   T* take(std::int64_t n) {
     constexpr std::int64_t kAlignment = 16;
     const std::int64_t at = bytes_;
-    bytes_ += (n * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    bytes_ += round_up(n * static_cast<std::int64_t>(sizeof(T)), kAlignment);
     return memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + at);
   }
   std::int64_t bytes() const { return bytes_; }

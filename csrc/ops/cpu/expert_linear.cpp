@@ -1,6 +1,6 @@
 #include "core/cpu/expert_linear.h"
 
-#include "core/cpu/check_plan.h"
+#include "core/cpu/check_index.h"
 #include "ops/expert_linear.h"
 #include "ops/expert_plan.h"
 

@@ -1,18 +1,16 @@
-// The gradient of an expert's weight where the rows of x are mostly zeros: sparse_rows.h instead of register tiles.
+// The gradient of an expert's weight where the rows of x are mostly zeros, by the segments of sparse_product.h.
 //
 // dW^T = sum over slots of x_s (x) gate dy_i is a product too: its row d is the sum of the rows of dy whose x has
 // feature d, times that feature. So x is kept as the non-zero values of its columns, in segments of a block of slots;
-// the block's rows of dy, times the gate, are gathered four panels at a time into the first-level cache, and meet every
-// feature. dW^T of four panels lies in the second-level cache meanwhile; it is transposed at the end.
+// the block's rows of dy, times the gate, are gathered four panels at a time into the first-level cache, where every
+// feature meets them. dW^T of four panels lies in the second-level cache meanwhile; it is transposed at the end.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/expert_linear.h"
-#include "core/cpu/sparse_rows.h"
-#include "core/cpu/tile.h"
+#include "core/cpu/gemm/sparse_product.h"
 
 namespace gmoe::core::GMOE_ISA {
 
@@ -36,12 +34,12 @@ struct OuterBuffers {
       : slots_per_segment(longest_segment<A>(density)),
         segments_at_once(std::max<std::int64_t>(1, kSparseEntries / (in_dim * slots_per_segment))),
         segments(segments_at_once * slots_per_segment * in_dim),
-        columns(round_up(slots_per_segment, kRegisterLanes<A>) * kRegisterLanes<A>),
+        columns(round_up(slots_per_segment, kLanes<A>) * kLanes<A>),
         grad_y(slots_per_segment * kSegmentColumns<A>),
-        sum(round_up(in_dim, kRegisterLanes<A>) * round_up(rows, kTileColumns<A>)) {}
+        sum(round_up(in_dim, kLanes<A>) * round_up(rows, kTileColumns<A>)) {}
   std::int64_t slots_per_segment, segments_at_once;
   Segments<A> segments;
-  Workspace<A> columns;  // [kRegisterLanes][slots]: some columns of x
+  Workspace<A> columns;  // [kLanes][slots]: some columns of x
   Workspace<A> grad_y;   // [slots][four panels], times the gate
   Workspace<A> sum;      // by groups of four panels: [in_dim][columns of the group]
 };
@@ -49,25 +47,24 @@ struct OuterBuffers {
 // Appends the columns of x in slots [begin, begin + n), one segment each.
 template <typename T, typename A>
 void compress_columns(const SparseOuter<T, A>& p, std::int64_t begin, std::int64_t n, OuterBuffers<A>& buffers) {
-  constexpr int kLanes = kRegisterLanes<A>;
-  const std::int64_t stride = round_up(n, kLanes);
+  const std::int64_t stride = round_up(n, kLanes<A>);
   A* columns = buffers.columns.data();
   const auto row_of = [&](std::int64_t s) { return p.x + p.x_row[begin + s] * p.in_dim; };
-  for (std::int64_t d = 0; d < p.in_dim; d += kLanes) {
-    const std::int64_t width = std::min<std::int64_t>(kLanes, p.in_dim - d);
-    for (std::int64_t s = 0; s < n; s += kLanes) {
-      Register<A> square[kLanes] = {};
-      const std::int64_t rows = std::min<std::int64_t>(kLanes, n - s);
-      if (width == kLanes) {
-        for (std::int64_t i = 0; i < rows; ++i) square[i] = load_register(row_of(s + i) + d);
+  for (std::int64_t d = 0; d < p.in_dim; d += kLanes<A>) {
+    const std::int64_t width = std::min(kLanes<A>, p.in_dim - d);
+    for (std::int64_t s = 0; s < n; s += kLanes<A>) {
+      Vector<A> square[kLanes<A>] = {};
+      const std::int64_t rows = std::min(kLanes<A>, n - s);
+      if (width == kLanes<A>) {
+        for (std::int64_t i = 0; i < rows; ++i) square[i] = load(row_of(s + i) + d);
       } else {
         for (std::int64_t i = 0; i < rows; ++i) square[i] = load_first(row_of(s + i) + d, width);
       }
-      transpose<kLanes / 2, A>(square);
-      for (int i = 0; i < kLanes; ++i) at(columns + i * stride + s) = square[i];
+      transpose<A>(square);
+      for (int i = 0; i < kLanes<A>; ++i) store(columns + i * stride + s, square[i]);
     }
-    for (std::int64_t i = 0; i < width; ++i)
-      buffers.segments.append(columns + i * stride, n, p.kept != nullptr ? p.kept + begin : nullptr);
+    const A* kept = p.kept != nullptr ? p.kept + begin : nullptr;
+    for (std::int64_t i = 0; i < width; ++i) buffers.segments.append(columns + i * stride, n, kept);
   }
 }
 
@@ -86,19 +83,18 @@ void gather_grad_y(const SparseOuter<T, A>& p, std::int64_t begin, std::int64_t 
 // out[f][d] = sum[d][f] for f < width.
 template <typename A>
 void write_transposed(const A* sum, std::int64_t stride, std::int64_t in_dim, std::int64_t width, A* out) {
-  constexpr int kLanes = kRegisterLanes<A>;
-  for (std::int64_t f = 0; f < width; f += kLanes) {
-    for (std::int64_t d = 0; d < in_dim; d += kLanes) {
-      Register<A> square[kLanes];
+  for (std::int64_t f = 0; f < width; f += kLanes<A>) {
+    for (std::int64_t d = 0; d < in_dim; d += kLanes<A>) {
+      Vector<A> square[kLanes<A>];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) square[i] = at(sum + (d + i) * stride + f);
-      transpose<kLanes / 2, A>(square);
-      const std::int64_t rows = std::min<std::int64_t>(kLanes, width - f);
-      const std::int64_t lanes = std::min<std::int64_t>(kLanes, in_dim - d);
+      for (int i = 0; i < kLanes<A>; ++i) square[i] = load(sum + (d + i) * stride + f);
+      transpose<A>(square);
+      const std::int64_t rows = std::min(kLanes<A>, width - f);
+      const std::int64_t lanes = std::min(kLanes<A>, in_dim - d);
       for (std::int64_t i = 0; i < rows; ++i) {
         A* to = out + (f + i) * in_dim + d;
-        if (lanes == kLanes) {
-          at(to) = square[i];
+        if (lanes == kLanes<A>) {
+          store(to, square[i]);
         } else {
           for (std::int64_t j = 0; j < lanes; ++j) to[j] = square[i][j];
         }
@@ -111,7 +107,7 @@ void write_transposed(const A* sum, std::int64_t stride, std::int64_t in_dim, st
 template <typename T, typename A>
 void sum_sparse_outer(const SparseOuter<T, A>& p, std::int64_t begin, std::int64_t end, OuterBuffers<A>& buffers,
                       A* sum) {
-  const std::int64_t padded_in = round_up(p.in_dim, kRegisterLanes<A>);
+  const std::int64_t padded_in = round_up(p.in_dim, kLanes<A>);
   std::fill(buffers.sum.data(), buffers.sum.data() + padded_in * round_up(end - begin, kTileColumns<A>), A{0});
   const std::int64_t at_once = buffers.segments_at_once * buffers.slots_per_segment;
   for (std::int64_t chunk = 0; chunk < p.slots; chunk += at_once) {
@@ -127,8 +123,13 @@ void sum_sparse_outer(const SparseOuter<T, A>& p, std::int64_t begin, std::int64
       for (std::int64_t s = chunk; s < chunk_end; s += buffers.slots_per_segment, first += p.in_dim) {
         gather_grad_y(p, s, std::min(buffers.slots_per_segment, chunk_end - s), f, width, stride,
                       buffers.grad_y.data());
-        multiply_segments(stride / kTileColumns<A>, SegmentProduct<A>{buffers.segments, first, nullptr, p.in_dim,
-                                                                      buffers.grad_y.data(), total, stride, total});
+        multiply_segments(stride / kTileColumns<A>, SegmentProduct<A>{.segments = buffers.segments,
+                                                                      .first = first,
+                                                                      .n = p.in_dim,
+                                                                      .panel = buffers.grad_y.data(),
+                                                                      .start = total,
+                                                                      .start_stride = stride,
+                                                                      .sum = total});
       }
     }
   }
