@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from gmoe_ext.train.loop import Task
+from gmoe_ext.train.fit_state import Task
 from gmoe_ext.train.tasks.student import StudentTask
 
 
@@ -23,6 +23,7 @@ def first_step(task: Task) -> list[Tensor]:
     if isinstance(task, StudentTask):
         task.learners = trial.learners()
     try:
+        task.enter_epoch(first_epoch(task))
         torch.manual_seed(1)
         loss = task.losses(task.load(next(iter(task.batches(first_epoch(task))))))["loss"]
         weights = [weight for weight in trial.parameters() if weight.requires_grad]

@@ -14,11 +14,10 @@ from gmoe_ext import data, models
 from gmoe_ext.data.synthetic import communities
 from gmoe_ext.errors import DataError
 from gmoe_ext.train.config import Config, TrainConfig
-from gmoe_ext.train.loop import Task
+from gmoe_ext.train.fit_state import Task
 from gmoe_ext.train.parse import load_recipe
-from gmoe_ext.train.tasks.distill import find_targets
+from gmoe_ext.train.tasks.distill import find_targets, resolve_protocol
 from gmoe_ext.train.tasks.molecule import MoleculeTask
-from gmoe_ext.train.tasks.protocol import resolve
 from gmoe_ext.train.tasks.scene import Inputs, Scene
 from gmoe_ext.train.tasks.student import build_task
 
@@ -87,7 +86,7 @@ def student_task(settings: Settings) -> Task:
     assert isinstance(nodes, data.NodeData)
     if settings.quick:
         config = _shrunk(config)
-    config = resolve(config, nodes.split)
+    config = resolve_protocol(config, nodes.split)
     scene = Scene.of(config, nodes)
     torch.manual_seed(0)
     assert config.teacher.model is not None
@@ -96,7 +95,9 @@ def student_task(settings: Settings) -> Task:
     )
     rows = torch.cat([nodes.x, inputs.normal(len(nodes.x), config.distill.position_dim, seed=1)], dim=1)
     student = models.build("rbm", in_dim=rows.shape[1], out_dim=nodes.num_classes, **config.student.build_args())
-    return build_task(student, scene, Inputs.of(scene, rows), find_targets(config, scene, teacher), config)
+    task = build_task(student, scene, Inputs.of(scene, rows), find_targets(config, scene, teacher), config)
+    task.routing = True  # no k-means start: where memories lie changes no time
+    return task
 
 
 def _small() -> data.NodeData:
@@ -129,6 +130,7 @@ def compare(make: Callable[[], Task]) -> Variants:
 def epoch(task: Task) -> None:
     """The steps of one epoch as gmoe_ext.train takes them, without what it records."""
     task.model.train()
+    task.enter_epoch(first_epoch(task))
     for batch in map(task.load, task.batches(first_epoch(task))):
         task.losses(batch)["loss"].backward()
         task.optimizer.step()

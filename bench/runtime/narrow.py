@@ -21,7 +21,7 @@ from gmoe_ext.export.run import TrainedStudent, load_student
 from gmoe_ext.runtime import PackedStudent
 from gmoe_ext.train.config import Config
 from gmoe_ext.train.parse import load_recipe
-from gmoe_ext.train.tasks import load_data
+from gmoe_ext.train.tasks.scene import load_data
 
 HEAD = ("student", "weights", "MB", "logits off by", "same class", "test accuracy", "change, points")
 

@@ -18,7 +18,7 @@ from ..export.run import TrainedModel, load_student, load_teacher
 from ..runtime import PackedStudent
 from ..train.parse import load_recipe
 from ..train.speed import NodeServer
-from ..train.tasks import load_data
+from ..train.tasks.scene import load_data
 
 REQUEST_BYTES = 64 << 20  # of features, for the requests of one batch size
 MOST_REQUESTS = 4096

@@ -121,7 +121,7 @@ class StudentTargets:
 
     Example:
         >>> targets = StudentTargets(teacher_logits, ReliableSampler(graph, rho))
-        >>> loss = krd(student_logits, targets.draw(seed=0, epoch=3).pairs)
+        >>> loss = krd(student_logits, targets.draw(torch.Generator().manual_seed(0)).pairs)
     """
 
     def __init__(
@@ -136,12 +136,11 @@ class StudentTargets:
         self.own = own_targets(teacher_logits_NC, temperature, normalized)
         self._best_N = teacher_logits_NC.argmax(dim=1)
 
-    def draw(self, seed: int, epoch: int) -> EpochTargets:
-        """The targets of one epoch; the same seed, epoch and sampler state give the same ones."""
+    def draw(self, generator: torch.Generator) -> EpochTargets:
+        """Draw the targets of one epoch; the same generator and sampler state give the same ones."""
         nodes = self.logits_NC.shape[0]
         if self.sampler is None:
             return EpochTargets(self.own, torch.zeros(nodes, dtype=torch.int64, device=self.logits_NC.device))
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
         kept = self.sampler.sample(generator)
         mass_NC, offset_N = neighbour_targets(self.logits_NC, kept, self.temperature, self.normalized)
         assert kept.weight is not None

@@ -1,6 +1,6 @@
 """The command line of training: one run, from flags and recipes to a run directory.
 
-Exit codes: 0 done, 1 failed, 2 settings, 3 data, 130 and 143 interrupted with a checkpoint.
+Exit codes: 0 done, 1 failed, 2 settings, 3 data or checkpoint, 130 and 143 interrupted with a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from pathlib import Path
 
 import torch
 
+from ..data import MoleculeData
+from ..distill import extras
 from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
-from . import report, tasks
+from ..terminal import Interrupted, Progress, Stop, catch_signals
+from . import report
 from .config import Config
 from .device import describe_backend, keep_freed_memory, resolve
-from .interrupt import Interrupted, Stop, catch_signals
 from .parse import dump, parse
-from .progress import Progress
 from .run import Run
+from .tasks import distill, molecule, node
+from .tasks.scene import load_data
 
-# What a run leaves beside its settings. A student stays where it is served from until the next one replaces it.
+# What a run leaves beside its settings. A packed student stays where it is served from until a new one replaces it.
 _RESULTS = ("checkpoints", "metrics.jsonl", "result.json", "curves.png")
 
 
@@ -35,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             job(config, progress, stop)
         return 0
     except Interrupted as interrupted:
-        progress.write(
-            f"stopped    by {interrupted}; what is done is kept: the same command with --resume auto goes on"
-        )
+        progress.write(f"stopped    by {interrupted}; to continue, run the same command with --resume auto")
         return interrupted.exit_code
     except GmoeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def job(config: Config, progress: Progress, stop: Stop) -> None:
-    """One run: data, models, training, report."""
+    """Run what the settings ask for and report it."""
     from .. import __version__
 
     device = resolve(config.device)
@@ -53,17 +54,62 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     where = "dry run, writes nothing" if config.dry_run else str(directory)
     how = f"{describe_backend()} | {device} | {config.train.precision}"
     progress.write(f"gmoe_ext {__version__} | {how} | seed {config.seed} | {where}")
-    kind = tasks.kind(config)
-    tasks.check_extras(config)  # before an earlier run in the same place gives way
-    growable = ("train.epochs",) if kind == "supervised" else ()
+    check_networks(config)
+    check_extras(config)  # before an earlier run in the same place is moved away
+    growable = ("train.epochs",) if config.student.model is None else ()
     run = Run(config, directory, progress, stop, growable)
     if not config.dry_run:
         prepare(config, directory)
-    outcome = tasks.start(config, run, device)
+    outcome = train(config, run, device)
     if config.dry_run:
-        progress.write(f"dry run    all parts work; a real run trains up to {config.train.epochs} epochs")
+        progress.write(f"dry run    everything works; a real run trains up to {config.train.epochs} epochs")
         return
     leave(config, run, outcome, device)
+
+
+def check_networks(config: Config) -> None:
+    """Refuse settings without a network to train.
+
+    Raises:
+        ConfigError: names the flags that choose one.
+    """
+    if config.student.model is None and config.model.name is None:
+        raise ConfigError(
+            f"no model is set for data '{config.data.name}'\n"
+            "  fix: pass --config RECIPE, or --model.name gmoe-gcn, or --teacher.model sage --student.model rbm"
+        )
+
+
+def check_extras(config: Config) -> None:
+    """Import the optional libraries of a student now, rather than after its teacher's training.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    if config.student.model is None:
+        return
+    needs = {
+        "scipy.optimize": config.distill.reliable,  # first: the others need it, too
+        "gensim.models": config.distill.positions,
+        "sklearn.cluster": config.student.model == "rbm",
+    }
+    for module, needed in needs.items():
+        if needed:
+            extras.load(module)
+
+
+def train(config: Config, run: Run, device: torch.device) -> report.Outcome:
+    """Train what the settings and the data ask for: the demo, a distillation, or a network on molecules or nodes."""
+    if config.student.model is not None:
+        if config.teacher.model is None or config.model.name is None:
+            return distill.train(config, run, device)
+        from . import demo  # packs and serves the student, so it needs the compiled runtime
+
+        return demo.train(config, run, device)
+    data = load_data(config)
+    if isinstance(data, MoleculeData):
+        return molecule.train(config, run, device, data)
+    return node.train(config, run, device, data)
 
 
 def default_directory(config: Config) -> str:
@@ -79,7 +125,7 @@ def default_directory(config: Config) -> str:
 def prepare(config: Config, directory: Path) -> None:
     """Make the run directory ready: empty, or with what is to be continued.
 
-    An earlier run in the same place gives way: it stays in `previous` until the next one does.
+    An earlier run in the same place is moved to `previous/`, replacing what was there.
 
     Raises:
         ConfigError: --resume names a path without checkpoints.
@@ -92,7 +138,7 @@ def prepare(config: Config, directory: Path) -> None:
         if source.name != "checkpoints":
             source = source / "checkpoints"
         if not any(source.glob("*.safetensors")):
-            raise ConfigError(f"--resume {config.resume}: expected auto, never or a run directory; no checkpoint there")
+            raise ConfigError(f"--resume {config.resume}: expected auto, never or a run directory with checkpoints")
         if source.resolve() != checkpoints.resolve():
             shutil.copytree(source, checkpoints, dirs_exist_ok=True)
             if (source.parent / "metrics.jsonl").exists():
@@ -104,7 +150,7 @@ def prepare(config: Config, directory: Path) -> None:
 
 
 def _set_aside(directory: Path) -> None:
-    """Move what an earlier run left to `previous`; one that left nothing but its settings replaces nothing there."""
+    """Move what an earlier run left to `previous`, unless it left nothing but its settings."""
     found = [path for name in _RESULTS if (path := directory / name).exists()]
     if not found:
         return
@@ -118,7 +164,7 @@ def _set_aside(directory: Path) -> None:
 
 
 def leave(config: Config, run: Run, outcome: report.Outcome, device: torch.device) -> None:
-    """Write result.json and curves.png, and say how it went."""
+    """Write result.json and curves.png, and print the table of the run."""
     report.write_json(run.directory / "result.json", report.result_record(config, outcome, device))
     progress = run.progress
     progress.write("")

@@ -1,26 +1,156 @@
-"""What a fit continues from, bit for bit: random states, the optimizer's state, and the settings they belong to."""
+"""What a fit works on and continues from, bit for bit: the task, its position, random states and settings."""
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint import Tensors
 from ..errors import ConfigError
 
 
-def seed_all(seed: int, phase: str = "") -> None:
-    """Seed torch, NumPy and Python for one phase of a run. The only place that seeds.
+class Task(ABC):
+    """What `loop.fit` trains: a model, its data, its losses and its score.
 
-    Every phase has its own stream, derived from the run's seed and the phase's name: a resumed run that skips finished
-    phases meets the same numbers as one that went through them.
+    Attributes to set in `__init__`:
+        phase: name of this fit within the run ("gcn", "teacher", "rbm"); names its checkpoint and its metrics.
+        metric: "accuracy", "rocauc" (higher is better) or "rmse" (lower is better).
+        model: the network that is trained, saved and restored.
+        optimizer: holds the same parameters, in the same order, whenever a run of this task is built. A task may
+            replace it in `enter_epoch`.
+
+    Rules that make a resumed run equal to an uninterrupted one:
+        - build the task after `run.begin(phase)`; anything else that is random before `fit` has a seed of its own;
+        - `enter_epoch` runs at the start of every epoch, and again when a run resumes inside it. Only it and
+          `after_step` may change the task. It depends on the seed, the epoch and `state()` alone and draws from
+          generators of its own; a change to make once (such as starting to route) is recorded in `state()`;
+        - `batches`, `load` and `evaluate` leave training unchanged. `batches` yields the same batches at every call
+          within an epoch: a resumed run skips those it has trained on. Yield indices rather than ready-made batches,
+          so that skipping costs nothing;
+        - `losses` may draw from the global random states (dropout, noise); the others may not.
+
+    Rules that keep a GPU busy: `load`, `losses` and `after_step` never wait for it (no .item(), no shape that depends
+    on what a tensor holds); what has to wait belongs in `enter_epoch`, `batches` or `evaluate`.
+    """
+
+    phase: str
+    metric: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+    def enter_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch, counted from 0: the place for schedules and new targets."""
+        return
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterable[Any]:
+        """The batches of an epoch, in order. Leave out batches that cannot be trained on."""
+
+    def load(self, batch: Any) -> Any:
+        """Prepare one of `batches` for `losses`. On a GPU it is called one batch ahead of `losses`."""
+        return batch
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Forward one loaded batch. "loss" is back-propagated; further scalars are only recorded, as epoch means."""
+
+    def after_step(self) -> None:
+        """Update what is not the optimizer's, after each of its steps, without gradients."""
+        return
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Score the current weights, in evaluation mode and without gradients: at least "val" and "test"."""
+
+    def selectable(self) -> bool:
+        """Whether the weights just evaluated may be chosen; False while a task is only warming up."""
+        return True
+
+    def expert_load(self) -> list[float] | None:
+        """Share of the routed rows that each expert got last, to be shown and recorded; None without experts."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What the task must remember beyond model and optimizer: tensors and JSON values, by name."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        return
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return a CPU generator for the order of an epoch's batches; every seed and epoch has a stream of its own."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
+
+
+@dataclass
+class FitState:
+    """Where a fit stands. All of it goes into the checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_epoch: int = 0  # counted from 1; 0: none yet
+    val_best: float = math.nan
+    test_at_best_val: float = math.nan
+    test_best: float = math.nan
+    wall_s: float = 0.0
+    metrics_bytes: int = 0  # length of metrics.jsonl when the checkpoint was written
+    sums: Tensors = field(default_factory=dict)
+    best: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Outcome of one fit; scores are in the task's metric."""
+
+    phase: str
+    metric: str
+    val_best: float
+    test_at_best_val: float
+    test_best: float
+    best_epoch: int
+    epochs: int
+    steps: int
+    wall_s: float
+
+    @classmethod
+    def of(cls, task: Task, state: FitState) -> FitResult:
+        """The result of a task's fit in its final state."""
+        return cls(
+            phase=task.phase,
+            metric=task.metric,
+            val_best=state.val_best,
+            test_at_best_val=state.test_at_best_val,
+            test_best=state.test_best,
+            best_epoch=state.best_epoch,
+            epochs=state.epoch,
+            steps=state.step,
+            wall_s=state.wall_s,
+        )
+
+
+def seed_all(seed: int, phase: str = "") -> None:
+    """Seed torch, NumPy and Python for one phase of a run. Nothing else in the package seeds them.
+
+    Every phase has its own stream, derived from the run's seed and the phase's name, so a resumed run that skips
+    finished phases draws the same numbers as one that trained them.
     """
     stream = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(phase.encode())])
     a, b, c = (int(word) for word in stream.generate_state(3, np.uint32))
@@ -30,7 +160,7 @@ def seed_all(seed: int, phase: str = "") -> None:
 
 
 def rng_state(device: torch.device) -> tuple[Tensors, dict[str, Any]]:
-    """The random states of torch (CPU, and the GPU that trains), NumPy and Python, as tensors and scalars."""
+    """Return the random states of torch (CPU, and the GPU that trains), NumPy and Python, as tensors and scalars."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     tensors = {
@@ -47,7 +177,7 @@ def rng_state(device: torch.device) -> tuple[Tensors, dict[str, Any]]:
 
 
 def set_rng_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], device: torch.device) -> None:
-    """Put the random states of `rng_state` back; a GPU that takes over from the CPU stays as the phase seeded it."""
+    """Restore what `rng_state` returned; a GPU that takes over from the CPU keeps the phase's seed."""
     torch.set_rng_state(tensors["torch"])
     kind, position, has_gauss, cached = scalars["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
@@ -58,7 +188,7 @@ def set_rng_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], dev
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's state as tensors named PARAMETER.ENTRY, and scalars."""
+    """Return an optimizer's state as tensors named PARAMETER.ENTRY, and scalars."""
     state = optimizer.state_dict()
     tensors: Tensors = {}
     scalars: dict[str, Any] = {}
@@ -70,7 +200,7 @@ def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str
 
 
 def join_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    """Put the state of `split_optimizer` back."""
+    """Restore what `split_optimizer` returned."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **scalars["state"]}.items():
         parameter, name = key.split(".", 1)
@@ -81,13 +211,16 @@ def join_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 def check_same(
     path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], growable: tuple[str, ...] = ()
 ) -> None:
-    """Refuse to continue a checkpoint under other settings.
+    """Refuse to continue a checkpoint under different settings.
 
     Args:
-        growable: settings that may be larger now than then (the number of epochs of a one-phase run).
+        path: the checkpoint, for the message.
+        saved: the settings in it.
+        current: the settings of this run.
+        growable: settings that may be larger now than in the checkpoint (the epochs of a one-phase run).
 
     Raises:
-        ConfigError: names every differing key with both values.
+        ConfigError: names every setting that differs, with both values.
     """
     differing = []
     for key in sorted(saved.keys() | current.keys()):
@@ -98,6 +231,6 @@ def check_same(
     if differing:
         listed = "\n  ".join(differing)
         raise ConfigError(
-            f"checkpoint {path} was written under other settings:\n  {listed}\n"
-            "  mend: give the same settings, or another --run_dir, or --resume never"
+            f"checkpoint {path} was written under different settings:\n  {listed}\n"
+            "  fix: use the same settings, or another --run_dir, or --resume never"
         )

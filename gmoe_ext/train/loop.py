@@ -1,136 +1,31 @@
-"""The training loop, and what a task must offer to be trained by it.
+"""The training loop.
 
     task = SomeTask(...)                    # after run.begin(phase): seeds before anything is initialised
     result = fit(task, config.train, run)   # task.model then holds the weights of the best validation epoch
 
-Everything is continued bit for bit from a checkpoint at any step (on the CPU), provided a task keeps the rules below.
+A run continues bit for bit from a checkpoint at any step (on the CPU), provided its task keeps the rules of
+`fit_state.Task`.
 
-On a GPU a step is queued and nobody waits for it: the host learns of an epoch's losses, and of bad indices that an
-operator met, when the epoch is over.
+On a GPU steps are queued without waiting: the host learns an epoch's losses, and of bad indices that an operator found,
+when the epoch is over.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from .._native import raise_index_faults
 from ..errors import ConfigError, GmoeError
+from .config import TrainConfig
 from .device import autocast
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
-    from .run import Run
-
-
-class Task(ABC):
-    """What `fit` trains: a model, its data, its losses and its score.
-
-    Attributes to set in `__init__`:
-        phase: name of this fit within the run ("gcn", "teacher", "rbm"); names its checkpoint and its metrics.
-        metric: "accuracy", "rocauc" (higher is better) or "rmse" (lower is better).
-        model: what is trained, saved and put back.
-        optimizer: holds the same parameters, in the same order, whenever a run of this task is built. A task may
-            replace it in `begin_epoch`.
-
-    Rules that make a resumed run equal to an uninterrupted one:
-        - build the task after `run.begin(phase)`; whatever else is random before `fit` has a seed of its own;
-        - `begin_epoch` may draw from the global random states and change the task; what it leaves behind and a later
-          step needs is in `state()`. When a run continues inside an epoch it is NOT called again for that epoch;
-        - `batches(epoch)` depends on the seed, the epoch and `state()` alone, draws from a generator of its own, and
-          may be called again for the same epoch: a resumed run skips the batches it has had. Yield indices rather than
-          ready-made batches, so that skipping costs nothing;
-        - `load` draws from no random state;
-        - `losses` may draw from the global random states (dropout, noise).
-
-    Rules that keep a GPU busy: `load`, `losses` and `after_step` never wait for it (no .item(), no shape that depends
-    on what a tensor holds); what has to wait belongs to `begin_epoch`, `batches` or `evaluate`.
-    """
-
-    phase: str
-    metric: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before the first batch of an epoch, counted from 0; the place for schedules and new targets."""
-        return
-
-    @abstractmethod
-    def batches(self, epoch: int) -> Iterable[Any]:
-        """The batches of an epoch, in order. Batches that cannot be trained on are left out here."""
-
-    def load(self, batch: Any) -> Any:
-        """What `losses` gets for one of `batches`. On a GPU it is called one batch ahead of it."""
-        return batch
-
-    @abstractmethod
-    def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Forward one loaded batch. "loss" is back-propagated; further scalars are only recorded, as epoch means."""
-
-    def after_step(self) -> None:
-        """Called after each optimizer step, without gradients; for updates that are not the optimizer's."""
-        return
-
-    @abstractmethod
-    def evaluate(self) -> dict[str, float]:
-        """Scores of the current weights, in evaluation mode and without gradients: at least "val" and "test"."""
-
-    def selectable(self) -> bool:
-        """Whether the weights just evaluated may be chosen; not so while a task is only warming up."""
-        return True
-
-    def expert_load(self) -> list[float] | None:
-        """Share of the routed rows that each expert got last, to be shown and recorded; None without experts."""
-        return None
-
-    def state(self) -> dict[str, Any]:
-        """What `begin_epoch` and `after_step` keep beyond model and optimizer: tensors and JSON values, by name."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Put `state()` back."""
-        return
-
-
-@dataclass
-class FitState:
-    """Where a fit stands. All of it goes into the checkpoint."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best_epoch: int = 0  # counted from 1; 0: none yet
-    val_best: float = math.nan
-    test_at_best_val: float = math.nan
-    test_best: float = math.nan
-    wall_s: float = 0.0
-    metrics_bytes: int = 0  # length of metrics.jsonl when the checkpoint was written
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """Outcome of one fit; scores are in the task's metric."""
-
-    phase: str
-    metric: str
-    val_best: float
-    test_at_best_val: float
-    test_best: float
-    best_epoch: int
-    epochs: int
-    steps: int
-    wall_s: float
+from .fit_state import FitResult, FitState, Task
+from .run import Run
 
 
 def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
@@ -139,7 +34,7 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     Selection is by validation: `task.model` ends with the weights of the best validation epoch.
 
     Args:
-        task: see `Task`.
+        task: see `fit_state.Task`.
         train: epochs, patience, evaluation and checkpoint intervals.
         run: directory, metrics, progress, signals; continues its checkpoint of this phase if there is one.
 
@@ -150,7 +45,7 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     if train.epochs < 1 or train.eval_every < 1:
         raise ConfigError(f"train: epochs and eval_every must be at least 1, got {train.epochs} and {train.eval_every}")
     if run.dry_run:
-        return _dry(task, run)
+        return _dry_fit(task, train, run)
     state = run.restore(task) or FitState()
     with run.fitting(task, train, state):
         while state.epoch < train.epochs and not _out_of_patience(state, train):
@@ -164,22 +59,18 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
             run.epoch_done(task, train, state, losses, scores)
         run.save(task, state)
     task.model.load_state_dict(state.best)
-    return _result(task, state)
+    return FitResult.of(task, state)
 
 
 def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> dict[str, float]:
-    """One epoch of steps, from the batch where a checkpoint stopped; returns the means of the losses."""
+    """Train one epoch, from the batch where a checkpoint stopped; return the means of the losses."""
     task.model.train()
-    device = _device(task)
-    if state.batch == 0:
-        task.begin_epoch(state.epoch)
+    device = task.device
+    task.enter_epoch(state.epoch)
     start = perf_counter()
     per_epoch = train.step_per == "epoch"
     for batch in _loaded(task, islice(task.batches(state.epoch), state.batch, None), device):
-        with autocast(device, train.precision):
-            losses = task.losses(batch)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        for name, value in losses.items():
+        for name, value in _backward(task, train, device, batch).items():
             state.sums[name] = state.sums.get(name, 0.0) + value.detach().double()
         state.batch += 1
         if per_epoch:
@@ -197,7 +88,7 @@ def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> d
 
 
 def _loaded(task: Task, batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """The batches, ready for `losses`; on a GPU the next one is on its way while a step is queued."""
+    """The batches, ready for `losses`; on a GPU the next one is loaded while a step is queued."""
     if device.type == "cpu":
         yield from map(task.load, batches)
         return
@@ -209,16 +100,12 @@ def _loaded(task: Task, batches: Iterable[Any], device: torch.device) -> Iterato
     yield from ahead
 
 
-def _means(state: FitState) -> dict[str, float]:
-    """The losses of an epoch. Here the host waits for the device, once."""
-    if not state.sums:
-        return {}
-    sums = torch.stack(list(state.sums.values())) / max(1, state.batch)
-    return dict(zip(state.sums, sums.tolist(), strict=True))
-
-
-def _device(task: Task) -> torch.device:
-    return next(task.model.parameters()).device
+def _backward(task: Task, train: TrainConfig, device: torch.device, batch: Any) -> dict[str, torch.Tensor]:
+    """Add one batch to the gradients; return its losses."""
+    with autocast(device, train.precision):
+        losses = task.losses(batch)
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    return losses
 
 
 def _step(task: Task, state: FitState) -> None:
@@ -227,6 +114,14 @@ def _step(task: Task, state: FitState) -> None:
     with torch.no_grad():
         task.after_step()
     state.step += 1
+
+
+def _means(state: FitState) -> dict[str, float]:
+    """The mean losses of an epoch. The host waits for the device here, once per epoch."""
+    if not state.sums:
+        return {}
+    sums = torch.stack(list(state.sums.values())) / max(1, state.batch)
+    return dict(zip(state.sums, sums.tolist(), strict=True))
 
 
 def _evaluate(task: Task) -> dict[str, float]:
@@ -244,7 +139,7 @@ def better(metric: str, score: float, than: float, ties: bool = False) -> bool:
 
 
 def _select(task: Task, train: TrainConfig, state: FitState, scores: dict[str, float]) -> None:
-    """Keep the weights when validation says so; test scores never decide."""
+    """Keep the weights if their validation score is the best so far; test scores never decide."""
     if not task.selectable():
         return
     if better(task.metric, scores["test"], state.test_best):
@@ -265,37 +160,21 @@ def _out_of_patience(state: FitState, train: TrainConfig) -> bool:
 
 def _check_finite(losses: dict[str, float], task: Task, state: FitState) -> None:
     if not math.isfinite(losses.get("loss", math.nan)):
-        got = losses.get("loss", "no batch at all")
+        got = losses.get("loss", "undefined, for lack of a batch to train on,")
         raise GmoeError(
-            f"{task.phase}: loss is {got} in epoch {state.epoch + 1}\n"
-            "  mend: lower the learning rate, or check the features"
+            f"{task.phase}: the loss is {got} in epoch {state.epoch + 1}\n"
+            "  fix: lower the learning rate, or check the features"
         )
 
 
-def _dry(task: Task, run: Run) -> FitResult:
-    """One step and one evaluation, nothing written."""
-    state = FitState(epoch=1, batch=1, step=1)
+def _dry_fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
+    """Run one step and one evaluation, and write nothing."""
+    state = FitState(epoch=1, batch=1)
     task.model.train()
-    task.begin_epoch(0)
-    with autocast(_device(task), run.config.train.precision):
-        losses = task.losses(task.load(next(iter(task.batches(0)))))
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    task.enter_epoch(0)
+    losses = _backward(task, train, task.device, task.load(next(iter(task.batches(0)))))
     _step(task, state)
     scores = _evaluate(task)
     state.val_best, state.test_at_best_val, state.test_best = scores["val"], scores["test"], scores["test"]
     run.line(task.phase, f"one step: loss {losses['loss'].item():.3f}  val {scores['val']:.3f}")
-    return _result(task, state)
-
-
-def _result(task: Task, state: FitState) -> FitResult:
-    return FitResult(
-        phase=task.phase,
-        metric=task.metric,
-        val_best=state.val_best,
-        test_at_best_val=state.test_at_best_val,
-        test_best=state.test_best,
-        best_epoch=state.best_epoch,
-        epochs=state.epoch,
-        steps=state.step,
-        wall_s=state.wall_s,
-    )
+    return FitResult.of(task, state)

@@ -7,18 +7,16 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .. import _native
 from ..atomic_write import atomic_write
 from ..errors import MissingExtraError
+from ..models.registry import Model
 from .config import Config, config_hash
-from .loop import FitResult
-
-if TYPE_CHECKING:
-    from ..models.registry import Model
+from .fit_state import FitResult
 
 
 @dataclass

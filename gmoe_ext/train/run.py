@@ -15,12 +15,11 @@ from torch import Tensor
 from .. import checkpoint
 from ..checkpoint import CheckpointError
 from ..models.registry import Model
+from ..terminal import Interrupted, Progress, Stop
 from . import fit_state
 from .config import Config, TrainConfig, fingerprint
 from .device import peak_memory
-from .interrupt import Interrupted, Stop
-from .loop import FitState, Task
-from .progress import Progress
+from .fit_state import FitState, Task
 
 _ANOTHER_RUN = "fix: --resume never starts from scratch, --resume PATH continues another run"
 
@@ -29,11 +28,11 @@ class Run:
     """What a fit writes to and reads from.
 
     Args:
-        config: settings of the run; they are stored in every checkpoint and compared when one is continued.
-        directory: the run directory; created on the first write.
+        config: settings of the run; stored in every checkpoint, and compared when one is continued.
+        directory: the run directory; created at the first write.
         progress: where lines and bars go.
-        stop: a request to stop, see `interrupt.catch_signals`.
-        growable: settings that may grow between two parts of a run, such as train.epochs of a one-phase run.
+        stop: a request to stop, see `terminal.catch_signals`.
+        growable: settings that may be larger when the run is continued, such as train.epochs of a one-phase run.
     """
 
     def __init__(
@@ -50,16 +49,17 @@ class Run:
         self.growable = growable
         self.dry_run = config.dry_run
         self._stop = stop or Stop()
-        self._metrics_end = 0  # what lies behind it in metrics.jsonl was written after the checkpoint we continue
+        self._metrics_end = 0  # metrics.jsonl up to the checkpoint that is continued; later records are written anew
         self._saved_at = time.monotonic()
+        self._val: float | None = None  # last validation score, shown until there is another
 
     @property
     def metrics_path(self) -> Path:
-        """One JSON record per epoch and phase."""
+        """The file with one JSON record per epoch and phase."""
         return self.directory / "metrics.jsonl"
 
     def checkpoint_path(self, phase: str) -> Path:
-        """Checkpoint of a phase."""
+        """The checkpoint file of a phase."""
         return self.directory / "checkpoints" / f"{phase}.safetensors"
 
     def begin(self, phase: str) -> None:
@@ -67,22 +67,23 @@ class Run:
         fit_state.seed_all(self.config.seed, phase)
 
     def line(self, name: str, text: str) -> None:
-        """One line of the run's story."""
+        """Print one progress line."""
         self.progress.line(name, text)
 
     @contextmanager
     def fitting(self, task: Task, train: TrainConfig, state: FitState) -> Iterator[None]:
-        """The time of one fit: bars are shown, signals wait for a checkpoint."""
+        """Show progress inside the block, and let a signal wait for the next checkpoint."""
         self._saved_at = time.monotonic()
+        self._val = None
         self._stop.awaited = True
         try:
-            with self.progress.phase(task.phase, train.epochs, state.epoch):
+            with self.progress.phase(task.phase, "epoch", train.epochs, state.epoch):
                 yield
         finally:
             self._stop.awaited = False
 
     def step_done(self, task: Task, train: TrainConfig, state: FitState) -> None:
-        """After a step: heed a signal, write a checkpoint when one is due."""
+        """Stop if a signal came, and write a checkpoint if one is due."""
         if self._stop.requested is not None:
             self.save(task, state)
             raise Interrupted(self._stop.requested)
@@ -92,13 +93,12 @@ class Run:
     def epoch_done(
         self, task: Task, train: TrainConfig, state: FitState, losses: dict[str, float], scores: dict[str, float]
     ) -> None:
-        """After an epoch: record it, show it, then as after a step."""
-        load = task.expert_load()
+        """Record and show an epoch, then stop or write a checkpoint as after a step."""
+        load, memory = task.expert_load(), peak_memory(task.device)
         record: dict[str, Any] = {"phase": task.phase, "epoch": state.epoch, "step": state.step}
         record |= losses | scores | {"wall_s": round(state.wall_s, 3)}
         if load is not None:
             record["expert_load"] = [round(share, 4) for share in load]
-        memory = peak_memory(next(task.model.parameters()).device)
         if memory is not None:
             record["gpu_bytes"] = memory
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -106,14 +106,16 @@ class Run:
             file.truncate(min(self._metrics_end, file.tell()))
             file.write((json.dumps(record) + "\n").encode())
         state.metrics_bytes = self._metrics_end = self.metrics_path.stat().st_size
-        self.progress.epoch(state.epoch, losses["loss"], scores.get("val"), load, memory)
+        self._val = scores.get("val", self._val)
+        text = f"loss {losses['loss']:.3f}" + ("" if self._val is None else f"  val {self._val:.3f}")
+        self.progress.advance(state.epoch, text, _details(load, memory))
         self.step_done(task, train, state)
 
     def save(self, task: Task, state: FitState) -> None:
         """Write the checkpoint of the task's phase."""
         task_tensors, task_scalars = _split(task.state())
         optimizer_tensors, optimizer_scalars = fit_state.split_optimizer(task.optimizer)
-        rng_tensors, rng_scalars = fit_state.rng_state(next(task.model.parameters()).device)
+        rng_tensors, rng_scalars = fit_state.rng_state(task.device)
         tensors = (
             checkpoint.with_prefix("model", task.model.state_dict())
             | checkpoint.with_prefix("best", state.best)
@@ -126,7 +128,7 @@ class Run:
         model = task.model
         scalars = {
             "phase": task.phase,
-            # What `models.build` needs to make the network again, for readers that do not train (gmoe_ext.export).
+            # What `models.build` needs to build the network again, for readers that do not train (gmoe_ext.export).
             "model": {"name": model.name, "options": model.config} if isinstance(model, Model) else None,
             "settings": fingerprint(self.config),
             "fit": fit,
@@ -138,14 +140,14 @@ class Run:
         self._saved_at = time.monotonic()
 
     def restore(self, task: Task) -> FitState | None:
-        """Put the checkpoint of the task's phase back, and remember how much of the metrics it had seen.
+        """Restore the checkpoint of the task's phase, and note where its metrics end.
 
         Returns:
-            where the fit stood, or None without a checkpoint.
+            Where the fit stood, or None without a checkpoint.
 
         Raises:
-            CheckpointError: it is damaged, or of another model.
-            ConfigError: it was written under other settings.
+            CheckpointError: it is damaged, or belongs to another model.
+            ConfigError: it was written under different settings.
         """
         path = self.checkpoint_path(task.phase)
         if not path.exists():
@@ -164,12 +166,18 @@ class Run:
             raise CheckpointError(f"checkpoint {path} does not fit this model: {error}") from error
         own = task.model.state_dict()
         state.best = {name: value.to(own[name].device) for name, value in checkpoint.select("best", tensors).items()}
-        device = next(task.model.parameters()).device
-        state.sums = {name: value.to(device) for name, value in checkpoint.select("sums", tensors).items()}
+        state.sums = {name: value.to(task.device) for name, value in checkpoint.select("sums", tensors).items()}
         self._metrics_end = state.metrics_bytes
-        fit_state.set_rng_state(checkpoint.select("rng", tensors), scalars["rng"], device)
+        fit_state.set_rng_state(checkpoint.select("rng", tensors), scalars["rng"], task.device)
         self.line(task.phase, f"continues after step {state.step} (epoch {state.epoch}, batch {state.batch})")
         return state
+
+
+def _details(load: list[float] | None, memory: int | None) -> str:
+    """The experts' shares of the rows, and the most memory that tensors took on a GPU so far."""
+    shares = "" if load is None else "load " + " ".join(f"{share:.2f}" for share in load)
+    peak = "" if memory is None else f"{memory / 1e9:.2f} GB"
+    return "  ".join(part for part in (shares, peak) if part)
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

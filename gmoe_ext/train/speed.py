@@ -5,16 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..graph import Graph, gather_ranges
 from ..models.gnn import MixtureModel
-
-if TYPE_CHECKING:
-    from ..models.registry import Model
+from ..models.registry import Model
 
 
 class NodeServer:

@@ -5,7 +5,7 @@ import torch
 
 from gmoe_ext import models
 from gmoe_ext.train import parse
-from gmoe_ext.train.tasks.protocol import resolve
+from gmoe_ext.train.tasks.distill import resolve_protocol
 
 RECIPES = sorted((parse.RECIPES / "rbm").glob("*.yaml"))
 FIRST_WORDS = {"rbm": "# RbM", "moe": "# Vanilla MoE", "glnn": "# GLNN", "krd": "# KRD", "sage": "# GraphSAGE"}
@@ -15,7 +15,7 @@ FIRST_WORDS = {"rbm": "# RbM", "moe": "# Vanilla MoE", "glnn": "# GLNN", "krd": 
 def test_recipe(path):
     dataset, method, setting = path.stem.rsplit("_", 2)
     first = path.read_text().splitlines()[0]
-    config = resolve(parse.load_recipe(path), "per_class")
+    config = resolve_protocol(parse.load_recipe(path), "per_class")
     assert config.data.name == dataset
     assert (config.data.setting == "inductive") == (setting == "ind")
     assert first.startswith(FIRST_WORDS[method])
@@ -37,7 +37,7 @@ def test_eight_data_sets_five_methods_two_settings():
 def test_a_vanilla_mixture_has_eight_experts_and_the_protocol_s_k(protocol, k):
     for path in (path for path in RECIPES if "_moe_" in path.stem):
         config = parse.parse(["--config", str(path), "--distill.protocol", protocol])
-        student = resolve(config, "per_class").student
+        student = resolve_protocol(config, "per_class").student
         assert (student.num_experts, student.k, student.variant) == (8, k, protocol)
 
 

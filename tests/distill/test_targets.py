@@ -81,7 +81,7 @@ def test_the_same_generator_draws_the_same_edges():
 def test_batches_are_training_nodes_then_kept_pairs_then_own_pairs():
     edges = torch.tensor([[1, 2, 3, 0, 0], [0, 0, 0, 1, 2]])
     sampler = ReliableSampler(Graph.from_edge_index(edges, 4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
-    targets = StudentTargets(torch.randn(4, 3), sampler).draw(seed=0, epoch=0)
+    targets = StudentTargets(torch.randn(4, 3), sampler).draw(torch.Generator().manual_seed(0))
     assert (targets.kept_N.tolist(), targets.num_pairs) == ([2, 1, 1, 0], 8)
     told = [(rows.tolist(), copies.tolist()) for rows, copies in targets.batches(torch.tensor([3, 1, 2]), 2)]
     assert told == [([3, 1], [1, 1]), ([2], [1]), ([0], [2]), ([1, 2], [1, 1]), ([0, 1], [1, 1]), ([2, 3], [1, 1])]

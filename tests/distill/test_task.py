@@ -10,12 +10,11 @@ from gmoe_ext import checkpoint
 from gmoe_ext.data import NodeData
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.nn import CosineMemoryRouter
+from gmoe_ext.terminal import Interrupted, Progress, Stop
 from gmoe_ext.train.config import Config, DataConfig, DistillConfig, StudentConfig, TeacherConfig, TrainConfig
-from gmoe_ext.train.interrupt import Interrupted, Stop
-from gmoe_ext.train.progress import Progress
 from gmoe_ext.train.run import Run
 from gmoe_ext.train.tasks import distill
-from gmoe_ext.train.tasks.protocol import resolve
+from gmoe_ext.train.tasks.distill import resolve_protocol
 from gmoe_ext.train.tasks.student import RbMTask, StudentTask
 
 pytest.importorskip("gensim")
@@ -195,12 +194,13 @@ def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
 
 def test_protocol_fills_only_what_is_open():
     config = settings(protocol="released_code", distill={"pair_weight": "kept"})
-    full = resolve(config, "public")
+    full = resolve_protocol(config, "public")
     assert (full.distill.pair_weight, full.distill.normalized_tau, full.distill.batch_weights) == ("kept", False, 4096)
     assert (full.student.memory, full.student.first_layer_dropout, full.heldout_rate) == ("parameter", True, 1.0)
-    assert resolve(config, "per_class").heldout_rate == 0.2
-    assert resolve(settings(model="mlp"), "public").student.memory is None
-    moe = resolve(Config(student=StudentConfig(model="moe"), distill=DistillConfig(protocol="released_code")), "public")
+    assert resolve_protocol(config, "per_class").heldout_rate == 0.2
+    assert resolve_protocol(settings(model="mlp"), "public").student.memory is None
+    released = Config(student=StudentConfig(model="moe"), distill=DistillConfig(protocol="released_code"))
+    moe = resolve_protocol(released, "public")
     assert (moe.student.k, moe.student.variant, moe.student.memory) == (4, "released_code", None)
     assert config.distill.normalized_tau is None
 

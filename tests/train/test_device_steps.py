@@ -12,9 +12,10 @@ from gmoe_ext.data import synthetic
 from gmoe_ext.distill import ReliableSampler, StudentTargets
 from gmoe_ext.train import loop
 from gmoe_ext.train.config import Config, DistillConfig, TrainConfig
+from gmoe_ext.train.fit_state import FitState
+from gmoe_ext.train.tasks.distill import resolve_protocol
 from gmoe_ext.train.tasks.molecule import MoleculeTask
 from gmoe_ext.train.tasks.node import NodeTask
-from gmoe_ext.train.tasks.protocol import resolve
 from gmoe_ext.train.tasks.scene import Inputs, Scene
 from gmoe_ext.train.tasks.student import build_task
 
@@ -39,6 +40,15 @@ class Steps:
         return
 
 
+def enter(task, epoch):
+    """Prepare an epoch here, where waiting is allowed, and leave only its steps to the loop; returns the batches."""
+    task.routing = epoch >= getattr(task, "pretrain_epochs", 0)  # without a k-means start
+    task.enter_epoch(epoch)
+    batches = list(task.batches(epoch))
+    task.enter_epoch, task.batches = (lambda _epoch: None), (lambda _epoch: batches)
+    return batches
+
+
 class OneEpoch:
     """Trains one epoch: on the CPU, which fills the caches of graphs and optimizer, then on the fake device."""
 
@@ -47,13 +57,12 @@ class OneEpoch:
 
     def run(self, task, train, epoch=0, on_the_host=None):
         """``on_the_host``: tensors that stay there, the ids of the batches too; None: batches are on the device."""
-        batches = list(task.batches(epoch))
-        task.batches = lambda _epoch: batches
-        loop._train_epoch(task, train, loop.FitState(epoch=epoch), Steps())
+        batches = enter(task, epoch)
+        loop._train_epoch(task, train, FitState(epoch=epoch), Steps())
         stays = [] if on_the_host is None else [*on_the_host, *batches]
         placed, moved = self.fake.place((task, batches), stays)
         placed.batches = lambda _epoch: moved
-        state = loop.FitState(epoch=epoch)
+        state = FitState(epoch=epoch)
         with self.patch.context() as patch, self.fake.watched():
             patch.setattr(loop, "_means", lambda state: {})  # the end of the epoch, where the host does wait
             loop._train_epoch(placed, train, state, Steps())
@@ -107,7 +116,7 @@ def molecule_task(name, options, train, device="cpu"):
 
 def student_task(name, options, train, device="cpu", **settings):
     data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3).to(device)
-    config = resolve(Config(train=train, distill=DistillConfig(pretrain_epochs=2, **settings)), data.split)
+    config = resolve_protocol(Config(train=train, distill=DistillConfig(pretrain_epochs=2, **settings)), data.split)
     experts = {"num_experts": 4, "k": 2} if name in ("rbm", "moe") else {}
     model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **experts, **options).to(device)
     sampler = ReliableSampler(data.graph, torch.rand(data.num_nodes).to(device), config.distill.pair_weight)
@@ -161,12 +170,11 @@ def test_a_student_step_stays_on_the_device(epoch, train, batch_size, name, opti
 def test_torch_sees_nobody_wait_on_a_gpu(gpu, monkeypatch, make, name, options, at, precision):
     train = TrainConfig(batch_size=16, precision=precision)
     task = make(name, options, train, gpu)
-    batches = list(task.batches(at))
-    task.batches = lambda _epoch: batches
-    loop._train_epoch(task, train, loop.FitState(epoch=at), Steps())
+    enter(task, at)
+    loop._train_epoch(task, train, FitState(epoch=at), Steps())
     monkeypatch.setattr(loop, "_means", lambda state: {})
     with no_waiting():
-        loop._train_epoch(task, train, loop.FitState(epoch=at), Steps())
+        loop._train_epoch(task, train, FitState(epoch=at), Steps())
 
 
 def test_the_watch_sees_what_waits(monkeypatch):

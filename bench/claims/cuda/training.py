@@ -14,10 +14,10 @@ from gmoe_ext.data.synthetic import communities
 from gmoe_ext.distill import StudentTargets
 from gmoe_ext.train.config import Config, DistillConfig, TrainConfig
 from gmoe_ext.train.device import Precision, autocast
-from gmoe_ext.train.loop import Task
+from gmoe_ext.train.fit_state import Task
+from gmoe_ext.train.tasks.distill import resolve_protocol
 from gmoe_ext.train.tasks.molecule import MoleculeTask
 from gmoe_ext.train.tasks.node import NodeTask
-from gmoe_ext.train.tasks.protocol import resolve
 from gmoe_ext.train.tasks.scene import Inputs, Scene
 from gmoe_ext.train.tasks.student import build_task
 
@@ -63,6 +63,7 @@ def steps(make: Callable[[], Task]) -> Variants:
 
 def _step(task: Task, precision: Precision) -> Callable[[], None]:
     task.model.train()
+    task.enter_epoch(first_epoch(task))
     batch = next(iter(task.batches(first_epoch(task))))
     device = next(task.model.parameters()).device
 
@@ -100,13 +101,15 @@ def nodes(settings: Settings) -> Task:
 def student(settings: Settings) -> Task:
     """All rows a step, routed, on the targets of a teacher that knows nothing."""
     data = _arxiv(settings)
-    config = resolve(Config(train=TrainConfig(batch_size=0), distill=DistillConfig()), data.split)
+    config = resolve_protocol(Config(train=TrainConfig(batch_size=0), distill=DistillConfig()), data.split)
     torch.manual_seed(0)
     shape = {"hidden_dim": settings.size(256, 16), "num_layers": 3, "num_experts": 8, "k": 3, "norm": "batch"}
     net = models.build("rbm", in_dim=data.num_features, out_dim=data.num_classes, **shape).to(settings.device)
     targets = StudentTargets(inputs.normal(data.num_nodes, data.num_classes, seed=2).to(settings.device))
     scene = Scene.of(config, data)
-    return build_task(net, scene, Inputs.of(scene, data.x), targets, config)
+    task = build_task(net, scene, Inputs.of(scene, data.x), targets, config)
+    task.routing = True  # no k-means start: where memories lie changes no time
+    return task
 
 
 def _arxiv(settings: Settings) -> NodeData:

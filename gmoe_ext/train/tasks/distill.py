@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,23 +24,49 @@ from ...distill import (
     student_inputs,
 )
 from ...errors import ConfigError
-from .. import fit_state
-from ..config import fingerprint
-from ..loop import FitResult, fit
+from ...models.registry import Model
+from ..config import Config, NetworkConfig, fingerprint
+from ..fit_state import FitResult, check_same
+from ..loop import fit
 from ..report import Outcome, Trained
-from . import load_data
+from ..run import Run
 from .node import node_task
-from .protocol import resolve
-from .scene import Inputs, Scene
+from .scene import Inputs, Scene, load_data
 from .student import build_task
 
-if TYPE_CHECKING:
-    from ...models.registry import Model
-    from ..config import Config, NetworkConfig
-    from ..run import Run
+Fitted = tuple[Model, FitResult]
 
-
-Fitted = tuple["Model", FitResult]
+# What the paper says, and what the code released with it does. They fill in only what is not set (None), so a recipe
+# can mix the two. The released code also reports the best test score over epochs: `test_best` in every result here.
+_STUDENT: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "rbm": {"first_layer_dropout": False, "memory": "buffer"},
+        "moe": {"first_layer_dropout": False, "variant": "paper", "k": 3},
+    },
+    "released_code": {
+        "rbm": {"first_layer_dropout": True, "memory": "parameter"},
+        "moe": {"first_layer_dropout": True, "variant": "released_code", "k": 4},
+    },
+}
+_DISTILL: dict[str, dict[str, Any]] = {
+    "paper": {
+        "normalized_tau": True,
+        "pair_weight": "degree",
+        "noise_draws": 10,
+        "squared_reliability": True,
+        "reset_optimizer": True,
+        "batch_weights": 0,
+    },
+    "released_code": {
+        "normalized_tau": False,
+        "pair_weight": "equal",
+        "noise_draws": 1,
+        "squared_reliability": False,
+        "power_bin_offset": 0.05,
+        "reset_optimizer": False,
+        "batch_weights": 4096,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +88,7 @@ class Distilled:
     rows: Tensor
 
     def outcome(self) -> Outcome:
-        """For the report."""
+        """Return what the report needs."""
         others = [Trained.of(*fitted) for fitted in self.candidates if fitted is not self.teacher]
         data = self.scene.data
         return Outcome(
@@ -70,18 +96,38 @@ class Distilled:
         )
 
 
+def resolve_protocol(config: Config, split: str) -> Config:
+    """Fill in every setting that `distill.protocol` decides and that is not set.
+
+    Args:
+        config: as given; not changed.
+        split: rule of the data's split; the released code holds out the whole test set of a public one.
+    """
+    protocol = config.distill.protocol
+    student = _fill(config.student, _STUDENT[protocol].get(config.student.model or "", {}))
+    data = _fill(config.data, {"heldout_rate": 1.0 if protocol == "released_code" and split == "public" else 0.2})
+    return dataclasses.replace(config, data=data, student=student, distill=_fill(config.distill, _DISTILL[protocol]))
+
+
+def _fill(section: Any, values: dict[str, Any]) -> Any:
+    return dataclasses.replace(section, **{k: v for k, v in values.items() if getattr(section, k) is None})
+
+
 def train(config: Config, run: Run, device: torch.device) -> Outcome:
-    """Teacher, positions, student."""
+    """Train a teacher, find positions, train a student."""
     return distill(config, run, device).outcome()
 
 
 def distill(config: Config, run: Run, device: torch.device) -> Distilled:
-    """Teacher, positions, student. With `model` set too, that network is trained as well and the better one teaches."""
+    """Train a teacher, find positions, train a student.
+
+    If `model` is set too, that network is trained as well, and the better one of the two teaches.
+    """
     data = load_data(config)
     if not isinstance(data, NodeData) or data.metric != "accuracy":
         raise ConfigError(f"data '{config.data.name}': a student is distilled on node data with one class per node")
     run.line("graph", f"{data.name}: {data.summary()}")
-    config = resolve(config, data.split)
+    config = resolve_protocol(config, data.split)
     scene = Scene.of(config, data.to(device))
     candidates = [train_teacher(config, run, scene, *named) for named in _teachers(config)]
     teacher = max(candidates, key=lambda one: one[1].val_best)
@@ -94,7 +140,7 @@ def distill(config: Config, run: Run, device: torch.device) -> Distilled:
 
 
 def _teachers(config: Config) -> list[tuple[str, str, NetworkConfig]]:
-    """Phase, model name and network of each network that may teach."""
+    """Return phase, model name and settings of each network that may teach."""
     model, teacher = config.model.name, config.teacher.model
     if model is not None and teacher is not None:
         return [
@@ -103,13 +149,13 @@ def _teachers(config: Config) -> list[tuple[str, str, NetworkConfig]]:
         ]
     if teacher is not None:
         return [("teacher", teacher, config.teacher)]
-    raise ConfigError("student.model is set, but no teacher\n  mend: --teacher.model sage")
+    raise ConfigError("student.model is set, but no teacher\n  fix: --teacher.model sage")
 
 
 def train_teacher(
     config: Config, run: Run, scene: Scene, phase: str, name: str, network: NetworkConfig
 ) -> tuple[Model, FitResult]:
-    """Fit a GNN in the setting of the run; held-out nodes join its graph for the test alone."""
+    """Fit a GNN in the setting of the run; held-out nodes join its graph only for the test."""
     settings = config.teacher_train()
     task = node_task(phase, name, network, scene.data, config, settings, run)
     result = fit(task, settings, run)
@@ -117,14 +163,14 @@ def train_teacher(
 
 
 def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
-    """DeepWalk positions of all nodes, walked on the observed graph; kept in the run directory."""
+    """Find DeepWalk positions of all nodes on the observed graph, or read them from the run directory."""
     settings = config.distill
     if not settings.positions:
         return None
     path, current = run.checkpoint_path("positions"), fingerprint(run.config)
     if path.exists() and not run.dry_run:
         tensors, scalars = checkpoint.load(path)
-        fit_state.check_same(path, scalars["settings"], current)
+        check_same(path, scalars["settings"], current)
         observed = tensors["positions"]
     else:
         observed = deepwalk(
@@ -146,7 +192,7 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
 
 
 def keep_inputs(run: Run, scene: Scene, rows: Tensor) -> None:
-    """Leave beside the checkpoints what a packed student needs and no weight tells: positions and class names."""
+    """Save what a packed student needs beside its weights: positions and class names."""
     data = scene.data
     tensors = {"positions": rows[:, data.num_features :]}
     scalars = {"phase": "inputs", "settings": fingerprint(run.config), "class_names": list(data.class_names)}
@@ -154,7 +200,7 @@ def keep_inputs(run: Run, scene: Scene, rows: Tensor) -> None:
 
 
 def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets:
-    """The teacher's soft targets on what training sees, and the sampler of reliable neighbours."""
+    """Return the teacher's soft targets on what training sees, with the sampler of reliable neighbours."""
     settings, data = config.distill, scene.observed
     sampler = None
     if settings.reliable:

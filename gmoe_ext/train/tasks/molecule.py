@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ... import models
-from ...data import metrics
+from ...data import MoleculeBatch, MoleculeData, metrics
 from ...errors import ConfigError
 from ...models.gnn import MixtureModel
-from ..loop import Task, fit
+from ...models.registry import Model
+from ..config import Config, TrainConfig
+from ..fit_state import Task, epoch_generator
+from ..loop import fit
 from ..report import Outcome, Trained
+from ..run import Run
 from .node import expert_load, label_loss
-
-if TYPE_CHECKING:
-    from ...data import MoleculeBatch, MoleculeData
-    from ...models.registry import Model
-    from ..config import Config, TrainConfig
-    from ..run import Run
 
 EVAL_BATCH = 256
 
@@ -33,7 +30,7 @@ class MoleculeTask(Task):
         model: forward(batch) -> Output.
         data: the molecules, on the model's device.
         train: batch size, learning rate and weight decay of Adam.
-        seed: of the order of the molecules in every epoch.
+        seed: seed of the order of the molecules in every epoch.
         two_hop: the model has hop-2 experts.
     """
 
@@ -57,15 +54,14 @@ class MoleculeTask(Task):
             raise ConfigError(f"train.batch_size: expected at least 2 molecules (or 0 for all), got {self._batch_size}")
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Molecule ids, shuffled anew in each epoch; a last batch of one molecule is left out, as OGB does."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.data.train_idx), generator=generator)
+        """Molecule ids, shuffled in every epoch; a last batch of one molecule is left out, as OGB does."""
+        order = torch.randperm(len(self.data.train_idx), generator=epoch_generator(self._seed, epoch))
         for chosen in torch.split(order, self._batch_size):
             if len(chosen) > 1:
                 yield self.data.train_idx[chosen]
 
     def load(self, batch: Tensor) -> MoleculeBatch:
-        """Cut the molecules out where they lie: of a batch only its ids and offsets travel to a GPU."""
+        """Cut the batch out of the data where it lies: only ids and offsets travel to a GPU."""
         return self.data.batch(batch, two_hop=self._two_hop)
 
     def losses(self, batch: MoleculeBatch) -> dict[str, Tensor]:
@@ -79,11 +75,11 @@ class MoleculeTask(Task):
         return {"val": self._score("val", self.data.val_idx), "test": self._score("test", self.data.test_idx)}
 
     def expert_load(self) -> list[float] | None:
-        """Of a model that routes: shares of the experts at the last forward."""
+        """Shares of the experts at the last forward, for a model that routes."""
         return expert_load(self.model)
 
     def _score(self, part: str, ids: Tensor) -> float:
-        if part not in self._parts:  # the same batches at every evaluation: cut once
+        if part not in self._parts:  # the batches are the same at every evaluation, so they are cut once
             self._parts[part] = [self.data.batch(some, two_hop=self._two_hop) for some in torch.split(ids, EVAL_BATCH)]
         batches = self._parts[part]
         logits = torch.cat([self.model(batch).logits for batch in batches])
@@ -95,7 +91,7 @@ def train(config: Config, run: Run, device: torch.device, data: MoleculeData) ->
     name, network = config.model.name, config.model
     assert name is not None
     if config.data.setting != "transductive":
-        raise ConfigError("data.setting: molecules know no inductive setting, their test graphs are never seen")
+        raise ConfigError("data.setting: molecules have no inductive setting; training never sees their test graphs")
     run.line("molecules", f"{data.name}: {data.summary()}")
     run.begin(name)
     model = models.build(name, input="molecule", out_dim=data.num_outputs, **network.build_args()).to(device)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ... import models
-from ...data import metrics
+from ...data import NodeData, metrics
 from ...models.gnn import MixtureModel
-from ..loop import Task, fit
+from ...models.registry import Model
+from ..config import Config, NetworkConfig, TrainConfig
+from ..fit_state import Task
+from ..loop import fit
 from ..report import Outcome, Trained
-
-if TYPE_CHECKING:
-    from ...data import NodeData
-    from ...models.registry import Model
-    from ..config import Config, NetworkConfig, TrainConfig
-    from ..run import Run
+from ..run import Run
 
 
 class NodeTask(Task):
@@ -27,10 +23,10 @@ class NodeTask(Task):
     Args:
         phase: name of the fit.
         model: forward(x [N, F], graph) -> Output.
-        data: what is seen in training (the observed graph in the inductive setting).
+        data: what training sees (the observed graph in the inductive setting).
         train: learning rate and weight decay of Adam.
-        full: the whole graph, when `heldout` nodes join it for the test.
-        heldout: global ids of nodes that were not seen; "test" is their score, "test_observed" that of the others.
+        full: the whole graph, if `heldout` nodes join it for the test.
+        heldout: global ids of nodes that training does not see; "test" is their score, "test_observed" the others'.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class NodeTask(Task):
         return score
 
     def expert_load(self) -> list[float] | None:
-        """Of a model that routes: shares of the experts at the last forward."""
+        """Shares of the experts at the last forward, for a model that routes."""
         return expert_load(self.model)
 
     def _score(self, logits: Tensor, data: NodeData, nodes: Tensor) -> float:
@@ -80,7 +76,7 @@ class NodeTask(Task):
 
 
 def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:
-    """Mean loss over the labels that are there: cross entropy, BCE (rocauc) or squared error (rmse).
+    """Mean loss over the known labels: cross entropy, BCE (rocauc) or squared error (rmse).
 
     Args:
         metric: "accuracy", "rocauc" or "rmse".
@@ -110,7 +106,7 @@ def expert_load(model: nn.Module) -> list[float] | None:
 def node_task(
     phase: str, name: str, network: NetworkConfig, data: NodeData, config: Config, train: TrainConfig, run: Run
 ) -> NodeTask:
-    """Seed the phase and build a GNN and its task for data on its device, in the setting of the run."""
+    """Seed the phase, then build a GNN on the data's device and its task in the setting of the run."""
     run.begin(phase)
     model = models.build(name, in_dim=data.num_features, out_dim=data.num_classes, **network.build_args())
     model.to(data.x.device)

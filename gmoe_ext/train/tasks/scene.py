@@ -1,17 +1,44 @@
-"""What a distillation may see, and when. N nodes that training sees, D student inputs."""
+"""The data of a run, and what a distillation may see of it. N nodes that training sees, D student inputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...data import NodeData
+from ... import data
+from ...data import MoleculeData, NodeData
+from ...errors import ConfigError
+from ..config import DEFAULT_DATA, Config
 
-if TYPE_CHECKING:
-    from ..config import Config
+
+def load_data(config: Config) -> NodeData | MoleculeData:
+    """Load the data set of a run, on the CPU.
+
+    Raises:
+        DataError: it is missing or damaged.
+        ConfigError: no task here can be trained on it.
+    """
+    chosen = config.data
+    if chosen.name == DEFAULT_DATA:
+        size = {} if chosen.num_nodes is None else {"num_nodes": chosen.num_nodes}
+        made = data.synthetic.communities(seed=config.split_seed, **size)
+        return made.row_normalized() if chosen.row_normalize else made
+    loaded = data.load(
+        chosen.name,
+        chosen.root,
+        split=chosen.split,
+        split_seed=config.split_seed,
+        train_per_class=chosen.train_per_class,
+        val_per_class=chosen.val_per_class,
+        metric=chosen.metric,
+        row_normalize=chosen.row_normalize,
+        allow_partial=chosen.allow_partial,
+    )
+    if isinstance(loaded, data.LinkData):
+        raise ConfigError(f"data '{chosen.name}' holds links; link prediction is not yet supported")
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -32,7 +59,7 @@ class Scene:
 
     @classmethod
     def of(cls, config: Config, data: NodeData) -> Scene:
-        """The scene of a run's setting."""
+        """Split data as the setting of a run says."""
         if config.data.setting == "transductive":
             return cls(data, data, torch.arange(data.num_nodes, device=data.x.device), None)
         view = data.inductive(config.split_seed, config.heldout_rate)
@@ -48,7 +75,7 @@ class Inputs:
 
     @classmethod
     def of(cls, scene: Scene, rows: Tensor) -> Inputs:
-        """Of the rows of all nodes, those that the setting shows when."""
+        """Split the rows of all nodes."""
         if scene.heldout is None:
             return cls(rows, None)
         return cls(rows[scene.observed_nodes], rows[scene.heldout])

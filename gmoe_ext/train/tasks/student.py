@@ -1,4 +1,4 @@
-"""The student's fit: any model of rows alone, one with routers, and RbM, whose memories learn beside its optimizer.
+"""Train a student: any model that reads rows alone, one with routers, and RbM, whose memories learn by themselves.
 
 N nodes that training sees, D student inputs, B rows of a batch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +19,11 @@ from ...distill import StudentTargets, kmeans_start
 from ...models.mixture import MixtureStudent
 from ...models.moe import MoE
 from ...models.rbm import RbM
+from ...models.registry import Model
 from ...nn.losses import krd
-from ..loop import Task
+from ..config import Config
+from ..fit_state import Task, epoch_generator
 from .scene import Inputs, Scene
-
-if TYPE_CHECKING:
-    from ...models.registry import Model
-    from ..config import Config
-
 
 _UNLABELLED = -100  # class of a node whose label training does not see
 
@@ -39,13 +36,15 @@ class StudentTask(Task):
         scene: data of the setting.
         inputs: the student's rows.
         targets: what the teacher says.
-        config: settings with nothing left open, see `protocol.resolve`.
+        config: settings with nothing left open, see `distill.resolve_protocol`.
 
     Attributes:
         pretrain_epochs: epochs before those of `train`.
+        routing: pre-training is over.
     """
 
     pretrain_epochs = 0
+    routing = True
 
     def __init__(self, model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> None:
         self.phase, self.metric, self.model = model.name, scene.data.metric, model
@@ -57,16 +56,18 @@ class StudentTask(Task):
         self.label_N = torch.full_like(y, _UNLABELLED).index_copy(0, labelled, y[labelled])
         self.num_labelled = torch.tensor(len(labelled), device=y.device)
 
-    def batches(self, epoch: int) -> list[Tensor | None]:
-        """All rows at once, or shuffled batches of `train.batch_size`; with them the epoch's targets are drawn."""
-        self.drawn = self.targets.draw(self.config.seed, epoch)
+    def enter_epoch(self, epoch: int) -> None:
+        """Draw the epoch's targets."""
+        self.drawn = self.targets.draw(epoch_generator(self.config.seed, epoch))
         self.weights = self._weights()
-        rows, size = self.inputs.seen_ND.shape[0], self.config.train.batch_size
-        if size == 0 or size >= rows:
+
+    def batches(self, epoch: int) -> list[Tensor | None]:
+        """All rows at once, or shuffled batches of `train.batch_size`."""
+        if self._full_batch():
             return [None]
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
-        order = without_waiting(torch.randperm(rows, generator=generator), self.inputs.seen_ND.device)
-        return list(torch.split(order, size))
+        rows, device = self.inputs.seen_ND.shape[0], self.inputs.seen_ND.device
+        order = torch.randperm(rows, generator=epoch_generator(self.config.seed, epoch))
+        return list(torch.split(without_waiting(order, device), self.config.train.batch_size))
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
         """nu CE + (1 - nu) (KD + KRD) + the model's own losses; over a batch each term estimates its full value.
@@ -109,9 +110,13 @@ class StudentTask(Task):
         return {} if self.targets.sampler is None else dict(self.targets.sampler.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put the sampling power back."""
+        """Restore the sampling power."""
         if self.targets.sampler is not None:
             self.targets.sampler.load_state(state)
+
+    def _full_batch(self) -> bool:
+        size = self.config.train.batch_size
+        return size == 0 or size >= self.inputs.seen_ND.shape[0]
 
     def _adam(self) -> torch.optim.Adam:
         train = self.config.train
@@ -139,33 +144,38 @@ class MixtureTask(StudentTask):
     ) -> None:
         super().__init__(model, scene, inputs, targets, config)
         self.pretrain_epochs = config.distill.pretrain_epochs
-        self.epoch = 0
+        self.routing = False
 
     @abstractmethod
     def start_routing(self) -> None:
-        """What comes between the last epoch of pre-training and the first routed one."""
+        """Turn a pre-trained model into one that routes."""
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Start routing when pre-training is over."""
-        if epoch == self.pretrain_epochs:
-            self.model.set_pretraining(False)
+    def enter_epoch(self, epoch: int) -> None:
+        """Start routing, once, when pre-training is over; then draw the epoch's targets."""
+        self.model.set_pretraining(epoch < self.pretrain_epochs)
+        if epoch >= self.pretrain_epochs and not self.routing:
+            self.routing = True
             self.start_routing()
             self._optimize_clones()
-
-    def batches(self, epoch: int) -> list[Tensor | None]:
-        """Those of every student."""
-        self.epoch = epoch
-        self.model.set_pretraining(epoch < self.pretrain_epochs)
-        return super().batches(epoch)
+        super().enter_epoch(epoch)
 
     def selectable(self) -> bool:
         """Only a routed student can be served, so only its weights are chosen."""
-        return self.epoch >= self.pretrain_epochs
+        return self.routing
 
     def expert_load(self) -> list[float] | None:
         """Shares of its experts at the last forward, once it routes."""
-        shares = self.model.expert_load() if self.selectable() else None
+        shares = self.model.expert_load() if self.routing else None
         return None if shares is None else shares.tolist()
+
+    def state(self) -> dict[str, Any]:
+        """The sampling power, and whether routing has started."""
+        return super().state() | {"routing": self.routing}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        super().load_state(state)
+        self.routing = state["routing"]
 
     def _optimize_clones(self) -> None:
         """A new optimizer, or the old one without what it gathered on experts that had no rows yet."""
@@ -180,17 +190,17 @@ class MixtureTask(StudentTask):
 
 
 class MoETask(MixtureTask):
-    """Train a vanilla mixture of experts: its routers learn with everything else."""
+    """Train a vanilla mixture of experts; its routers learn with everything else."""
 
     model: MoE
 
     def start_routing(self) -> None:
-        """Clone experts, or leave them, as the model's variant has it."""
+        """Clone experts or leave them, as the model's variant says."""
         self.model.start_routing()
 
 
 class RbMTask(MixtureTask):
-    """Train an RbM: one expert becomes its clones, which the memories choose from."""
+    """Train an RbM: one expert is cloned, and memories choose among the clones."""
 
     model: RbM
 
@@ -198,30 +208,29 @@ class RbMTask(MixtureTask):
         """Clone experts and place the memories."""
         kmeans_start(self.model, self.inputs.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
 
-    def batches(self, epoch: int) -> list[Tensor | None]:
-        """Those of every student; a whole epoch at once may replay the small batches of the released code."""
+    def enter_epoch(self, epoch: int) -> None:
+        """Set the annealing epoch; a full-batch epoch may replay the small batches of the released code."""
+        super().enter_epoch(epoch)
         self.model.set_epoch(max(0, epoch - self.pretrain_epochs))
-        batches = super().batches(epoch)
         size = self.config.distill.batch_weights
-        replays = batches == [None] and epoch >= self.pretrain_epochs and bool(size)
+        replays = self.routing and bool(size) and self._full_batch()
         self.replayed = list(self.drawn.batches(self.scene.observed.train_idx, size or 0)) if replays else []
         self.model.set_following(not replays)
-        return batches
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
-        """Those of every student, routed by memories that have followed the rows."""
+        """As for every student, after the memories have followed the replayed rows."""
         for rows, copies in self.replayed:
             self.model.follow_(self.inputs.seen_ND[rows], copies)
         return super().losses(batch)
 
     def after_step(self) -> None:
-        """The memories' own step (eq. 7)."""
+        """Take the memories' own step (eq. 7)."""
         rate = self.config.distill.memory_lr
         self.model.spread_memories_(self.config.train.lr if rate is None else rate)
 
 
 def build_task(model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> StudentTask:
-    """The task that trains this kind of student."""
+    """Build the task that trains this kind of student."""
     if isinstance(model, RbM):
         return RbMTask(model, scene, inputs, targets, config)
     if isinstance(model, MoE):

@@ -7,7 +7,7 @@ all set, on any node data.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +18,12 @@ from ..errors import GmoeError
 from ..export import pack, preparation
 from ..models.registry import Model
 from ..runtime import PackedStudent
-from .loop import FitResult
+from .config import Config
+from .fit_state import FitResult
 from .report import Outcome, align, score_text
+from .run import Run
 from .speed import NodeServer, microseconds
 from .tasks.distill import Distilled, distill
-
-if TYPE_CHECKING:
-    from .config import Config
-    from .run import Run
 
 BATCH = 4096
 # Logits of the packed student may differ by rounding: it sums in another order.
