@@ -158,7 +158,7 @@ class StudentConfig(NetworkConfig):
 class DistillConfig:
     """Losses, targets and schedule of the distillation (RbM, section 4; defaults follow the paper).
 
-    What is None is decided by `protocol`; see `gmoe_ext.train.tasks.protocol`.
+    What is None is decided by `protocol`; see `gmoe_ext.train.tasks.distill`.
 
     Args:
         ce_weight: weight nu of the labels' cross entropy, 1 - nu goes to the teacher (eqs. 9 and 12).
