@@ -1,10 +1,10 @@
-"""A packed student over HTTP: FastAPI and uvicorn (extra `serve`), no torch.
+"""Serve a packed student over HTTP with FastAPI and uvicorn (extra `serve`), without torch.
 
     python examples/serve_http.py --student student.safetensors --port 8000
     curl localhost:8000/predict -H 'content-type: application/json' -d '{"x": [[0.1, 0.2]], "nodes": [17], "top": 3}'
 
-Requests that arrive while others are being answered wait together and are answered as one batch; a request that finds
-the student idle is answered at once. A request is checked before it joins, so a bad one spoils no other.
+Requests that arrive while others are being answered wait and are then answered as one batch; a request that finds the
+student idle is answered at once. Requests are checked before they join a batch, so a bad one cannot spoil others.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pydantic import BaseModel
 
 from gmoe_ext.runtime import PackedStudent
 
-MOST_ROWS = 4096  # of one request, and of one batch that holds more than one request
-MOST_WAITING = 65536  # rows; beyond, requests are refused rather than kept waiting for long
+MOST_ROWS = 4096  # of a request, and of a batch of several requests
+MOST_WAITING = 65536  # rows; further requests are refused rather than kept waiting
 
 Proba = np.ndarray  # [rows, classes]
 
 
 @dataclass
 class Waiting:
-    """A request that waits for its answer."""
+    """A request waiting for its answer."""
 
     x: np.ndarray
     nodes: np.ndarray | None
@@ -39,11 +39,11 @@ class Waiting:
 
 
 class Overloaded(Exception):
-    """More rows wait than should."""
+    """Too many rows are waiting."""
 
 
 class Batcher:
-    """Answers requests that wait at the same time by one call.
+    """Answers requests that wait at the same time in one call.
 
     Args:
         predict: (x [N, D], nodes [N] or None) -> probabilities [N, C]; called in a thread, one call at a time.
@@ -55,7 +55,7 @@ class Batcher:
         self.wake = asyncio.Event()
 
     async def ask(self, x: np.ndarray, nodes: np.ndarray | None) -> Proba:
-        """The probabilities of some rows, in the company of whoever else waits."""
+        """Return the probabilities of some rows, computed in one batch with other waiting requests."""
         if self.waiting_rows + len(x) > MOST_WAITING:
             raise Overloaded
         request = Waiting(x, nodes, asyncio.get_running_loop().create_future())
@@ -66,13 +66,13 @@ class Batcher:
         return await request.answer
 
     async def run(self) -> None:
-        """Answer until cancelled."""
+        """Answer requests until cancelled."""
         while True:
             await self.wake.wait()
             batch = self.take()
             try:
                 proba = await asyncio.to_thread(self.predict, *joined(batch))
-            except Exception as error:  # the callers get it; the next batch may be a better one
+            except Exception as error:  # goes to the callers; the next batch may succeed
                 for request in batch:
                     if not request.answer.done():
                         request.answer.set_exception(error)
@@ -80,11 +80,11 @@ class Batcher:
             self.batches += 1
             ends = np.cumsum([len(request.x) for request in batch])
             for request, rows in zip(batch, np.split(proba, ends[:-1]), strict=True):
-                if not request.answer.done():  # its caller may have gone
+                if not request.answer.done():  # the caller may have disconnected
                     request.answer.set_result(rows)
 
     def take(self) -> list[Waiting]:
-        """The requests of the next batch, in the order they came."""
+        """Remove and return the requests of the next batch, in order of arrival."""
         rows = count = 0
         for request in self.waiting:
             if count > 0 and rows + len(request.x) > MOST_ROWS:
@@ -98,13 +98,13 @@ class Batcher:
 
 
 def joined(batch: Sequence[Waiting]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Their rows under each other; either all of a student's requests have nodes or none."""
+    """Concatenate the rows and nodes of a batch; either all requests to a student have nodes or none has."""
     nodes = [request.nodes for request in batch if request.nodes is not None]
     return np.concatenate([request.x for request in batch]), np.concatenate(nodes) if nodes else None
 
 
 class Question(BaseModel):
-    """Rows of features, the rows of the position table they belong to (-1: none), and how many classes to name."""
+    """A request: rows of features, their rows in the position table (-1: none), and how many classes to return."""
 
     x: list[list[float]]
     nodes: list[int] | None = None
@@ -112,10 +112,10 @@ class Question(BaseModel):
 
 
 def checked(student: PackedStudent, question: Question) -> tuple[np.ndarray, np.ndarray | None]:
-    """The arrays of a question that the student can answer.
+    """Convert a question to arrays that the student can answer.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the question does not fit the student.
     """
     features = student.info()["features"]
     table = features["position_nodes"]
@@ -134,18 +134,18 @@ def checked(student: PackedStudent, question: Question) -> tuple[np.ndarray, np.
         raise ValueError(f"expected 'top' in [1, {student.num_outputs}], got {question.top}")
     if not table:
         if question.nodes is not None:
-            raise ValueError("this student has no position table: leave 'nodes' out")
+            raise ValueError("this student has no position table: omit 'nodes'")
         return x, None
     nodes = [-1] * len(x) if question.nodes is None else question.nodes
     if len(nodes) != len(x):
-        raise ValueError(f"expected {len(x)} 'nodes', one a row, got {len(nodes)}")
+        raise ValueError(f"expected {len(x)} 'nodes', one per row, got {len(nodes)}")
     if not all(-1 <= node < table for node in nodes):
         raise ValueError(f"expected 'nodes' in [-1, {table})")
     return x, np.array(nodes, np.int64)
 
 
 def build(student: PackedStudent) -> FastAPI:
-    """The service of one student."""
+    """Build the service of one student."""
     batcher = Batcher(student.predict_proba)
     names = student.classes
 
@@ -159,12 +159,12 @@ def build(student: PackedStudent) -> FastAPI:
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
-        """The student, and what was asked of it so far."""
+        """Describe the student and count the requests and batches so far."""
         return {"student": student.info(), "requests": batcher.requests, "batches": batcher.batches}
 
     @app.post("/predict")
     async def predict(question: Question) -> dict[str, Any]:
-        """The most probable classes of each row, their probabilities and, if the student knows them, names."""
+        """Return the most probable classes of each row, their probabilities and, if known, their names."""
         try:
             proba = await batcher.ask(*checked(student, question))
         except ValueError as error:
@@ -182,9 +182,9 @@ def build(student: PackedStudent) -> FastAPI:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a packed student over HTTP.")
-    parser.add_argument("--student", required=True, help="file of gmoe_ext.export.pack")
+    parser.add_argument("--student", required=True, help="file written by gmoe_ext.export.pack")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one, which is printed")
+    parser.add_argument("--port", type=int, default=8000, help="0: any free port, which is printed")
     options = parser.parse_args()
     uvicorn.run(build(PackedStudent.load(options.student)), host=options.host, port=options.port)
 

@@ -1,7 +1,4 @@
-"""`python -m gmoe_ext.collect_env`: what was built, what it runs on, which optional parts are there.
-
-Paste its output into a bug report.
-"""
+"""`python -m gmoe_ext.collect_env`: show the build, the machine and the optional packages, for bug reports."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _VARIABLES = ("GMOE_EXT_DATA", "GMOE_EXT_BACKEND", "GMOE_EXT_REQUIRE_NATIVE", "G
 
 
 def collect() -> list[tuple[str, str]]:
-    """Facts about package, machine and environment, as (name, value) in the order they are shown."""
+    """Collect facts about package, machine and environment, as (name, value) in display order."""
     import gmoe_ext
 
     facts = [
@@ -64,7 +61,7 @@ def _torch() -> list[tuple[str, str]]:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -82,7 +79,7 @@ def _version(name: str) -> str:
 
 
 def main() -> int:
-    """Print the facts."""
+    """Print the facts and return the exit code."""
     facts = collect()
     width = max(len(name) for name, _ in facts)
     for name, value in facts:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import FrameType
 from typing import TextIO
 
@@ -55,7 +56,8 @@ class Progress:
             total: how many there are; None: not known.
             done: how many were done by an earlier run.
         """
-        bars = self.out.isatty() and not self._quiet
+        # An installation that only serves has no rich.
+        bars = self.out.isatty() and not self._quiet and find_spec("rich") is not None
         self._phase = _Bar(self.out, name, unit, total, done) if bars else _Lines(self, name, unit, total, done)
         try:
             yield

@@ -1,6 +1,7 @@
 """What a command shows: bars on a terminal, a line per tenth of the way elsewhere."""
 
 import io
+import sys
 
 import pytest
 
@@ -46,3 +47,8 @@ def test_an_interrupted_bar_keeps_its_length():
     with pytest.raises(KeyboardInterrupt), progress.phase("gcn", "epoch", 100):
         raise KeyboardInterrupt
     assert "0/100" in out.getvalue() and "0/1 " not in out.getvalue()
+
+
+def test_a_terminal_without_rich_gets_lines(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert show(Terminal(), 100, 100) == show(io.StringIO(), 100, 100)

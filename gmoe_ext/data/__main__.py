@@ -1,4 +1,4 @@
-"""``python -m gmoe_ext.data``: list what is there, describe one data set, fetch one from its official source.
+"""``python -m gmoe_ext.data``: list data sets, describe one, or fetch one from its official source.
 
 Exit codes: 0 done, 2 settings, 3 data.
 """
@@ -17,11 +17,15 @@ from .sources import SOURCES, get
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gmoe_ext.data", description="Data sets: list, info, get.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in (("list", "what is there, and what can be fetched"), ("info", "counts, split and checksums"),
-                          ("get", "fetch from the official source")):  # fmt: skip
+    texts = {
+        "list": "data sets that are present or can be fetched",
+        "info": "counts, split and checksums of one",
+        "get": "fetch one from its official source",
+    }
+    for command, text in texts.items():
         sub = commands.add_parser(command, help=text)
         sub.add_argument("--root", help="data folder (default: environment variable GMOE_EXT_DATA, else 'data')")
         if command != "list":
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _info(options.name, root)
         else:
             path = get(options.name, root)
-            print(f"made       {path}\nnext       python -m gmoe_ext.data info {options.name} --root {root}")
+            print(f"written    {path}\nnext       python -m gmoe_ext.data info {options.name} --root {root}")
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def found(root: Path) -> dict[str, str]:
-    """Names of the data sets under ``root`` and what they are read from."""
+    """Find the data sets under ``root``: their names and what they are read from."""
     names = {path.stem: path.name for path in root.glob("*.npz") if "_split" not in path.stem}
     graphs = {name.removesuffix("_graphs"): file for name, file in names.items() if name.endswith("_graphs")}
     names = {name: file for name, file in names.items() if not name.endswith("_graphs")} | graphs
@@ -55,12 +59,12 @@ def _list(root: Path) -> None:
     here = found(root)
     print(f"root       {root}")
     for name in SYNTHETIC:
-        print(f"made       {name}")
+        print(f"built in   {name}")
     for name, file in here.items():
-        print(f"here       {name:<24} {file}")
+        print(f"present    {name:<24} {file}")
     for name in SOURCES:
         if name not in here:
-            print(f"to fetch   {name:<24} python -m gmoe_ext.data get {name} --root {root}")
+            print(f"available  {name:<24} python -m gmoe_ext.data get {name} --root {root}")
 
 
 def _info(name: str, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scores: accuracy, ROC-AUC over tasks with missing labels, RMSE, Hits@k. Equal to OGB's Evaluators."""
+"""Metrics: accuracy, ROC-AUC over tasks with missing labels, RMSE, Hits@k. They equal OGB's Evaluators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .arrays import Array
 
 
 def accuracy(prediction: Tensor, y: Tensor) -> float:
-    """Fraction of rows whose largest logit is the label.
+    """Compute the fraction of rows whose largest logit is the label.
 
     Args:
         prediction: logits [N, C], or class ids [N].
@@ -31,7 +31,7 @@ def accuracy(prediction: Tensor, y: Tensor) -> float:
 
 
 def rocauc(prediction: Tensor, y: Tensor) -> float:
-    """Area under the ROC curve, mean over the tasks that have both classes; ties count half.
+    """Compute the area under the ROC curve, averaged over the tasks that have both classes; ties count half.
 
     Args:
         prediction: scores [N, tasks], larger = more likely 1.
@@ -49,7 +49,7 @@ def rocauc(prediction: Tensor, y: Tensor) -> float:
 
 
 def rmse(prediction: Tensor, y: Tensor) -> float:
-    """Root mean squared error over the labels that are there, mean over tasks.
+    """Compute the root mean squared error over the known labels, averaged over tasks.
 
     Args:
         prediction: [N, tasks].
@@ -58,13 +58,13 @@ def rmse(prediction: Tensor, y: Tensor) -> float:
     values, labels = _pair("rmse", prediction, y)
     known = ~np.isnan(labels)
     if not known.any(0).all():
-        raise DataError("metrics.rmse: a task has no label at all, so its error is undefined")
+        raise DataError("metrics.rmse: a task has no labels at all, so its error is undefined")
     squares = np.where(known, (values - np.where(known, labels, 0.0)) ** 2, 0.0)
     return float(np.sqrt(squares.sum(0) / known.sum(0)).mean())
 
 
 def hits(positive: Tensor, negative: Tensor, k: int) -> float:
-    """Hits@k: fraction of positive scores above the k-th largest negative score."""
+    """Compute Hits@k, the fraction of positive scores above the k-th largest negative score."""
     if negative.numel() < k:
         return 1.0
     return float((positive > negative.topk(k).values[-1]).double().mean())
@@ -79,20 +79,20 @@ NAMES = tuple(_SCORES)
 
 
 def evaluate(metric: str, prediction: Tensor, y: Tensor) -> float:
-    """The score called ``metric``: 'accuracy', 'rocauc' or 'rmse'."""
+    """Compute the metric called ``metric``: 'accuracy', 'rocauc' or 'rmse'."""
     return _lookup(metric)[0](prediction, y)
 
 
 def higher_is_better(metric: str) -> bool:
-    """True for scores, False for errors."""
+    """Return True for scores, False for errors."""
     return _lookup(metric)[1]
 
 
 def infer(y: Tensor) -> str:
-    """The metric that fits the labels: class ids [N] accuracy; else by value.
+    """Infer the metric from the labels: 'accuracy' for class ids [N], otherwise by their values.
 
-    Labels [N, tasks] that are all 0, 1 or NaN ask for 'rocauc', other whole numbers >= 0 in a single column are class
-    ids ('accuracy'), anything else is real ('rmse').
+    Labels [N, tasks] that are all 0, 1 or NaN mean 'rocauc', other whole numbers >= 0 in a single column are class ids
+    ('accuracy'), and anything else is real ('rmse').
     """
     if not y.is_floating_point() and y.ndim == 1:
         return "accuracy"
@@ -104,16 +104,16 @@ def infer(y: Tensor) -> str:
 
 
 def check_labels(name: str, y: Tensor, metric: str) -> None:
-    """Refuse labels that the metric cannot score: not 0/1 for 'rocauc', not class ids for 'accuracy'.
+    """Check that the metric can score the labels.
 
     Raises:
-        DataError: as said; NaN (missing) is refused for 'accuracy' only.
+        DataError: labels other than 0, 1 or NaN (missing) for 'rocauc', or other than class ids for 'accuracy'.
     """
     _lookup(metric)
     missing = y.isnan()
     if metric == "rocauc" and not bool((missing | (y == 0) | (y == 1)).all()):
         raise DataError(
-            f"data '{name}': metric 'rocauc' expects labels 0, 1 or missing, got others; pass --data.metric"
+            f"data '{name}': metric 'rocauc' expects labels 0, 1 or missing, got others\n  fix: pass --data.metric"
         )
     if metric != "accuracy":
         return
@@ -121,7 +121,9 @@ def check_labels(name: str, y: Tensor, metric: str) -> None:
         row = int(missing.reshape(len(y), -1).any(1).nonzero()[0])
         raise DataError(f"data '{name}': metric 'accuracy' expects a class id for every item, got NaN in row {row}")
     if (y.ndim == 2 and y.shape[1] != 1) or not bool(((y >= 0) & (y == y.floor())).all()):
-        raise DataError(f"data '{name}': metric 'accuracy' expects one class id 0, 1, ... per item; pass --data.metric")
+        raise DataError(
+            f"data '{name}': metric 'accuracy' expects one class id 0, 1, ... per item\n  fix: pass --data.metric"
+        )
 
 
 def _lookup(metric: str) -> tuple[Callable[[Tensor, Tensor], float], bool]:
@@ -154,6 +156,6 @@ def _pair(name: str, prediction: Tensor, y: Tensor) -> tuple[Array, Array]:
 
 
 def _check_finite(name: str, prediction: Tensor) -> None:
-    # A diverged model must not earn a score: argmax and sort give NaN some place in the order.
+    # A diverged model must not get a score: argmax and sort would rank NaN like a number.
     if not bool(torch.isfinite(prediction).all()):
         raise ValueError(f"metrics.{name}: expected finite predictions, got NaN or infinity; did training diverge?")

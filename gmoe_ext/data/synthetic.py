@@ -1,4 +1,4 @@
-"""Seeded data sets made on the spot: a community graph that needs two hops, and small molecules."""
+"""Generate seeded data sets: a community graph whose classes need two hops, and small molecules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .molecules import ATOM_DIMS, BOND_DIMS, MoleculeData
 from .node import NodeData, undirected_graph
 from .splits import random
 
-# What the graph is made of. Found by trial so that a GCN is right on 80-90% of the nodes, hop-1 and hop-2 experts
-# together on 4-6 points more, and an MLP without the graph on fewer than half.
-_LEAVES = 0.75  # of a two-sided community; the others are connectors
-_LEAF_EDGES = 3.5  # drawn per leaf: few, so that a leaf sees its connectors as strongly as what lies behind them
-_CROSS = 0.2  # of the edges leave the community
-_OWN = 0.35  # of the nodes show their own class, the others a random one
-_REGION = 0.5  # how far the feature that tells the two kinds of community lies from zero; the noise is 1
+# Chosen by trial so that a GCN gets 80-90% of the nodes right, hop-1 and hop-2 experts together 4-6 points more, and an
+# MLP without the graph fewer than half.
+_LEAVES = 0.75  # fraction of leaves in a two-sided community; the others are connectors
+_LEAF_EDGES = 3.5  # edges drawn per leaf: few, so that its connectors weigh as much as the nodes behind them
+_CROSS = 0.2  # fraction of the edges that leave the community
+_OWN = 0.35  # fraction of the nodes that show their own class; the others show a random one
+_REGION = 0.5  # offset along the direction that tells the two kinds of community apart; the noise is 1
 _SCALE = 0.3  # of all features, so that their rows are about as long as those of DeepWalk positions
 
 _MEMBER, _LEAF, _CONNECTOR = 0, 1, 2
@@ -33,22 +33,22 @@ def communities(
     seed: int = 0,
     split_seed: int = 0,
 ) -> NodeData:
-    """An attributed graph of communities whose classes need both hop-1 and hop-2 evidence.
+    """Generate an attributed graph of communities whose classes need both hop-1 and hop-2 evidence.
 
-    Every community has one class. Half of the communities are homophilous: their members are linked to each other
-    and the features of the neighbours, taken together, show the class. The others are two-sided: leaves are linked
-    to connectors only, and the connectors of a community all show the same wrong class. So the neighbours of a leaf
-    mislead, and the nodes two hops away, which are leaves again, show its class. A node's own features tell little:
-    most show a random class. One direction of feature space weakly tells the two kinds of community apart, so that a
-    gate can learn which hop to trust. The position in the graph (DeepWalk) tells the community.
+    Every community has one class. Half of the communities are homophilous: their members are linked to each other, and
+    the features of a node's neighbours together show the class. The others are two-sided: leaves are linked only to
+    connectors, and all connectors of a community show the same wrong class. So the neighbours of a leaf mislead, while
+    the nodes two hops away, which are leaves again, show its class. A node's own features say little: most show a
+    random class. One direction of feature space weakly tells the two kinds of community apart, so that a gate can learn
+    which hop to trust. The position in the graph (DeepWalk) reveals the community.
 
     Args:
         num_nodes: N.
-        num_edges: undirected edges drawn, by default 6 a node; a few fall together and are dropped.
+        num_edges: undirected edges drawn, by default about 6 per node; the few duplicates are dropped.
         num_features: F.
         num_classes: C.
-        communities_per_class: even, so that each class has as many communities of either kind.
-        train, val: fractions of the nodes; the rest tests.
+        communities_per_class: even, so that each class has as many communities of one kind as of the other.
+        train, val: fractions of the nodes; the rest are test nodes.
         seed: of the graph, its features and labels.
         split_seed: of the split.
 
@@ -57,7 +57,7 @@ def communities(
     """
     if num_nodes < 4 * num_classes * communities_per_class:
         least = 4 * num_classes * communities_per_class
-        raise ValueError(f"synthetic.communities: expected 'num_nodes' >= {least}, four a community, got {num_nodes}")
+        raise ValueError(f"synthetic.communities: expected 'num_nodes' >= {least}, four per community, got {num_nodes}")
     generator = np.random.default_rng(seed)
     count = num_classes * communities_per_class
     community = np.sort(generator.integers(count, size=num_nodes))
@@ -87,19 +87,19 @@ def communities(
 def molecules(
     num_graphs: int = 60, num_tasks: int = 1, regression: bool = False, seed: int = 0, split_seed: int = 0
 ) -> MoleculeData:
-    """Small random molecules, trees with a few rings, whose labels depend on their atoms and bonds.
+    """Generate small random molecules, trees with a few rings, whose labels depend on their atoms and bonds.
 
     Args:
         num_graphs: G.
         num_tasks: labels per molecule; task t counts atoms of category t + 1 and bonds of order t % 5.
-        regression: real labels (metric 'rmse'), else 0/1 with a tenth missing (metric 'rocauc').
+        regression: make real labels (metric 'rmse') instead of 0/1 with a tenth missing (metric 'rocauc').
         seed: of the molecules and labels.
         split_seed: of the split, 80/10/10.
     """
     generator = np.random.default_rng(seed)
     atoms = generator.integers(2, 14, size=num_graphs)
     first = np.cumsum(atoms) - atoms
-    # Atom a of a molecule hangs on an earlier one; every third molecule of 5 atoms or more closes one ring.
+    # Each atom is bonded to an earlier one; every third molecule, if it has 5 atoms or more, closes one ring.
     local = np.arange(atoms.sum()) - np.repeat(first, atoms)
     child = local[local > 0]
     parent = (generator.random(len(child)) * child).astype(np.int64)
@@ -135,8 +135,8 @@ def _community_edges(generator: np.random.Generator, community: Array, role: Arr
         return nodes[generator.integers(len(nodes), size=count)]
 
     def neighbour(of: Array, among: Array) -> Array:
-        # `among` is ascending and so are the communities: those of one community are a range. In a graph of a few
-        # hundred nodes the range can be empty; the next community's first node stands in.
+        # Both `among` and the communities ascend, so the nodes of one community are a range. In a graph of a few
+        # hundred nodes the range can be empty; then the next community's first node is taken.
         low = np.searchsorted(community[among], community[of], side="left")
         high = np.searchsorted(community[among], community[of], side="right")
         chosen = low + (generator.random(len(of)) * (high - low)).astype(np.int64)

@@ -3,12 +3,11 @@
 >>> from gmoe_ext.predict import score
 >>> score("student.safetensors", "rows.parquet", "answers.parquet")
 
-Rows stream through in constant memory; see ``docs/guides/predict.md``.
+Rows are streamed in constant memory; see ``docs/guides/predict.md``.
 """
 
 from __future__ import annotations
 
-from .command import main
 from .score import Summary, score
 
-__all__ = ["Summary", "main", "score"]
+__all__ = ["Summary", "score"]

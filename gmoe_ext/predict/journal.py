@@ -1,7 +1,7 @@
-"""What a run has answered so far, on disk beside the output, so that a killed run goes on where it was.
+"""The answers of an unfinished run, on disk beside the output, so that a killed run can continue.
 
-The journal is one line of JSON that says what is being answered, and then a fixed-size record for each row in order:
-how many rows are done is the file's size. What is wrong with rows stands in a second file, which is written first.
+The journal is one line of JSON that identifies the run, followed by a fixed-size record for each row in order, so the
+file's size tells how many rows are done. Problems of rows are kept in a second file, which is written first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import IO, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..atomic_write import atomic_write
 from ..errors import DataError
 
 _ROWS_AT_ONCE = 1 << 16
@@ -26,12 +27,12 @@ class Journal:
 
     Args:
         path: the journal's file.
-        identity: a line that differs for every other input, student or form of the answers.
+        identity: a line that is different for another input, student or form of the answers.
         record: dtype of a row's record.
-        resume: go on with what is there if the identity is the same; else start over.
+        resume: continue the file at ``path`` if its identity is the same; False starts over.
 
     Attributes:
-        rows: how many are answered.
+        rows: number of rows answered.
 
     Raises:
         DataError: another process is answering into the same file.
@@ -57,13 +58,9 @@ class Journal:
         self._problems = self._keep_problems()
 
     def _keep_problems(self) -> TextIO:
-        """Drop what was said of rows that are to be answered again."""
-        draft = self._problems_path.with_name(self._problems_path.name + ".draft")
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            for row, text in self.problems():
-                if row < self.rows:
-                    file.write(f"{row}\t{text}\n")
-        draft.replace(self._problems_path)
+        """Drop the problems of rows that will be answered again."""
+        with atomic_write(self._problems_path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(f"{row}\t{text}\n" for row, text in self.problems() if row < self.rows)
         return self._problems_path.open("a", encoding="utf-8", newline="")
 
     def __enter__(self) -> Journal:
@@ -76,7 +73,7 @@ class Journal:
         self._file.close()
 
     def append(self, records: NDArray[Any], problems: Mapping[int, str]) -> None:
-        """Answers of the next rows, and what is wrong with some of them by their row in the file."""
+        """Add the records of the next rows, and the problems of some of them by their row in the file."""
         for row in sorted(problems):
             text = problems[row].replace("\n", " ").replace("\r", " ")
             self._problems.write(f"{row}\t{text}\n")
@@ -89,23 +86,23 @@ class Journal:
         self.rows += len(records)
 
     def problems(self) -> Iterator[tuple[int, str]]:
-        """Rows with problems, in order."""
+        """Yield the rows that have problems, in order."""
         if not self._problems_path.exists():
             return
         with self._problems_path.open(encoding="utf-8", newline="") as file:
             for line in file:
                 row, tab, text = line.rstrip("\n").partition("\t")
-                if tab and line.endswith("\n"):  # the last line of a killed run may be cut
+                if tab and line.endswith("\n"):  # a kill may have cut the last line
                     yield int(row), text
 
     def records(self) -> Iterator[NDArray[Any]]:
-        """All records in order, some at a time."""
+        """Yield all records in order, a few at a time."""
         self._file.seek(self._begin)
         for begin in range(0, self.rows, _ROWS_AT_ONCE):
             count = min(_ROWS_AT_ONCE, self.rows - begin)
             yield np.frombuffer(self._file.read(count * self._record.itemsize), self._record)
 
     def remove(self) -> None:
-        """The run is finished."""
+        """Delete the files of a finished run."""
         self._problems_path.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)

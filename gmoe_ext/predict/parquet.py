@@ -1,8 +1,8 @@
-"""Parquet files, in and out, a batch at a time. Needs pyarrow, which the extra ``predict`` installs."""
+"""Parquet files of rows and of answers, a batch at a time. Needs pyarrow, which the extra ``predict`` installs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, MissingExtraError
-from .chunk import NODE_COLUMNS, Chunk, rows_at_once, to_float32
+from .rows import NODE_COLUMNS, Chunk, rows_at_once, to_float32
 
-_READ_BUFFER = 1 << 16  # bytes of each column that are read ahead; without one a whole row group is
+_READ_BUFFER = 1 << 16  # bytes of each column that are read ahead; by default it is a whole row group
 
 
 def arrow() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet."""
+    """Import pyarrow and pyarrow.parquet.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -26,7 +30,7 @@ def arrow() -> tuple[Any, Any]:
 
 
 class ParquetReader:
-    """Columns of numbers in the file's order, or one column of lists; a column ``node`` or ``nodes`` names nodes."""
+    """Reads columns of numbers in the file's order, or one column of lists; ``node`` or ``nodes`` holds nodes."""
 
     def __init__(self, path: Path) -> None:
         self._arrow, self._parquet = arrow()
@@ -53,7 +57,6 @@ class ParquetReader:
         return self._parquet.ParquetFile(self._path, buffer_size=_READ_BUFFER, pre_buffer=False)
 
     def chunks(self, begin: int, columns: int) -> Iterator[Chunk]:
-        """Rows from ``begin`` on."""
         group = 0
         while group < len(self._groups) and begin >= self._groups[group]:
             begin -= self._groups[group]
@@ -93,6 +96,24 @@ class ParquetReader:
         return Chunk(x, nodes, problems)
 
 
+def write_parquet(path: Path, records: Iterable[NDArray[Any]], classes: Sequence[str] | None) -> None:
+    """Write the columns row, class, probability and, if classes have names, name; they are null in a bad row."""
+    pyarrow, parquet = arrow()
+    fields = [("row", pyarrow.int64()), ("class", pyarrow.int32()), ("probability", pyarrow.float32())]
+    names = None if not classes else pyarrow.array(list(classes), pyarrow.string())
+    schema = pyarrow.schema([*fields, *([] if names is None else [("name", pyarrow.string())])])
+    row = 0
+    with parquet.ParquetWriter(path, schema) as writer:
+        for some in records:
+            bad = some["class"] < 0
+            kind = pyarrow.array(some["class"], pyarrow.int32(), mask=bad)
+            columns = [np.arange(row, row + len(some)), kind, pyarrow.array(some["probability"], mask=bad)]
+            if names is not None:
+                columns.append(names.take(kind))
+            writer.write_table(pyarrow.table(columns, schema=schema))
+            row += len(some)
+
+
 def _nulls(column: Any) -> list[int]:
     if column.null_count == 0:
         return []
@@ -106,7 +127,7 @@ def _numbers(column: Any) -> NDArray[Any]:
 
 
 def _lists(column: Any, columns: int, problems: dict[int, str]) -> NDArray[np.float32]:
-    """Rows of lists; those of another length than ``columns`` are problems."""
+    """Convert a column of lists to rows; a list of another length than ``columns`` is a problem."""
     from pyarrow import compute, types
 
     flat = column.flatten()

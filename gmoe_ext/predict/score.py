@@ -1,4 +1,4 @@
-"""Answers to a file of rows: streamed, resumable, every bad row named."""
+"""Answer a file of rows: streamed, resumable, with every bad row listed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import os
-import secrets
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..atomic_write import atomic_write
 from ..errors import ConfigError, DataError
 from ..runtime import PackedStudent
-from .answers import OUTPUTS, record_of, records_of, write_csv, write_npy, write_parquet
-from .arrays import ArrayReader
-from .chunk import Chunk, Reader
+from .answers import OUTPUTS, record_of, records_of, write_csv, write_npy
 from .journal import Journal
-from .parquet import ParquetReader, arrow
-from .table import CsvReader
+from .parquet import ParquetReader, arrow, write_parquet
+from .rows import ArrayReader, Chunk, CsvReader, Reader
 
 _READERS: dict[str, Callable[[Path], Reader]] = {
     ".npy": ArrayReader,
@@ -37,12 +35,12 @@ _JOURNAL_VERSION = 1
 
 @dataclass(frozen=True)
 class Answered:
-    """Logits of some rows.
+    """The logits of consecutive rows.
 
     Attributes:
         begin: number of the first row in the file, from 0.
-        logits: [N, C]; NaN for a bad row.
-        problems: what is wrong with bad rows, by their number in the file.
+        logits: [N, C]; NaN in a bad row.
+        problems: what is wrong with each bad row, by its number in the file.
     """
 
     begin: int
@@ -52,13 +50,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run.
+    """What a finished run did.
 
     Attributes:
-        rows: how many the input has.
-        resumed_at: rows that an earlier run had answered.
-        bad_rows: how many have no answer.
-        bad_rows_path: the file that names them, or None if there are none.
+        rows: number of rows of the input.
+        resumed_at: number of them that an earlier run had answered.
+        bad_rows: number of them without an answer.
+        bad_rows_path: the file that lists those, or None if there are none.
     """
 
     rows: int
@@ -68,11 +66,11 @@ class Summary:
 
 
 def open_rows(path: Path) -> Reader:
-    """The reader of an input file.
+    """Open an input file.
 
     Raises:
         DataError: the file is missing, damaged, of an unknown kind or not a table of numbers.
-        MissingExtraError: it is a .parquet file, and pyarrow is not installed.
+        MissingExtraError: it is a .parquet file and pyarrow is not installed.
     """
     if path.suffix not in _READERS:
         raise DataError(f"--input {path}: expected a file named *{', *'.join(_READERS)}")
@@ -84,15 +82,23 @@ def open_rows(path: Path) -> Reader:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of reading a file name it. pyarrow's own are ValueError and OSError, too."""
+    """Raise errors of reading a file as DataError with its name; pyarrow's are ValueError and OSError too."""
     try:
         yield
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"--input {path}: {error}") from error
 
 
+def load_student(path: str | os.PathLike[str], threads: int | None = None) -> PackedStudent:
+    """Load a packed student that answers with at most ``threads`` threads."""
+    student = PackedStudent.load(path)
+    if threads is not None:
+        student.num_threads = threads
+    return student
+
+
 def answer(student: PackedStudent, path: Path, begin: int = 0) -> Iterator[Answered]:
-    """Answer the rows of a file from ``begin`` to its end, some at a time.
+    """Answer the rows of a file from ``begin`` to its end, a few at a time.
 
     Raises:
         DataError: the file is damaged, or its rows do not fit the student.
@@ -132,23 +138,24 @@ def score(
 ) -> Summary:
     """Answer a file of rows into another file, in constant memory.
 
-    The answers are kept beside the output, in ``OUTPUT.partial``, until all are there; the output then appears in one
-    step. A run that was killed goes on where it was, and its output is the same to the last byte.
+    Answers are collected beside the output, in ``OUTPUT.partial``; the output appears whole at the end. A run that was
+    killed continues where it stopped, and its output is the same to the last byte.
 
     Args:
         student: file written by ``export.pack``.
         rows: .npy, .npz, .csv or .parquet; see ``docs/guides/predict.md``.
         output: .csv or .parquet (class, probability, name) or .npy (logits). A bad row has no class, or NaN for logits.
-        resume: go on with an unfinished run of the same student, rows and kind of output; False starts over.
-        threads: most threads to answer with; None is the student's own choice.
-        on_rows: called as on_rows(rows answered, rows an earlier run had answered, rows in all or None).
+        resume: continue an unfinished run of the same student, rows and kind of output; False starts over.
+        threads: maximum number of threads; by default the student's own choice.
+        on_rows: called as on_rows(rows answered, rows an earlier run had answered, all rows or None if not known).
 
     Raises:
         ConfigError: the output is of an unknown kind.
-        DataError: the student or the rows are missing, damaged or do not fit each other, or another run is at work.
-        MissingExtraError: .parquet is asked for, and pyarrow is not installed.
+        DataError: the student or the rows are missing or damaged or do not fit each other, or another run is writing
+            the same output.
+        MissingExtraError: a .parquet file is read or written and pyarrow is not installed.
 
-    Deterministic: yes, bit for bit, on one processor type.
+    Deterministic: yes, bit for bit, on one type of processor.
 
     Example:
         >>> score("student.safetensors", "rows.parquet", "answers.parquet").bad_rows
@@ -159,9 +166,7 @@ def score(
         raise ConfigError(f"--output {output}: expected a file named *{', *'.join(OUTPUTS)}")
     if output.suffix == ".parquet":
         arrow()
-    packed, reader = PackedStudent.load(student), open_rows(rows)
-    if threads is not None:
-        packed.num_threads = threads
+    packed, reader = load_student(student, threads), open_rows(rows)
     record = record_of(output.suffix, packed.num_outputs)
     journal_path = output.with_name(output.name + ".partial")
     with Journal(journal_path, _identity(packed, rows, output.suffix), record, resume) as journal:
@@ -187,37 +192,25 @@ def _identity(student: PackedStudent, rows: Path, suffix: str) -> bytes:
         "input_bytes": status.st_size,
         "input_changed_ns": status.st_mtime_ns,
         "output": suffix,
-        "cpu": student.info()["cpu"],  # another one rounds differently
+        "cpu": student.info()["cpu"],  # kernels of another instruction set round differently
     }
     return json.dumps(what).encode() + b"\n"
 
 
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """A file to write that becomes ``path`` at the end, or is removed."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _write_bad_rows(journal: Journal, output: Path) -> tuple[int, Path | None]:
-    path, count = output.with_name(output.name + ".bad_rows.csv"), 0
-    with _draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        write = csv.writer(file, lineterminator="\n").writerow
-        write(["row", "problem"])
-        for row, text in journal.problems():
-            write([row, text])
-            count += 1
+    path, count = output.with_name(output.name + ".bad_rows.csv"), sum(1 for _ in journal.problems())
     if count == 0:
-        path.unlink()
-    return count, path if count else None
+        path.unlink(missing_ok=True)
+        return 0, None
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row", "problem"])
+        writer.writerows(journal.problems())
+    return count, path
 
 
 def _write(journal: Journal, output: Path, student: PackedStudent) -> None:
-    with _draft(output) as draft:
+    with atomic_write(output) as draft:
         if output.suffix == ".parquet":
             write_parquet(draft, journal.records(), student.classes)
             return

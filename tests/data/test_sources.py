@@ -197,11 +197,11 @@ def test_the_command_lists_describes_and_fetches(tmp_path, published, capsys):
     assert main(["list", "--root", str(root)]) == 0
     listed = capsys.readouterr().out
     for line in (
-        "here       small ",
-        "here       toy ",
-        "here       mol ",
-        "made       communities",
-        "to fetch   gone",
+        "present    small ",
+        "present    toy ",
+        "present    mol ",
+        "built in   communities",
+        "available  gone",
     ):
         assert line in listed
     assert main(["info", "toy", "--root", str(root)]) == 0

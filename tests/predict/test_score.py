@@ -1,4 +1,4 @@
-"""A file of rows is answered in constant memory, every bad row is named, and a killed run goes on."""
+"""A file of rows is answered in constant memory, every bad row is listed, and a killed run continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch
 from gmoe_ext import models
 from gmoe_ext.errors import ConfigError, DataError
 from gmoe_ext.export import pack
-from gmoe_ext.predict import main, score
+from gmoe_ext.predict import score
+from gmoe_ext.predict.__main__ import main
 from gmoe_ext.runtime import PackedStudent
 
 COLUMNS, NODES = 6, 50
@@ -70,13 +71,13 @@ WRITERS = [write_npz, write_csv, write_parquet, write_lists]
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many chunks of few rows."""
-    for module in ("arrays", "table", "parquet"):
+    """Split every file into many chunks of few rows."""
+    for module in ("rows", "parquet"):
         monkeypatch.setattr(f"gmoe_ext.predict.{module}.rows_at_once", lambda columns: 64)
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_every_kind_of_input_gives_the_student_s_answers(student: Path, rows, tmp_path: Path, write: Callable) -> None:
+def test_every_kind_of_input_gets_the_students_answers(student: Path, rows, tmp_path: Path, write: Callable) -> None:
     expected = PackedStudent.load(student).predict(*rows)
     done = score(student, write(tmp_path / "rows", *rows), tmp_path / "out.npy")
     assert (done.rows, done.resumed_at, done.bad_rows, done.bad_rows_path) == (700, 0, 0, None)
@@ -122,7 +123,7 @@ def test_classes_and_probabilities(student: Path, rows, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_bad_rows_are_named_and_keep_their_place(student: Path, rows, tmp_path: Path, write: Callable) -> None:
+def test_bad_rows_are_listed_and_keep_their_place(student: Path, rows, tmp_path: Path, write: Callable) -> None:
     x, nodes = rows
     x[3, 2], x[100, 0], nodes[69], nodes[699] = np.nan, np.inf, NODES, -2
     done = score(student, write(tmp_path / "rows", x, nodes), tmp_path / "out.npy")
@@ -197,7 +198,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet"])
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_a_killed_run_goes_on_to_the_same_file(
+def test_a_killed_run_continues_to_the_same_file(
     student: Path, rows, tmp_path: Path, write: Callable, suffix: str, chunks: int
 ) -> None:
     if suffix == ".parquet":
@@ -259,7 +260,7 @@ def test_two_runs_do_not_share_an_output(student: Path, rows, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_goes_on(student: Path, tmp_path: Path, signum: int) -> None:
+def test_a_killed_process_continues(student: Path, tmp_path: Path, signum: int) -> None:
     given, output = tmp_path / "x.npy", tmp_path / "out.npy"
     np.save(given, np.random.default_rng(0).standard_normal((400_000, 10), np.float32))
     command = [sys.executable, "-m", "gmoe_ext.predict", "--student", str(student), "--input", str(given)]
@@ -273,7 +274,7 @@ def test_a_process_that_is_killed_goes_on(student: Path, tmp_path: Path, signum:
     if process.returncode == 0:
         pytest.skip("the run ended before the signal came")
     assert process.returncode == (143 if signum == signal.SIGTERM else -signum) and not output.exists()
-    assert (b"the same command goes on" in errors) == (signum == signal.SIGTERM)
+    assert (b"repeat the command to continue" in errors) == (signum == signal.SIGTERM)
     done = subprocess.run(
         [*command, "--output", str(output)], env=environment, capture_output=True, text=True, check=True
     )
@@ -352,7 +353,7 @@ def test_the_command_prints_or_writes(student: Path, rows, tmp_path: Path, capsy
     assert (tmp_path / "out.csv").read_text() == printed.out
     written = capsys.readouterr()
     assert "(700 rows, " in written.out and "1 rows have no answer: " in written.err
-    assert "predict    700 of 700 rows" in written.err
+    assert "predict    rows 700/700  " in written.err
     assert main([*command, "--output", str(tmp_path / "out.txt")]) == 2
     assert main([*command, "--output", str(tmp_path / "out.csv"), "--threads", "0"]) == 3
 

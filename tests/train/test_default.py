@@ -70,7 +70,7 @@ def test_the_exporter_finds_the_student_with_its_positions(story):
 
 
 def test_rows_of_a_file_are_answered(story, tmp_path, capsys):
-    from gmoe_ext import predict
+    from gmoe_ext.predict import __main__ as predict
 
     data = synthetic.communities(num_nodes=500, seed=0)
     student = ["--student", str(story / "student.safetensors")]
