@@ -36,7 +36,7 @@ def experiments(settings: Settings) -> list[Experiment]:
 def layer(dim: int) -> GMoEConv:
     """A layer as training leaves it: gates that choose, statistics that are not those of the start."""
     torch.manual_seed(0)
-    conv = GMoEConv(dim, dim, NUM_EXPERTS, NUM_HOP1, K, "gcn", bond_dims=(5, 6, 2))
+    conv = GMoEConv(dim, dim, num_experts=NUM_EXPERTS, num_hop1=NUM_HOP1, k=K, bond_dims=(5, 6, 2))
     assert conv.gate is not None and conv.norm is not None
     nn.init.normal_(conv.gate.weight_gate)
     conv.norm.running_mean.normal_()

@@ -14,8 +14,7 @@ import torch
 from gmoe_ext import models
 from gmoe_ext.export import pack
 from gmoe_ext.export.pack import Weights
-from gmoe_ext.models.mlp import MLP
-from gmoe_ext.models.rbm import RbM
+from gmoe_ext.models import MLP, RbM
 from gmoe_ext.runtime import PackedStudent
 
 from ..rivals import onnx_student as rivals

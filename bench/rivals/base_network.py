@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gmoe_ext.data import MoleculeBatch
 from gmoe_ext.models import MoleculeGNN
-from gmoe_ext.nn.convs import BondConvs
+from gmoe_ext.nn.gmoe.experts import BondConvs
 
 from .molecule_layer import bond_features
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gmoe_ext.data import MoleculeBatch
 from gmoe_ext.nn import GMoEConv
-from gmoe_ext.nn.convs import BondConvs
+from gmoe_ext.nn.gmoe.experts import BondConvs
 
 
 def bond_features(types_M: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class DenseMixture(nn.Module):
 
     def __init__(self, conv: GMoEConv, batch: MoleculeBatch) -> None:
         super().__init__()
-        assert conv.base == "gcn" and isinstance(conv.experts, BondConvs) and conv.norm is not None
+        assert conv.config.base == "gcn" and isinstance(conv.experts, BondConvs) and conv.norm is not None
         assert batch.two_hop is not None and batch.pair_types is not None and batch.graph.edge_type is not None
         self.conv, self.linear, self.messages = conv, conv.experts.linear, conv.experts.messages
         self.one_edges, self.one_features = batch.graph.edge_index(), bond_features(batch.graph.edge_type.long())
@@ -54,7 +54,7 @@ class DenseMixture(nn.Module):
         top_NK, index_NK = torch.topk(F.linear(x, conv.gate.weight_gate), conv.k, dim=1)
         gates_NE = x.new_zeros(len(x), conv.num_experts).scatter(1, index_NK, torch.softmax(top_NK, dim=1))
         y_NF = (torch.stack(outputs, dim=1) * gates_NE.unsqueeze(2)).sum(1)
-        return y_NF / conv.num_experts if conv.combine == "mean" else y_NF
+        return y_NF / conv.num_experts if conv.config.combine == "mean" else y_NF
 
     def _expert(self, e: int, h_NF: Tensor) -> Tensor:
         near = e < self.conv.num_hop1

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gmoe_ext.models.mlp import MLP
-from gmoe_ext.models.rbm import RbM
+from gmoe_ext.models import MLP, RbM
 
 Form = Literal["gather", "dense"]
 EPS = 1e-12

@@ -1,11 +1,11 @@
-"""From a trained GNN to a student without a graph: targets, positions and the start of its experts."""
+"""Distillation from a trained GNN to a graph-free student: targets, positions and the start of its experts."""
 
 from __future__ import annotations
 
+from .kmeans_init import kmeans_start
 from .positions import deepwalk, extend_positions, student_inputs
-from .start import kmeans_start
-from .targets import EpochTargets, ReliableSampler, StudentTargets, reliability
-from .teacher import soft_targets
+from .reliability import ReliableSampler, reliability
+from .targets import EpochTargets, StudentTargets, soft_targets
 
 __all__ = [
     "EpochTargets",

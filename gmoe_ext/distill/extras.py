@@ -1,4 +1,4 @@
-"""The libraries of the extra `distill`: imported when they are needed, and asked for before a run begins."""
+"""The libraries of the extra `distill`, imported when they are needed and checked before a run begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import MissingExtraError
 
-# module: what pip calls it, and what it is for
+# module: (package on PyPI, purpose)
 _PURPOSES = {
     "gensim.models": ("gensim", "The embedding of DeepWalk positions (distill.positions)"),
     "sklearn.cluster": ("scikit-learn", "The k-means start of an RbM student"),

@@ -1,4 +1,4 @@
-"""DeepWalk positions: where a node stands in the graph, as features that need no graph later.
+"""DeepWalk positions: a node's place in the graph as features, so that a student needs no graph.
 
 N nodes, P position dimension.
 """
@@ -25,19 +25,19 @@ def deepwalk(
     epochs: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Skip-gram embeddings of uniform random walks (DeepWalk; RbM, section 4.2).
+    """Embed nodes by skip-gram over uniform random walks (DeepWalk; RbM, section 4.2).
 
     Settings beyond the arguments are those of the released code: hierarchical softmax and 5 negative samples
     together, learning rate 0.025 falling to 1e-4, frequent nodes down-sampled at 1e-3.
 
     Args:
-        graph: undirected, both directions stored; the observed graph in the inductive setting.
+        graph: undirected, with both directions of every edge; the observed graph in the inductive setting.
         dim: P.
         walk_length: nodes per walk.
         num_walks: walks from each node.
         window: skip-gram window, in nodes to either side.
         epochs: passes over the walks.
-        seed: of the walks, their order, and the embedding.
+        seed: seeds the walks, their order, and the embedding.
 
     Returns:
         Positions [N, P] float32 on the CPU, unscaled.
@@ -83,14 +83,14 @@ def _stable_hash(text: object) -> int:
 
 
 def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own: bool = True) -> Tensor:
-    """Give held-out nodes the mean position of their observed neighbours; without one, zeros.
+    """Place held-out nodes at the mean position of their observed neighbours, or at zero if they have none.
 
     Args:
         positions_OP: positions of the observed nodes.
         graph: the whole graph, over N nodes.
         observed_O: int64 [O] global ids of the observed nodes, in the order of ``positions``.
         own: observed nodes keep their own positions. False gives them, too, the mean of their observed neighbours
-            (without one, their own), so that a student meets at the test what it was trained on.
+            (or their own if they have none), so that training sees positions of the same kind as testing.
 
     Returns:
         Positions [N, P].
@@ -106,7 +106,7 @@ def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own
             f"extend_positions: expected one position per observed node ({observed_O.numel()}), "
             f"got {positions_OP.shape[0]} rows"
         )
-    # One more column counts the observed neighbours, so one sparse product gives sum and count.
+    # An extra column counts the observed neighbours, so that one sparse product gives both sum and count.
     known = positions_OP.new_zeros(graph.num_nodes, positions_OP.shape[1] + 1)
     known[observed_O] = torch.cat([positions_OP, positions_OP.new_ones(observed_O.numel(), 1)], dim=1)
     unweighted = Graph(graph.num_nodes, graph.offsets, graph.columns)
@@ -128,9 +128,9 @@ def student_inputs(
     Args:
         x_ND: node features.
         positions_NP: positions, or None for features alone.
-        scale: "none" takes positions as they are; "features" gives them the features' mean row norm, so that neither
-            dominates the router's cosines.
-        observed: int64 ids of the rows that decide the scale; None: all.
+        scale: "none" leaves positions unscaled; "features" gives them the mean row norm of the features, so that
+            neither dominates the router's cosines.
+        observed: int64 ids of the rows that determine the scale; None means all.
 
     Returns:
         [N, D + P] in x's dtype.

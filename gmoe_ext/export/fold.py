@@ -16,12 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..models.ensemble import Ensemble
-from ..models.mixture import MixtureStudent
-from ..models.mlp import MLP
-from ..models.registry import Model
-from ..nn.mixture import MixtureLayer
-from ..nn.routers import CosineMemoryRouter, ProjectedRouter
+from ..models import MLP, Ensemble, ExpertStudent, Model
+from ..nn import CosineMemoryRouter, ProjectedRouter
+from ..nn.rbm.expert_layer import ExpertLayer
 
 Normalize = Literal["none", "row_l1", "row_l2"]
 Positions = Tensor | NDArray[np.floating[Any]]
@@ -165,7 +162,7 @@ class _Affine:
 
 
 def _layers(model: Model) -> list[FoldedLayer]:
-    if isinstance(model, MixtureStudent):
+    if isinstance(model, ExpertStudent):
         layers = [_expert_layer(layer) for layer in model.expert_layers()]
     elif isinstance(model, MLP):
         layers = [_linear_layer(layer) for layer in model.layers]
@@ -178,7 +175,7 @@ def _layers(model: Model) -> list[FoldedLayer]:
     return layers
 
 
-def _expert_layer(layer: MixtureLayer) -> FoldedLayer:
+def _expert_layer(layer: ExpertLayer) -> FoldedLayer:
     weight_EFD, bias_EF = layer.experts.weight.double(), layer.experts.bias.double()
     if layer.pretraining:
         return FoldedLayer(weight_EFD[:1].mT, bias_EF[:1], None, 1, False)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from . import gmoe
-from .ensemble import Ensemble
-from .gnn import NodeGNN
-from .mlp import MLP
-from .moe import MoE
-from .molecule import MoleculeGNN
-from .output import Output
-from .rbm import RbM
-from .registry import Model, build, graph_free, names, option_names, register
+from .gnn import ExpertGNN, GNNConfig, MoleculeGNN, NodeGNN
+from .registry import Model, Output, build, graph_free, names, option_names, register
+from .students import MLP, Ensemble, ExpertStudent, MoE, RbM, StudentConfig
 
 __all__ = [
     "MLP",
     "Ensemble",
+    "ExpertGNN",
+    "ExpertStudent",
+    "GNNConfig",
     "MoE",
     "Model",
     "MoleculeGNN",
     "NodeGNN",
     "Output",
     "RbM",
+    "StudentConfig",
     "build",
-    "gmoe",
     "graph_free",
     "names",
     "option_names",

@@ -1,6 +1,7 @@
-"""Node networks: graph convolutions with norm, ReLU and dropout between them; one expert a layer or many.
+"""The graph networks in the registry: gcn, gin, sage, and gmoe-gcn, gmoe-gin, gmoe-sage with experts in every layer.
 
-The base networks and their mixtures are one class: a base network is a mixture of one expert.
+Both kinds are the same classes: a base network has one expert per layer. `NodeGNN` classifies nodes, `MoleculeGNN`
+predicts properties of molecules.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,18 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 from ..nn.dropout import dropout
-from ..nn.gmoe_conv import Base, Combine, ExpertNorm, GMoEConv
-from .output import Output
-from .registry import Model
+from ..nn.gmoe import AtomEncoder, GMoEConfig, GMoEConv
+from ..nn.gmoe.encoders import BOND_DIMS
+from ..nn.gmoe.experts import Base, Combine, ExpertNorm
+from .registry import Model, Output, register
+
+if TYPE_CHECKING:
+    from ..data import MoleculeBatch
 
 Norm = Literal["none", "batch", "routed", "all_nodes"]
-Input = Literal["node", "molecule"]
 AuxOver = Literal["mean", "sum"]
 
-# What a model calls "batch" is the layer's BatchNorm per expert over its routed rows; one expert routes every row.
+# A model's "batch" is the layer's BatchNorm per expert over its routed rows; a single expert gets every row.
 _EXPERT_NORM: dict[str, ExpertNorm] = {
     "none": "none",
     "batch": "routed",
@@ -34,99 +38,106 @@ _EXPERT_NORM: dict[str, ExpertNorm] = {
 }
 
 
-def expert_norm(norm: str) -> ExpertNorm:
-    """The layer's norm for a model's option ``norm``."""
-    if norm not in _EXPERT_NORM:
-        raise ValueError(f"expected 'norm' to be one of {', '.join(_EXPERT_NORM)}, got {norm!r}")
-    return _EXPERT_NORM[norm]
+@dataclass(frozen=True, kw_only=True)
+class GNNConfig:
+    """Shape of a graph network.
 
+    Attributes:
+        out_dim: classes, or tasks of a molecule.
+        hidden_dim: width between the layers.
+        num_layers: graph convolutions, >= 1.
+        in_dim: features of a node; unused with ``input="molecule"``.
+        dropout: drop probability between the layers.
+        norm: BatchNorm of each expert's result: "none", "routed" (also called "batch") over the nodes routed to it,
+            "all_nodes" over all nodes. None means "none" for nodes and "routed" for molecules.
+        input: "node" for forward(x, graph), "molecule" for forward(batch).
 
-@dataclass(frozen=True)
-class Mixture:
-    """The experts of every layer, and the loss that balances them; see :func:`gmoe_ext.models.gmoe.gmoe`."""
+    Raises:
+        ValueError: an option is out of its range.
+    """
 
-    num_experts: int = 1
-    num_hop1: int | None = None
-    k: int = 1
-    combine: Combine = "sum"
-    aux_weight: float = 0.0
-    aux_over: AuxOver = "mean"
+    out_dim: int
+    hidden_dim: int
+    num_layers: int
+    in_dim: int | None = None
+    dropout: float = 0.5
+    norm: Norm | None = None
+    input: Literal["node", "molecule"] = "node"
 
     def __post_init__(self) -> None:
-        if self.aux_over not in ("mean", "sum"):
-            raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {self.aux_over!r}")
+        if self.num_layers < 1:
+            raise ValueError(f"expected 'num_layers' of at least 1, got {self.num_layers}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"expected 'dropout' in [0, 1), got {self.dropout}")
+        if self.norm is not None and self.norm not in _EXPERT_NORM:
+            raise ValueError(f"expected 'norm' to be one of {', '.join(_EXPERT_NORM)}, got {self.norm!r}")
+        if self.input not in ("node", "molecule"):
+            raise ValueError(f"expected 'input' to be 'node' or 'molecule', got {self.input!r}")
+        if self.input == "node" and self.in_dim is None:
+            raise ValueError("expected 'in_dim', the features of a node, got None")
 
-    def conv(self, base: Base, in_dim: int, out_dim: int, norm: ExpertNorm, **options: Any) -> GMoEConv:
-        """A layer of these experts; ``options`` are its bond_dims or mlp_dim."""
-        experts = self.num_experts, self.num_hop1, self.k
-        return GMoEConv(in_dim, out_dim, *experts, base, norm=norm, combine=self.combine, **options)
 
-
-class MixtureModel(Model):
+class ExpertGNN(Model):
     """What node and molecule networks share: layers of experts and the balance loss over them.
 
     Attributes:
         layers: the GMoEConv layers, from the input up.
-        needs_two_hop: whether a layer has hop-2 experts.
     """
 
     layers: nn.ModuleList
 
-    def __init__(self, num_layers: int, dropout: float, mixture: Mixture) -> None:
+    def __init__(self, dropout: float, aux_weight: float, aux_over: AuxOver) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"expected 'num_layers' of at least 1, got {num_layers}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"expected 'dropout' in [0, 1), got {dropout}")
-        self.dropout, self.mixture = dropout, mixture
+        if aux_over not in ("mean", "sum"):
+            raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {aux_over!r}")
+        self.dropout, self.aux_weight, self.aux_over = dropout, aux_weight, aux_over
 
     def convs(self) -> Iterator[GMoEConv]:
-        """The layers, typed."""
+        """Yield the layers, typed, from the input up."""
         for layer in self.layers:
             assert isinstance(layer, GMoEConv)
             yield layer
 
     @property
     def needs_two_hop(self) -> bool:
+        """Whether a layer has hop-2 experts."""
         return any(conv.needs_two_hop for conv in self.convs())
 
     def balance(self, losses: Sequence[Tensor]) -> Tensor:
-        """lambda * (importance + load), averaged or summed over the layers (GMoE, eq. 9)."""
+        """Combine the layers' balance losses: lambda * (importance + load), averaged or summed (GMoE, eq. 9)."""
         total = losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
-        weight = self.mixture.aux_weight
-        return total * (weight / len(losses) if self.mixture.aux_over == "mean" else weight)
+        return total * (self.aux_weight / len(losses) if self.aux_over == "mean" else self.aux_weight)
 
     def expert_load(self) -> Tensor:
-        """Share of the last forward's slots that each expert served, [E], averaged over layers; sums to 1."""
+        """Return the share of the last forward's slots that each expert served, [E], averaged over layers."""
         return torch.stack([conv.expert_load() for conv in self.convs()]).mean(0)
 
 
-class NodeGNN(MixtureModel):
+class NodeGNN(ExpertGNN):
     """A stack of GMoEConv layers for node classification; the last layer gives the logits.
 
-    Between layers: norm of the experts' results, ReLU, dropout. Options: see :func:`gmoe_ext.models.gmoe.gmoe`.
+    Between layers: norm of the experts' results, ReLU, dropout.
+
+    Args:
+        network: shape of the network.
+        experts: settings of the layers; norm and mlp_dim follow from ``network``.
+        aux_weight: lambda of eq. 9.
+        aux_over: "mean" or "sum" of the layers' balance losses.
 
     Returns:
         forward(x [N, in_dim], graph) gives Output(logits [N, out_dim], aux).
     """
 
     def __init__(
-        self,
-        base: Base,
-        in_dim: int,
-        hidden_dim: int,
-        out_dim: int,
-        num_layers: int,
-        dropout: float,
-        norm: Norm,
-        mixture: Mixture,
+        self, network: GNNConfig, experts: GMoEConfig, aux_weight: float = 0.0, aux_over: AuxOver = "mean"
     ) -> None:
-        super().__init__(num_layers, dropout, mixture)
-        dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        inner = expert_norm(norm)
+        super().__init__(network.dropout, aux_weight, aux_over)
+        assert network.in_dim is not None
+        dims = [network.in_dim] + [network.hidden_dim] * (network.num_layers - 1) + [network.out_dim]
+        norms: list[ExpertNorm] = [_EXPERT_NORM[network.norm or "none"]] * (network.num_layers - 1) + ["none"]
         self.layers = nn.ModuleList(
-            mixture.conv(base, wide_in, wide_out, inner if depth < num_layers else "none", mlp_dim=hidden_dim)
-            for depth, (wide_in, wide_out) in enumerate(itertools.pairwise(dims), start=1)
+            GMoEConv(d, f, experts, norm=norm, mlp_dim=network.hidden_dim)
+            for (d, f), norm in zip(itertools.pairwise(dims), norms, strict=True)
         )
 
     def forward(self, x: Tensor, graph: Graph, two_hop: Graph | None = None) -> Output:
@@ -140,8 +151,103 @@ class NodeGNN(MixtureModel):
         return Output(h, self.balance(losses))
 
 
+class MoleculeGNN(ExpertGNN):
+    """OGB's molecule network with experts in every layer.
+
+    AtomEncoder, then L layers of GMoEConv with dropout after each and ReLU after all but the last, the mean over the
+    atoms of a molecule, and a linear head.
+
+    Args:
+        network: shape of the network.
+        experts: settings of the layers; norm and bond_dims follow from ``network`` and the input.
+        aux_weight: lambda of eq. 9.
+        aux_over: "mean" or "sum" of the layers' balance losses.
+
+    Returns:
+        forward(batch) gives Output(logits [G, out_dim], aux).
+    """
+
+    def __init__(
+        self, network: GNNConfig, experts: GMoEConfig, aux_weight: float = 0.0, aux_over: AuxOver = "mean"
+    ) -> None:
+        super().__init__(network.dropout, aux_weight, aux_over)
+        width, norm = network.hidden_dim, _EXPERT_NORM[network.norm or "routed"]
+        self.atoms = AtomEncoder(width)
+        self.layers = nn.ModuleList(
+            GMoEConv(width, width, experts, norm=norm, bond_dims=BOND_DIMS) for _ in range(network.num_layers)
+        )
+        self.head = nn.Linear(width, network.out_dim)
+
+    def forward(self, batch: MoleculeBatch) -> Output:
+        """Predict the tasks of each molecule of ``batch``."""
+        h, losses = self.atoms(batch.node_feat), []
+        for depth, conv in enumerate(self.convs(), start=1):
+            h, loss = conv(h, batch.graph, batch.two_hop, batch.pair_types)
+            losses.append(loss)
+            h = dropout(F.relu(h) if depth < len(self.layers) else h, self.dropout, self.training)
+        return Output(self.head(mean_pool(h, batch.sizes)), self.balance(losses))
+
+
+def mean_pool(h_NF: Tensor, sizes_B: Tensor) -> Tensor:
+    """Average the nodes of each graph, which lie together, to [B, F]; a graph without nodes gives 0."""
+    return torch.segment_reduce(h_NF, "mean", lengths=sizes_B, axis=0, initial=0.0, unsafe=True)
+
+
+@register("gcn", "gin", "sage")
+def gnn(name: str, network: GNNConfig) -> ExpertGNN:
+    """Build a base network: one expert per layer.
+
+    Args:
+        name: "gcn", "gin" or "sage" (the mean over a node and its neighbours, as in RbM's teacher).
+        network: shape of the network.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> teacher = build("sage", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2)
+    """
+    network_type = MoleculeGNN if network.input == "molecule" else NodeGNN
+    return network_type(network, GMoEConfig(base=cast(Base, name), num_experts=1))
+
+
+@register("gmoe-gcn", "gmoe-gin", "gmoe-sage")
+def gmoe(
+    name: str,
+    network: GNNConfig,
+    num_experts: int = 8,
+    num_hop1: int | None = None,
+    k: int = 4,
+    aux_weight: float = 0.1,
+    scale_hidden: bool = False,
+    combine: Combine = "sum",
+    aux_over: AuxOver = "mean",
+) -> ExpertGNN:
+    """Build a GMoE network: the base network with a mixture of experts in every layer (GMoE, section 3.1).
+
+    Args:
+        name: "gmoe-gcn", "gmoe-gin" or "gmoe-sage".
+        network: shape of the network.
+        num_experts, num_hop1, k, combine: see :class:`gmoe_ext.nn.GMoEConfig`.
+        aux_weight: lambda of eq. 9.
+        scale_hidden: make the width hidden_dim / sqrt(k), which costs no more than the base network (section 3.2).
+        aux_over: take the "mean" or the "sum" of the layers' balance losses.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> net = build("gmoe-gcn", input="molecule", hidden_dim=300, out_dim=1, num_layers=5, scale_hidden=True)
+    """
+    base = cast(Base, name.removeprefix("gmoe-"))
+    experts = GMoEConfig(num_experts=num_experts, num_hop1=num_hop1, k=k, base=base, combine=combine)
+    network = replace(network, hidden_dim=scaled_dim(network.hidden_dim, k, scale_hidden))
+    network_type = MoleculeGNN if network.input == "molecule" else NodeGNN
+    return network_type(network, experts, aux_weight, aux_over)
+
+
 def scaled_dim(hidden_dim: int, k: int, scale_hidden: bool) -> int:
-    """hidden_dim / sqrt(k), the width at which k experts cost what one did (GMoE, section 3.2)."""
+    """Return hidden_dim / sqrt(k), the width at which k experts cost what one did (GMoE, section 3.2)."""
     if hidden_dim < 1:
         raise ValueError(f"expected 'hidden_dim' of at least 1, got {hidden_dim}")
     return max(round(hidden_dim / math.sqrt(k)), 1) if scale_hidden else hidden_dim

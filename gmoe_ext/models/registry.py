@@ -1,14 +1,27 @@
-"""One registry of models: a name and its options make a model, and a model knows both again."""
+"""One registry of models: a name and flat options make a model, and the model knows both again."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
+
+
+class Output(NamedTuple):
+    """A model's prediction and what its routing adds to the loss.
+
+    Attributes:
+        logits: [N, C] for nodes, [G, tasks] for molecules.
+        aux: scalar to add to the task loss, already scaled; exactly 0 for a model without routing.
+    """
+
+    logits: Tensor
+    aux: Tensor
 
 
 class Model(nn.Module):
@@ -23,7 +36,7 @@ class Model(nn.Module):
     config: dict[str, Any]
 
     def learners(self) -> list[Model]:
-        """The models that a loss is asked of, one by one: this one, or those it is made of if each learns by itself."""
+        """List the models that each have a loss of their own: this one, or its members if they learn separately."""
         return [self]
 
     def num_parameters(self) -> tuple[int, int]:
@@ -40,71 +53,68 @@ class Model(nn.Module):
 Factory = Callable[..., Model]
 F = TypeVar("F", bound=Factory)
 
-_FACTORIES: dict[str, tuple[Factory, inspect.Signature]] = {}
-_GRAPH_FREE: set[str] = set()
+
+class _Registered(NamedTuple):
+    factory: Factory
+    options: inspect.Signature  # flat: the fields of a dataclass parameter stand in its place
+    settings: dict[str, type]  # dataclass parameters of the factory
+    graph_free: bool
 
 
-def register(
-    name: str, passes_to: Callable[..., nn.Module] | None = None, graph_free: bool = False
-) -> Callable[[F], F]:
-    """Register a factory (a class or a function) of keyword options under ``name``.
+_MODELS: dict[str, _Registered] = {}
 
-    A factory that takes an option called ``name`` is told the name it is registered under.
+
+def register(*names: str, graph_free: bool = False) -> Callable[[F], F]:
+    """Register a factory (a class or a function) under one or several names.
+
+    The model's options are the factory's parameters. A parameter that is a dataclass contributes its fields as flat
+    options instead, and a parameter called ``name`` receives the registered name.
 
     Args:
-        name: what :func:`build` calls the model.
-        passes_to: where a factory that takes ``**options`` hands them on. Those that have a default there are the
-            model's options, too, unless the factory names them itself.
-        graph_free: the model answers rows alone, ``model(x)``: a student.
+        names: what :func:`build` calls the model.
+        graph_free: whether the model maps rows alone, ``model(x)``: a student.
     """
 
     def add(factory: F) -> F:
-        if name in _FACTORIES:
-            raise ValueError(f"model {name!r} is registered twice")
-        _FACTORIES[name] = factory, _signature(factory, passes_to)
-        if graph_free:
-            _GRAPH_FREE.add(name)
+        parameters: list[inspect.Parameter] = []
+        settings: dict[str, type] = {}
+        for option in inspect.signature(factory, eval_str=True).parameters.values():
+            kind: type = option.annotation
+            if is_dataclass(kind):
+                settings[option.name] = kind
+                parameters += inspect.signature(kind).parameters.values()
+            else:
+                parameters.append(option.replace(kind=option.KEYWORD_ONLY))
+        for name in names:
+            if name in _MODELS:
+                raise ValueError(f"model {name!r} is registered twice")
+            _MODELS[name] = _Registered(factory, inspect.Signature(parameters), settings, graph_free)
         return factory
 
     return add
 
 
-def _signature(factory: Factory, passes_to: Callable[..., nn.Module] | None) -> inspect.Signature:
-    own = inspect.signature(factory)
-    if passes_to is None:
-        return own
-    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    passed = [
-        p.replace(kind=p.KEYWORD_ONLY)
-        for p in inspect.signature(passes_to).parameters.values()
-        if p.default is not p.empty and p.name not in own.parameters
-    ]
-    return own.replace(parameters=[*named, *passed])
-
-
 def names() -> list[str]:
-    """Names of all registered models, sorted."""
-    return sorted(_FACTORIES)
+    """List the names of all registered models, sorted."""
+    return sorted(_MODELS)
 
 
 def graph_free(name: str) -> bool:
-    """Whether a model answers rows alone, without a graph.
+    """Tell whether a model maps rows alone, without a graph.
 
     Raises:
         ConfigError: unknown name.
     """
-    _registered(name)
-    return name in _GRAPH_FREE
+    return _registered(name).graph_free
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """Names of the options that :func:`build` takes for a model.
+    """List the options that :func:`build` takes for a model.
 
     Raises:
         ConfigError: unknown name.
     """
-    _, signature = _registered(name)
-    return tuple(option for option in signature.parameters if option != "name")
+    return tuple(option for option in _registered(name).options.parameters if option != "name")
 
 
 def build(name: str, **options: Any) -> Model:
@@ -112,7 +122,7 @@ def build(name: str, **options: Any) -> Model:
 
     Args:
         name: one of :func:`names`.
-        options: the model's options; see its class.
+        options: the model's options; see its class and the dataclasses it takes.
 
     Returns:
         The model, with ``name`` and ``config`` set.
@@ -124,15 +134,19 @@ def build(name: str, **options: Any) -> Model:
         >>> teacher = build("gmoe-gcn", in_dim=64, hidden_dim=128, out_dim=8, num_layers=2, num_experts=4, k=1)
         >>> again = build(teacher.name, **teacher.config)
     """
-    factory, signature = _registered(name)
+    factory, signature, settings, _ = _registered(name)
     implied = {"name": name} if "name" in signature.parameters else {}
     try:
         bound = signature.bind(**implied, **options)
     except TypeError as error:
         raise ConfigError(f"model {name!r}: {error}; its options: {', '.join(option_names(name))}") from error
     bound.apply_defaults()
+    arguments = dict(bound.arguments)
     try:
-        model = factory(**bound.arguments)
+        for parameter, kind in settings.items():
+            fields = inspect.signature(kind).parameters
+            arguments[parameter] = kind(**{field: arguments.pop(field) for field in fields})
+        model = factory(**arguments)
     except ValueError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
     model.name = name
@@ -140,7 +154,7 @@ def build(name: str, **options: Any) -> Model:
     return model
 
 
-def _registered(name: str) -> tuple[Factory, inspect.Signature]:
-    if name not in _FACTORIES:
+def _registered(name: str) -> _Registered:
+    if name not in _MODELS:
         raise ConfigError(f"unknown model {name!r}; known models: {', '.join(names())}")
-    return _FACTORIES[name]
+    return _MODELS[name]

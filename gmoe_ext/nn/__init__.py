@@ -1,28 +1,36 @@
-"""Layers: gates, graph convolutions of experts, routers and their losses."""
+"""Layers of GMoE and RbM networks, their routers and their losses."""
 
 from __future__ import annotations
 
 from . import losses
-from .encoders import AtomEncoder, BondEncoder
-from .experts import LinearExperts
-from .gates import NoisyTopKGate, Routing
-from .gmoe_conv import GMoEConv
-from .moe_layer import MoELayer
-from .norms import ExpertBatchNorm
-from .rbm_layer import RbMLayer
-from .routers import CosineMemoryRouter, MemoryRouting, ProjectedRouter
+from .gmoe import AtomEncoder, BondEncoder, ExpertBatchNorm, GMoEConfig, GMoEConv, NoisyTopKGate, Routing
+from .linear_experts import LinearExperts
+from .rbm import (
+    CosineMemoryRouter,
+    MemoryRouterConfig,
+    MemoryRouting,
+    MoEConfig,
+    MoELayer,
+    ProjectedRouter,
+    RbMConfig,
+    RbMLayer,
+)
 
 __all__ = [
     "AtomEncoder",
     "BondEncoder",
     "CosineMemoryRouter",
     "ExpertBatchNorm",
+    "GMoEConfig",
     "GMoEConv",
     "LinearExperts",
+    "MemoryRouterConfig",
     "MemoryRouting",
+    "MoEConfig",
     "MoELayer",
     "NoisyTopKGate",
     "ProjectedRouter",
+    "RbMConfig",
     "RbMLayer",
     "Routing",
     "losses",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# A 64-bit draw decides four elements; the drop rate is then a multiple of 2^-16, and the scale fits that rate exactly.
+# One 64-bit draw decides four elements, so the drop rate is a multiple of 2^-16; the scale matches that exact rate.
 _LEVELS = 1 << 16
 
 
@@ -24,7 +24,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     Raises:
         ValueError: the rate is out of its range.
 
-    Determinism: draws from torch's global generator of x's device.
+    Determinism: draws from torch's global generator on x's device.
 
     Example:
         >>> dropout(torch.ones(4), 0.5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph, gather_ranges
-from ..models.gnn import MixtureModel
+from ..models.gnn import ExpertGNN
 from ..models.registry import Model
 
 
@@ -30,7 +30,7 @@ class NodeServer:
     def __init__(self, model: Model, x: Tensor, graph: Graph) -> None:
         self.model, self.x, self.graph = model.eval(), x, graph
         self._gcn_norm = graph.gcn_norm()
-        layers = list(model.convs()) if isinstance(model, MixtureModel) else []
+        layers = list(model.convs()) if isinstance(model, ExpertGNN) else []
         self.hops = sum(2 if layer.needs_two_hop else 1 for layer in layers)
 
     @torch.inference_mode()

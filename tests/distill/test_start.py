@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from gmoe_ext import models
 from gmoe_ext.distill import kmeans_start
-from gmoe_ext.distill.start import kmeans
+from gmoe_ext.distill.kmeans_init import kmeans
 from gmoe_ext.errors import DataError
 
 pytest.importorskip("sklearn")

@@ -5,7 +5,7 @@ import torch
 
 from gmoe_ext import Graph
 from gmoe_ext.distill import ReliableSampler, StudentTargets, reliability
-from gmoe_ext.distill.targets import entropy
+from gmoe_ext.distill.reliability import entropy
 
 pytest.importorskip("scipy")
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from gmoe_ext import data, models
 from gmoe_ext.export import pack
-from gmoe_ext.models.rbm import RbM
+from gmoe_ext.models import RbM
 from gmoe_ext.runtime import PackedStudent
 
 pytestmark = pytest.mark.slow

@@ -57,7 +57,7 @@ def test_config_and_safetensors_rebuild_the_model(name, norm):
 
 
 def test_batch_is_another_name_of_routed():
-    assert [c.over for c in make(norm="batch").convs()] == [c.over for c in make(norm="routed").convs()]
+    assert [c.config.norm for c in make(norm="batch").convs()] == [c.config.norm for c in make(norm="routed").convs()]
 
 
 @pytest.mark.parametrize(("k", "width"), [(1, 300), (2, 212), (4, 150)])

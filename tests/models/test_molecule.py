@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gmoe_ext import Graph, models
-from gmoe_ext.models.molecule import mean_pool
-from gmoe_ext.nn.encoders import ATOM_DIMS
+from gmoe_ext.models.gnn import mean_pool
+from gmoe_ext.nn.gmoe.encoders import ATOM_DIMS
 from tests.nn.naive_gmoe import Molecules, NaiveGMoE
 
 BASES = ["gcn", "gin", "sage"]

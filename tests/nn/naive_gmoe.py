@@ -122,10 +122,10 @@ class NaiveGMoE(nn.Module):
         for e in range(conv.num_experts):
             hops = 1 if e < conv.num_hop1 else 2
             if bonds:
-                experts.append(BondExpert(conv.base, conv.in_dim, conv.out_dim, hops))
+                experts.append(BondExpert(conv.config.base, conv.in_dim, conv.out_dim, hops))
             else:
-                mlp_dim = conv.experts.first.out_dim if conv.base == "gin" else 0
-                experts.append(PlainExpert(conv.base, conv.in_dim, conv.out_dim, mlp_dim, hops))
+                mlp_dim = conv.experts.first.out_dim if conv.config.base == "gin" else 0
+                experts.append(PlainExpert(conv.config.base, conv.in_dim, conv.out_dim, mlp_dim, hops))
         self.experts = nn.ModuleList(experts)
         self.norms = nn.ModuleList(nn.BatchNorm1d(conv.out_dim) for _ in experts)
         self.double()
@@ -153,7 +153,7 @@ class NaiveGMoE(nn.Module):
         found = []
         for e, expert in enumerate(self.experts):
             norms = [(self.norms[e], conv.norm)] if conv.norm is not None else []
-            if conv.base == "gin":
+            if conv.config.base == "gin":
                 norms.append((expert.inner, conv.experts.norm))
             for mine, theirs in norms:
                 found += [(mine.running_mean, theirs.running_mean[e]), (mine.running_var, theirs.running_var[e])]
@@ -163,7 +163,7 @@ class NaiveGMoE(nn.Module):
         conv, found = self.conv[0], []
         for e, expert in enumerate(self.experts):
             stacked = [(self.norms[e], conv.norm)] if conv.norm is not None else []
-            if conv.base == "gin":
+            if conv.config.base == "gin":
                 found.append((expert.eps, of(conv.experts.eps)[e]))
                 stacked += [(getattr(expert, n), getattr(conv.experts, n)) for n in ("first", "second")]
                 stacked.append((expert.inner, conv.experts.norm))
@@ -176,7 +176,7 @@ class NaiveGMoE(nn.Module):
                 near = e < conv.num_hop1
                 encoder, position = (messages.bonds, e) if near else (messages.pairs, e - conv.num_hop1)
                 found += [(m.weight, of(t)[position]) for m, t in zip(expert.bonds, encoder.tables, strict=True)]
-                if conv.base != "gin":
+                if conv.config.base != "gin":
                     found.append((expert.root.weight, of(messages.root)[e]))
         return found
 
@@ -188,16 +188,16 @@ class NaiveGMoE(nn.Module):
                 h = expert.before_mlp(x, molecules.edge_index)
             else:
                 h = expert.before_mlp(x, molecules.bonds if e < conv.num_hop1 else molecules.paths())
-            every = conv.num_experts == 1 or (conv.over == "all_nodes" and self.training)
+            every = conv.num_experts == 1 or (conv.config.norm == "all_nodes" and self.training)
             rows = torch.arange(x.shape[0]) if every else (index == e).any(1).nonzero().squeeze(1)
             h = h[rows]
-            if conv.base == "gin":
+            if conv.config.base == "gin":
                 h = expert.second(F.relu(batch_norm(expert.inner, expert.first(h))))
             if conv.norm is not None:
                 h = batch_norm(self.norms[e], h)
             weight = torch.where(index == e, gate, 0.0).sum(1)[rows]
             y = y.index_add(0, rows, weight[:, None] * h)
-        return y / conv.num_experts if conv.combine == "mean" else y
+        return y / conv.num_experts if conv.config.combine == "mean" else y
 
 
 def batch_norm(norm: nn.BatchNorm1d, h: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gmoe_ext.nn import AtomEncoder, BondEncoder
-from gmoe_ext.nn.encoders import ATOM_DIMS
+from gmoe_ext.nn.gmoe.encoders import ATOM_DIMS
 
 
 def random_atoms(num_nodes):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gmoe_ext import ops, reference
 from gmoe_ext.nn import NoisyTopKGate
-from gmoe_ext.nn.gates import Slots
+from gmoe_ext.nn.gmoe.noisy_gate import Slots
 from gmoe_ext.nn.losses import squared_cv, sums
 
 

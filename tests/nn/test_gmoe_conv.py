@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load, save
 
 from gmoe_ext import Graph, ops
-from gmoe_ext.nn import GMoEConv, convs
+from gmoe_ext.nn import GMoEConfig, GMoEConv
+from gmoe_ext.nn.gmoe import experts
 
 from .naive_gmoe import BOND_DIMS, Molecules, NaiveGMoE
 
@@ -21,7 +22,16 @@ DIM, OUT = 5, 6
 def make(base, bonds, n, m, k, norm, combine="sum", seed=0):
     """A layer in float64 with a gate that prefers and statistics that are not the initial ones."""
     torch.manual_seed(seed)
-    conv = GMoEConv(DIM, OUT, n, m, k, base, BOND_DIMS if bonds else None, norm, combine).double()
+    config = GMoEConfig(
+        num_experts=n,
+        num_hop1=m,
+        k=k,
+        base=base,
+        bond_dims=BOND_DIMS if bonds else None,
+        norm=norm,
+        combine=combine,
+    )
+    conv = GMoEConv(DIM, OUT, config).double()
     with torch.no_grad():
         for name, p in conv.named_parameters():
             if name.startswith("gate") or name.endswith("eps"):
@@ -118,7 +128,7 @@ def test_evaluation_equals_the_dense_mixture_on_running_statistics(base, bonds, 
 @pytest.mark.parametrize(("n", "m", "k"), GRID)
 @pytest.mark.parametrize("base", ["gcn", "sage"])
 def test_evaluation_without_gradients_gives_the_same(base, n, m, k, norm, rows_at_once, molecules, monkeypatch):
-    monkeypatch.setattr(convs, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(experts, "ROWS_AT_ONCE", rows_at_once)
     conv, x = make(base, True, n, m, k, norm).eval(), torch.randn(24, DIM, dtype=torch.float64)
     expected, _ = run(conv, x, molecules, True)
     with torch.no_grad():
@@ -199,7 +209,9 @@ def test_graphs_without_edges(base, k, training, num_nodes, norm):
     pairs = torch.zeros(1, 2, dtype=torch.int64)
     two_hop = Graph.from_edge_index(empty.view(2, 0), num_nodes, edge_type=empty, num_edge_types=1)
     for bond_dims in (None, BOND_DIMS):
-        conv = GMoEConv(DIM, OUT, 4, 2, k, base, bond_dims, norm).train(training)
+        conv = GMoEConv(DIM, OUT, num_experts=4, num_hop1=2, k=k, base=base, bond_dims=bond_dims, norm=norm).train(
+            training
+        )
         x = torch.randn(num_nodes, DIM, requires_grad=True)
         wide = (two_hop, pairs) if bond_dims else ()
         y, aux = conv(x, graph, *wide)
@@ -211,7 +223,7 @@ def test_graphs_without_edges(base, k, training, num_nodes, norm):
 
 def test_state_goes_through_safetensors(molecules):
     conv = make("gin", True, 4, 2, 2, "routed").float().eval()
-    again = GMoEConv(DIM, OUT, 4, 2, 2, "gin", BOND_DIMS, "routed").eval()
+    again = GMoEConv(DIM, OUT, conv.config).eval()
     again.load_state_dict(load(save(conv.state_dict())))
     x = torch.randn(molecules.num_nodes, DIM)
     assert torch.equal(run(conv, x, molecules, True)[0], run(again, x, molecules, True)[0])
@@ -228,10 +240,10 @@ def test_expert_load_is_the_share_of_slots(molecules):
 
 
 def test_inactive_parameters_are_those_of_the_experts_not_chosen():
-    conv = GMoEConv(DIM, OUT, 4, 4, 1, norm="routed")
+    conv = GMoEConv(DIM, OUT, num_experts=4, k=1)
     one_expert = DIM * OUT + OUT + 2 * OUT
     assert conv.inactive_parameters() == 3 * one_expert
-    assert GMoEConv(DIM, OUT, 1).inactive_parameters() == 0
+    assert GMoEConv(DIM, OUT, num_experts=1).inactive_parameters() == 0
 
 
 @pytest.mark.parametrize(
@@ -255,7 +267,7 @@ def test_wrong_options_are_named(options, text):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_wrong_inputs_are_named(k, molecules):
-    conv = GMoEConv(DIM, OUT, 4, 2, k, bond_dims=BOND_DIMS)
+    conv = GMoEConv(DIM, OUT, num_experts=4, num_hop1=2, k=k, bond_dims=BOND_DIMS)
     x = torch.randn(molecules.num_nodes, DIM)
     with pytest.raises(ValueError, match="expected 'x' of shape"):
         conv(x[:-1], molecules.graph)

@@ -71,7 +71,7 @@ def test_losses_of_no_rows_are_zero_and_differentiable():
 
 def test_wrong_shapes_are_named():
     gate, index = torch.ones(4, 2), torch.zeros(4, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"expected 'gate' and 'index' of one shape \[N, k\]"):
+    with pytest.raises(ValueError, match=r"expected 'gate' and 'index' of the same shape \[N, k\]"):
         load_balance(gate, index, 2)
     with pytest.raises(ValueError, match=r"commitment: expected 'memory' of shape \[E, 3\]"):
         commitment(torch.ones(4, 3), torch.ones(2, 5), gate, gate.long())

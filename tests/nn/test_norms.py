@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gmoe_ext.nn import ExpertBatchNorm
-from gmoe_ext.nn.gates import Slots
+from gmoe_ext.nn.gmoe.noisy_gate import Slots
 
 DIM = 4
 

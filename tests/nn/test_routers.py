@@ -69,12 +69,12 @@ def test_gradient_of_the_gate_is_that_of_the_memory_before_its_move():
 
 
 def test_annealing_follows_equation_14_and_stops_at_one():
-    router = CosineMemoryRouter(4, 2, 1, ema_rate=0.9, annealing=0.5, annealing_epochs=200)
+    router = CosineMemoryRouter(4, num_experts=2, k=1, ema_rate=0.9, annealing=0.5, annealing_epochs=200)
     rates = []
     for router.epoch in (0, 100, 200, 10**6):
         rates.append(router.rate())
     assert rates == pytest.approx([0.9, 0.925, 0.95, 1.0])
-    assert CosineMemoryRouter(4, 2, 1).rate() == 0.9
+    assert CosineMemoryRouter(4, num_experts=2, k=1).rate() == 0.9
 
 
 def test_spread_steps_down_the_self_similarity_loss(router):
@@ -88,10 +88,12 @@ def test_spread_steps_down_the_self_similarity_loss(router):
 
 
 def test_a_buffer_memory_is_no_parameter_but_is_saved():
-    router = CosineMemoryRouter(4, 3, 1)
+    router = CosineMemoryRouter(4, num_experts=3, k=1)
     assert not list(router.parameters())
     assert set(router.state_dict()) == {"memory"}
-    assert [name for name, _ in CosineMemoryRouter(4, 3, 1, memory="parameter").named_parameters()] == ["memory"]
+    assert [name for name, _ in CosineMemoryRouter(4, num_experts=3, k=1, memory="parameter").named_parameters()] == [
+        "memory"
+    ]
 
 
 @pytest.mark.parametrize(

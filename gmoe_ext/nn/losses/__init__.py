@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .balance import squared_cv, sums
-from .distill import PairTargets, kd, krd, neighbour_targets, own_targets, soften
-from .memory import commitment, load_balance, self_similarity
+from .distillation import PairTargets, kd, krd, neighbour_targets, own_targets, soften
+from .routing import commitment, load_balance, self_similarity, squared_cv, sums
 
 __all__ = [
     "PairTargets",

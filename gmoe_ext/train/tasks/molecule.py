@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import models
 from ...data import MoleculeBatch, MoleculeData, metrics
 from ...errors import ConfigError
-from ...models.gnn import MixtureModel
+from ...models.gnn import ExpertGNN
 from ...models.registry import Model
 from ..config import Config, TrainConfig
 from ..fit_state import Task, epoch_generator
@@ -95,7 +95,7 @@ def train(config: Config, run: Run, device: torch.device, data: MoleculeData) ->
     run.line("molecules", f"{data.name}: {data.summary()}")
     run.begin(name)
     model = models.build(name, input="molecule", out_dim=data.num_outputs, **network.build_args()).to(device)
-    two_hop = isinstance(model, MixtureModel) and model.needs_two_hop
+    two_hop = isinstance(model, ExpertGNN) and model.needs_two_hop
     task = MoleculeTask(name, model, data.to(device), config.train, config.seed, two_hop)
     result = fit(task, config.train, run)
     return Outcome(Trained.of(model, result), split=data.split, sha256=data.sha256)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ... import models
 from ...data import NodeData, metrics
-from ...models.gnn import MixtureModel
+from ...models.gnn import ExpertGNN
 from ...models.registry import Model
 from ..config import Config, NetworkConfig, TrainConfig
 from ..fit_state import Task
@@ -97,7 +97,7 @@ def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:
 
 def expert_load(model: nn.Module) -> list[float] | None:
     """Share of the last forward's slots that each expert of a mixture served; None for a model of one expert."""
-    if not isinstance(model, MixtureModel):
+    if not isinstance(model, ExpertGNN):
         return None
     shares: list[float] = model.expert_load().tolist()
     return shares if len(shares) > 1 else None

@@ -16,9 +16,7 @@ from torch.nn import functional
 from ...data import metrics
 from ...data.batching import without_waiting
 from ...distill import StudentTargets, kmeans_start
-from ...models.mixture import MixtureStudent
-from ...models.moe import MoE
-from ...models.rbm import RbM
+from ...models import ExpertStudent, MoE, RbM
 from ...models.registry import Model
 from ...nn.losses import krd
 from ..config import Config
@@ -134,13 +132,13 @@ class StudentTask(Task):
         return metrics.evaluate(self.metric, logits[nodes], y[nodes])
 
 
-class MixtureTask(StudentTask):
+class ExpertTask(StudentTask):
     """Train layers of experts: first without routers, then routed."""
 
-    model: MixtureStudent
+    model: ExpertStudent
 
     def __init__(
-        self, model: MixtureStudent, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config
+        self, model: ExpertStudent, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config
     ) -> None:
         super().__init__(model, scene, inputs, targets, config)
         self.pretrain_epochs = config.distill.pretrain_epochs
@@ -189,7 +187,7 @@ class MixtureTask(StudentTask):
                         value[1:] = 0.0
 
 
-class MoETask(MixtureTask):
+class MoETask(ExpertTask):
     """Train a vanilla mixture of experts; its routers learn with everything else."""
 
     model: MoE
@@ -199,7 +197,7 @@ class MoETask(MixtureTask):
         self.model.start_routing()
 
 
-class RbMTask(MixtureTask):
+class RbMTask(ExpertTask):
     """Train an RbM: one expert is cloned, and memories choose among the clones."""
 
     model: RbM

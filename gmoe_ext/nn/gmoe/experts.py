@@ -1,11 +1,11 @@
-"""The experts of a GMoE layer: E graph convolutions of one kind, computed only where they are asked for.
+"""The experts of a GMoE layer: E graph convolutions of one kind, computed only where a node chose them.
 
 Each class holds E experts in stacked weights; the first `num_hop1` of them see neighbours, the others see nodes two
-hops away. What differs between them is where the work can be shared:
+hops away. The classes differ in how work can be shared:
 
 - `LinearConvs` (GCN, SAGE on plain graphs): the message is linear, so each hop is aggregated once for all experts.
-- `BondConvs` (GCN, SAGE on molecules): relu(W_e x_j + bond_e) is not, so only routed destinations are aggregated, and
-  with few slots to many experts only their sources are transformed.
+- `BondConvs` (GCN, SAGE on molecules): relu(W_e x_j + bond_e) is not linear, so only routed destinations are
+  aggregated, and with many experts per slot only the sources that these read are transformed.
 - `IsomorphismConvs` (GIN): the message has no matrix; the MLP after it runs on the routed slots.
 
 Shapes: N nodes, E experts, K slots of a node, D in, F out, T edge types, P pairs of bond types.
@@ -14,36 +14,97 @@ Shapes: N nodes, E experts, K slots of a node, D in, F out, T edge types, P pair
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
-from ..graph import Graph
-from ..plan import ExpertPlan
+from ... import ops
+from ...graph import Graph
+from ...plan import ExpertPlan
+from ..linear_experts import LinearExperts
 from .encoders import BondEncoder
-from .experts import LinearExperts
-from .gates import Slots
-from .norms import ExpertBatchNorm, combine, scale_slots
+from .expert_norm import ExpertBatchNorm, combine, scale_slots
+from .noisy_gate import Slots
 
-# Experts per slot of a node from which on only needed sources are transformed. With fewer, neighbours need so many of
-# the n products that one dense one is faster (n = 4, k = 1, d = 300: 17% faster; n = 8, k = 4, d = 150: 15% slower).
+Base = Literal["gcn", "gin", "sage"]
+ExpertNorm = Literal["routed", "all_nodes", "none"]
+Combine = Literal["sum", "mean"]
+
+# Experts per slot of a node from which on only the sources that are read get transformed. With fewer, neighbours need
+# so many of the E products that one dense product is faster (E = 4, K = 1, F = 300: 17% faster; E = 8, K = 4, F = 150:
+# 15% slower).
 NEEDED_FROM = 4
 
-
-# Elements of transformed rows in evaluation. The last cache level holds them; fewer would mean more calls, each with a
-# result of its own, more would gain nothing.
+# Elements of transformed rows kept at once in evaluation: as many as the last-level cache holds. Fewer means more
+# calls, each with a result of its own; more gains nothing.
 ROWS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMoEConfig:
+    """Settings of a GMoE layer.
+
+    Attributes:
+        num_experts: n.
+        num_hop1: m, how many experts see neighbours; the others see two hops. None means all.
+        k: experts per node; taken as 1 if there is one expert.
+        base: "gcn", "gin" or "sage", the convolution of each expert.
+        bond_dims: number of values of each bond feature, for OGB's molecule messages; None for plain graphs.
+        norm: BatchNorm of each expert's result before the gate. "routed": over the nodes routed to the expert.
+            "all_nodes": over all nodes, which runs every expert on every node in training (the released code);
+            evaluation is sparse and equals the dense result. "none": no norm.
+        combine: "sum" (eq. 2) or "mean", the sum divided by n (the released code).
+        mlp_dim: inner width of GIN's MLP; None means 2 * in_dim (OGB).
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    num_experts: int = 8
+    num_hop1: int | None = None
+    k: int = 4
+    base: Base = "gcn"
+    bond_dims: Sequence[int] | None = None
+    norm: ExpertNorm = "routed"
+    combine: Combine = "sum"
+    mlp_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        experts = self.num_experts
+        if experts < 1:
+            raise ValueError(f"GMoEConv: expected 'num_experts' of at least 1, got {experts}")
+        if not 0 <= self.hop1 <= experts:
+            raise ValueError(f"GMoEConv: expected 'num_hop1' in [0, {experts}] (num_experts), got {self.hop1}")
+        if not 1 <= self.chosen <= experts:
+            raise ValueError(f"GMoEConv: expected 'k' in [1, {experts}] (num_experts), got {self.k}")
+        for argument, value, known in (
+            ("base", self.base, ("gcn", "gin", "sage")),
+            ("norm", self.norm, ("routed", "all_nodes", "none")),
+            ("combine", self.combine, ("sum", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"GMoEConv: expected '{argument}' to be one of {', '.join(known)}, got {value!r}")
+
+    @property
+    def hop1(self) -> int:
+        """m, or n if it was left open."""
+        return self.num_experts if self.num_hop1 is None else self.num_hop1
+
+    @property
+    def chosen(self) -> int:
+        """Experts that serve a node."""
+        return 1 if self.num_experts == 1 else self.k
 
 
 class Hops(NamedTuple):
     """The graphs a layer runs on.
 
     Attributes:
-        graph: the neighbours.
-        two_hop: the nodes two hops away; None on plain graphs means A(Ax) over `graph`.
+        graph: edges from neighbours.
+        two_hop: edges from nodes two hops away; None on plain graphs means A(Ax) over `graph`.
         pair_types: [P, 2] int64, the two bond types of each edge type of `two_hop`.
     """
 
@@ -53,12 +114,12 @@ class Hops(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What may be done to each result while it is at hand.
+    """Work to fuse into the product that computes the experts' results.
 
     Attributes:
-        scale: [E, F] with `shift`, the norm of evaluation; None leaves results as they are.
+        scale: [E, F], with `shift` the norm in evaluation; None leaves the results as they are.
         shift: [E, F].
-        gate: [N, K], weights to sum a node's results by; None keeps them apart as [N, K, F].
+        gate: [N, K], weights for the sum of a node's results; None returns them separately as [N, K, F].
     """
 
     scale: Tensor | None = None
@@ -67,7 +128,7 @@ class Epilogue(NamedTuple):
 
 
 def normalised(base: str, graph: Graph) -> Graph:
-    """The weights of a base network: symmetric with self loops (gcn), the mean with the node itself (sage), none."""
+    """Weigh the edges as a base network does: symmetric with self loops (gcn), mean including the node (sage)."""
     if base == "gcn":
         return graph.gcn_norm()
     if base == "sage":
@@ -76,14 +137,14 @@ def normalised(base: str, graph: Graph) -> Graph:
 
 
 def finish(y_NKF: Tensor, slots: Slots, epilogue: Epilogue) -> Tensor:
-    """Apply an epilogue that no matrix product was there to take in."""
+    """Apply an epilogue that could not be fused into a matrix product."""
     if epilogue.scale is not None and epilogue.shift is not None:
         y_NKF = scale_slots(y_NKF, slots, epilogue.scale, epilogue.shift)
     return y_NKF if epilogue.gate is None else combine(y_NKF, epilogue.gate)
 
 
 def folded(linear: LinearExperts, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of scale * (W x + b) + shift."""
+    """Fold scale * (W x + b) + shift into one weight and bias."""
     if scale is None or shift is None:
         return linear.weight, linear.bias
     return linear.weight * scale.unsqueeze(2), torch.addcmul(shift, linear.bias, scale)
@@ -92,7 +153,7 @@ def folded(linear: LinearExperts, scale: Tensor | None, shift: Tensor | None) ->
 def apply_linear(
     linear: LinearExperts, x: Tensor, slots: Slots, epilogue: Epilogue, source: Tensor | None = None
 ) -> Tensor:
-    """The expert's linear layer for each slot, with the epilogue inside the product."""
+    """Apply each slot's linear expert, with the epilogue fused into the product."""
     weight, bias = folded(linear, epilogue.scale, epilogue.shift)
     return ops.expert_linear(x, weight, bias, slots.plan, epilogue.gate, source)
 
@@ -101,7 +162,8 @@ def plain_sums(base: str, x: Tensor, hops: Hops, slots: Slots, num_hop1: int) ->
     """Aggregate each hop that has experts once.
 
     Returns:
-        The sums [N, D], or [2N, D] with hop 1 above hop 2, and the row that each slot reads, [N, K] (None: row i).
+        The sums [N, D], or [2N, D] with hop 1 above hop 2, and the row that each slot reads, [N, K] (None: node i
+        reads row i).
     """
     near = normalised(base, hops.graph)
     one = ops.aggregate(near, x) if num_hop1 > 0 else None
@@ -121,15 +183,15 @@ def plain_sums(base: str, x: Tensor, hops: Hops, slots: Slots, num_hop1: int) ->
 class LinearConvs(nn.Module):
     """GCN or SAGE experts on a plain graph: y_ir = W_e (A_e x)_i + b_e with A_e of hop 1 or hop 2."""
 
-    def __init__(self, base: str, in_dim: int, out_dim: int, num_experts: int, num_hop1: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, config: GMoEConfig) -> None:
         super().__init__()
-        self.base, self.num_hop1 = base, num_hop1
-        self.linear = LinearExperts(in_dim, out_dim, num_experts)
+        self.base, self.num_hop1 = config.base, config.hop1
+        self.linear = LinearExperts(in_dim, out_dim, config.num_experts)
 
     def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
         linear = self.linear
         if linear.num_experts == 1 and linear.out_dim < linear.in_dim and self.num_hop1 == 1:
-            # One matrix commutes with the sum; the narrow side has fewer numbers to move along the edges.
+            # One matrix commutes with the sum, and the narrow side moves fewer numbers along the edges.
             weight, bias = folded(linear, epilogue.scale, epilogue.shift)
             y_NF = ops.aggregate(normalised(self.base, hops.graph), F.linear(x, weight[0])) + bias[0]
             return y_NF.unsqueeze(1)
@@ -140,19 +202,19 @@ class LinearConvs(nn.Module):
 class BondMessages(nn.Module):
     """Sum for each slot the messages relu(x_j + bond_e) of its expert, over neighbours or over two hops."""
 
-    def __init__(self, base: str, dim: int, num_experts: int, num_hop1: int, bond_dims: Sequence[int]) -> None:
+    def __init__(self, dim: int, config: GMoEConfig, bond_dims: Sequence[int]) -> None:
         super().__init__()
-        self.base, self.num_experts, self.num_hop1 = base, num_experts, num_hop1
-        num_hop2 = num_experts - num_hop1
-        self.bonds = BondEncoder(num_hop1, dim, bond_dims) if num_hop1 else None
+        self.base, self.num_experts, self.num_hop1 = config.base, config.num_experts, config.hop1
+        num_hop2 = self.num_experts - self.num_hop1
+        self.bonds = BondEncoder(self.num_hop1, dim, bond_dims) if self.num_hop1 else None
         self.pairs = BondEncoder(num_hop2, dim, bond_dims, hops=2) if num_hop2 else None
-        # The root term of GCN is the message of a self loop of a type of its own.
-        self.root = None if base == "gin" else nn.Parameter(torch.randn(num_experts, 1, dim))
+        # The root term of GCN is the message of a self loop, which has an edge type of its own.
+        self.root = None if self.base == "gin" else nn.Parameter(torch.randn(self.num_experts, 1, dim))
 
     def forward(self, x: Tensor, hops: Hops, slots: Slots) -> Tensor:
         """``x`` is [E, N, D], or [N, D] shared by all experts; returns [N, K, D]."""
         by_hop = self.by_hop(hops)
-        # Not x[experts]: the gradient of a split is one concatenation, of two slices two padded copies.
+        # Not x[experts]: the gradient of a split is one concatenation, that of two slices is two padded copies.
         sizes = [experts.stop - experts.start for _, _, experts in by_hop]
         rows_by_hop = torch.split(x, sizes) if x.dim() == 3 else [x] * len(by_hop)
         total: Tensor | None = None
@@ -165,10 +227,10 @@ class BondMessages(nn.Module):
         return total
 
     def needed(self, hops: Hops, slots: Slots) -> Tensor:
-        """Which rows [E, N] the sums read: those with an edge to a node that chose the expert."""
+        """Mark the rows [E, N] that the sums read: those with an edge to a node that chose the expert."""
         chosen_NE = torch.zeros(slots.index.shape[0], self.num_experts, device=slots.index.device)
         chosen_NE.scatter_(1, slots.index, 1.0)
-        # Without weights: those of opposite signs could cancel.
+        # Without weights, because weights of opposite signs could cancel.
         counts = [
             ops.aggregate(graph.transpose().with_weight(None), chosen_NE[:, experts].contiguous())
             for graph, _, experts in self._graphs(hops)
@@ -176,7 +238,7 @@ class BondMessages(nn.Module):
         return torch.cat(counts, dim=1).T > 0
 
     def by_hop(self, hops: Hops) -> list[tuple[Graph, Tensor, slice]]:
-        """For each hop that has experts: its weighted graph, its edge table [experts, T, D], which experts."""
+        """List for each hop that has experts its weighted graph, its edge table [experts, T, D] and the experts."""
         found = []
         for graph, encoder, experts in self._graphs(hops):
             table = encoder(None if encoder is self.bonds else hops.pair_types)
@@ -186,7 +248,7 @@ class BondMessages(nn.Module):
         return found
 
     def _graphs(self, hops: Hops) -> list[tuple[Graph, BondEncoder, slice]]:
-        """For each hop that has experts: its weighted graph, its bond embeddings, which experts."""
+        """List for each hop that has experts its weighted graph, its bond embeddings and the experts."""
         found = []
         if self.bonds is not None:
             self._check(hops.graph.num_edge_types, self.bonds.num_types, "graph")
@@ -209,22 +271,21 @@ class BondMessages(nn.Module):
 class BondConvs(nn.Module):
     """GCN or SAGE experts on molecules: y_ir = sum_j w_ij relu(W_e x_j + b_e + bond_e,ij), the root as a self loop.
 
-    GCN is OGB's GCNConv. SAGE is its analog with the mean over the neighbours and the node itself.
+    GCN is OGB's GCNConv. SAGE is its analogue with the mean over the neighbours and the node itself.
     """
 
-    def __init__(
-        self, base: str, in_dim: int, out_dim: int, num_experts: int, num_hop1: int, bond_dims: Sequence[int]
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, config: GMoEConfig) -> None:
         super().__init__()
-        self.linear = LinearExperts(in_dim, out_dim, num_experts)
-        self.messages = BondMessages(base, out_dim, num_experts, num_hop1, bond_dims)
+        assert config.bond_dims is not None
+        self.linear = LinearExperts(in_dim, out_dim, config.num_experts)
+        self.messages = BondMessages(out_dim, config, config.bond_dims)
 
     def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
         num_experts, chosen = self.linear.num_experts, slots.index.shape[1]
         plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
         if plain and num_experts > 1 and epilogue.gate is not None:
-            return self._mixture(x, hops, slots, epilogue, epilogue.gate)
-        # Which rows are needed is known on a device; a shape that depends on it would have to be waited for.
+            return self._without_gradients(x, hops, slots, epilogue, epilogue.gate)
+        # On a device, the number of needed rows would have to be waited for.
         if x.device.type == "cpu" and num_experts >= NEEDED_FROM * chosen:
             x_ENF = self._transform_needed(x, self.messages.needed(hops, slots))
         else:
@@ -232,14 +293,14 @@ class BondConvs(nn.Module):
             x_ENF = torch.baddbmm(self.linear.bias.unsqueeze(1), rows_END, self.linear.weight.transpose(1, 2))
         return finish(self.messages(x_ENF, hops, slots), slots, epilogue)
 
-    def _mixture(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue, gate: Tensor) -> Tensor:
-        """The result where no gradient is wanted: rows of a few experts at a time, in one buffer, and none per slot."""
+    def _without_gradients(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue, gate: Tensor) -> Tensor:
+        """Compute the gated sums with the rows of a few experts at a time in one buffer, and no row per slot."""
         linear, y = self.linear, None
         per_expert = max(1, x.shape[0] * linear.out_dim)
         at_once = min(linear.num_experts, max(1, ROWS_AT_ONCE // per_expert))
         buffer_END = x.new_empty(at_once, x.shape[0], linear.out_dim)
         for graph, table_ETF, experts in self.messages.by_hop(hops):
-            # The bias joins the table, which is smaller than the rows.
+            # Adding the bias to the table is cheaper than adding it to the rows.
             table_ETF = table_ETF + linear.bias[experts].unsqueeze(1)
             for first in range(experts.start, experts.stop, at_once):
                 some = slice(first, min(first + at_once, experts.stop))
@@ -252,7 +313,7 @@ class BondConvs(nn.Module):
         return y
 
     def _transform_needed(self, x: Tensor, needed_EN: Tensor) -> Tensor:
-        """W_e x_j + b_e where some node needs it, [E, N, F]; the rest is 0 and never read."""
+        """Compute W_e x_j + b_e where some node needs it, [E, N, F]; the rest is 0 and never read."""
         expert_P, node_P = needed_EN.nonzero(as_tuple=True)
         offsets = F.pad(needed_EN.sum(1).cumsum(0), (1, 0))
         plan = ExpertPlan(offsets, torch.arange(len(node_P), device=x.device), len(node_P), 1)
@@ -267,22 +328,15 @@ class IsomorphismConvs(nn.Module):
     MLP_e is Linear, BatchNorm over the expert's slots, ReLU, Linear (OGB's GINConv).
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        mlp_dim: int,
-        out_dim: int,
-        num_experts: int,
-        num_hop1: int,
-        bond_dims: Sequence[int] | None,
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, config: GMoEConfig) -> None:
         super().__init__()
-        self.num_hop1 = num_hop1
-        self.messages = None if bond_dims is None else BondMessages("gin", in_dim, num_experts, num_hop1, bond_dims)
-        self.eps = nn.Parameter(torch.zeros(num_experts))
-        self.first = LinearExperts(in_dim, mlp_dim, num_experts)
-        self.norm = ExpertBatchNorm(num_experts, mlp_dim)
-        self.second = LinearExperts(mlp_dim, out_dim, num_experts)
+        mlp_dim = config.mlp_dim or 2 * in_dim
+        self.num_hop1 = config.hop1
+        self.messages = None if config.bond_dims is None else BondMessages(in_dim, config, config.bond_dims)
+        self.eps = nn.Parameter(torch.zeros(config.num_experts))
+        self.first = LinearExperts(in_dim, mlp_dim, config.num_experts)
+        self.norm = ExpertBatchNorm(config.num_experts, mlp_dim)
+        self.second = LinearExperts(mlp_dim, out_dim, config.num_experts)
 
     def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
         num_nodes, width = slots.index.shape

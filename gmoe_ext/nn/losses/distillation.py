@@ -1,7 +1,7 @@
 """Distillation losses: a node's own soft target (kd) and those of its reliable neighbours (krd).
 
-N nodes, C classes. Both are linear in the student's log-probabilities, so the targets of a node's pairs are summed
-before they meet the student: one student forward per node serves any number of edges.
+N nodes, C classes. Both losses are linear in the student's log-probabilities, so a node's targets are summed before
+they are compared with the student: one student forward per node serves any number of edges.
 """
 
 from __future__ import annotations
@@ -16,36 +16,31 @@ from ...ops import aggregate
 
 
 class PairTargets(NamedTuple):
-    """Teacher targets summed over the nodes that each row has to match.
+    """Teacher targets, summed over the nodes that each row has to match.
 
     Attributes:
         mass: [N, C] sum_u w_vu t_u, t the teacher's softened probabilities.
-        offset: [N] sum_u w_vu <t_u, log t_u>; makes the loss a divergence and carries no gradient.
+        offset: [N] sum_u w_vu <t_u, log t_u>; turns the loss into a divergence and carries no gradient.
     """
 
     mass: Tensor
     offset: Tensor
 
     def rows(self, index: Tensor) -> PairTargets:
-        """The targets of the rows ``index`` [B] (a mini-batch)."""
+        """Select the targets of the rows ``index`` [B], a mini-batch."""
         return PairTargets(self.mass[index], self.offset[index])
 
 
-def _check_temperature(op: str, temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"{op}: expected 'temperature' > 0, got {temperature}")
-
-
 def soften(logits_NC: Tensor, temperature: float = 1.0, normalized: bool = True) -> Tensor:
-    """Log-probabilities at a temperature.
+    """Turn logits into log-probabilities at a temperature.
 
-    log softmax(z / tau), or with ``normalized=False`` log softmax(z) / tau, which is no distribution for tau != 1 but
-    is what the released RbM code uses.
+    log softmax(z / tau), or with ``normalized=False`` log softmax(z) / tau, which is not a distribution for tau != 1
+    but is what the released RbM code uses.
 
     Args:
         logits_NC: floating [N, C].
         temperature: tau > 0.
-        normalized: softmax after the division.
+        normalized: divide before the softmax.
 
     Returns:
         [N, C] in the logits' dtype.
@@ -57,14 +52,15 @@ def soften(logits_NC: Tensor, temperature: float = 1.0, normalized: bool = True)
         >>> soften(torch.zeros(1, 2)).exp()
         tensor([[0.5000, 0.5000]])
     """
-    _check_temperature("soften", temperature)
+    if not temperature > 0:
+        raise ValueError(f"soften: expected 'temperature' > 0, got {temperature}")
     if normalized:
         return torch.log_softmax(logits_NC / temperature, dim=1)
     return torch.log_softmax(logits_NC, dim=1) / temperature
 
 
 def own_targets(teacher_logits_NC: Tensor, temperature: float = 1.0, normalized: bool = True) -> PairTargets:
-    """Every node's own soft target (the second term of RbM, eq. 9).
+    """Make every node's own soft target (the second term of RbM, eq. 9).
 
     Args:
         teacher_logits_NC: the teacher's logits; get no gradient.
@@ -82,13 +78,15 @@ def own_targets(teacher_logits_NC: Tensor, temperature: float = 1.0, normalized:
     """
     log_NC = soften(teacher_logits_NC.detach(), temperature, normalized)
     mass_NC = log_NC.exp()
-    return PairTargets(mass_NC, _expected_log(mass_NC, log_NC))
+    # p log p -> 0 where a saturated teacher gives p = 0 and log p = -inf.
+    terms_NC = torch.where(mass_NC > 0, mass_NC * log_NC, torch.zeros_like(mass_NC))
+    return PairTargets(mass_NC, terms_NC.sum(dim=1))
 
 
 def neighbour_targets(
     teacher_logits_NC: Tensor, pairs: Graph, temperature: float = 1.0, normalized: bool = True
 ) -> PairTargets:
-    """Sum the neighbours' soft targets by one sparse product (RbM, eq. 12).
+    """Sum the neighbours' soft targets with one sparse product (RbM, eq. 12).
 
     Args:
         teacher_logits_NC: the teacher's logits; get no gradient.
@@ -110,11 +108,6 @@ def neighbour_targets(
     return PairTargets(summed[:, :-1], summed[:, -1])
 
 
-def _expected_log(mass_NC: Tensor, log_NC: Tensor) -> Tensor:
-    # p log p -> 0 where a saturated teacher gives p = 0 and log p = -inf.
-    return torch.where(mass_NC > 0, mass_NC * log_NC, torch.zeros_like(mass_NC)).sum(dim=1)
-
-
 def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.0, normalized: bool = True) -> Tensor:
     """Match the summed targets of each node's pairs.
 
@@ -122,7 +115,7 @@ def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.
 
     Args:
         student_logits_NC: the student's logits, one forward per node.
-        targets: made at the same temperature by :func:`own_targets` or :func:`neighbour_targets`.
+        targets: from :func:`own_targets` or :func:`neighbour_targets` at the same temperature.
         temperature: tau.
         normalized: see :func:`soften`.
 

@@ -1,4 +1,4 @@
-"""Gates: which experts a node is sent to, and with what weight.
+"""The gate that sends nodes to experts, and the (node, expert) slots that a layer computes for it.
 
 Shapes: N nodes, E experts, K chosen, D input features.
 """
@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
-from ..plan import ExpertPlan
-from .losses.balance import squared_cv, sums
+from ... import ops
+from ...plan import ExpertPlan
+from ..losses import squared_cv, sums
 
 # Floor of the noise's standard deviation, so that exploration never stops (the released code's value).
 MIN_SIGMA = 0.01
 
 
 class Routing(NamedTuple):
-    """Where each node goes and how uneven that is.
+    """The experts chosen for each node, and how unevenly they are used.
 
     Attributes:
         gate: [N, k] weights, descending.
         index: [N, k] int64, the chosen experts.
-        importance_loss: scalar, how uneven the experts' sums of gates are (GMoE, eq. 5).
-        load_loss: scalar, how uneven their numbers of nodes are (GMoE, eqs. 6-8, expected under the gate's noise).
+        importance_loss: scalar, unevenness of the experts' gate sums (GMoE, eq. 5).
+        load_loss: scalar, unevenness of their numbers of nodes, expected under the gate's noise (GMoE, eqs. 6-8).
     """
 
     gate: Tensor
@@ -42,7 +42,7 @@ class Slots:
         index: [N, K] int64, the expert of each slot.
         plan: the same slots grouped by expert.
         num_experts: E.
-        every: True when slot r of each node is expert r, that is K = E and nothing is left out.
+        every: True if slot r of each node is expert r: K = E and no expert is left out.
     """
 
     __slots__ = ("every", "index", "num_experts", "plan")
@@ -52,12 +52,12 @@ class Slots:
 
     @classmethod
     def chosen(cls, index_NK: Tensor, num_experts: int) -> Slots:
-        """The slots of a routing."""
+        """Make the slots of a routing."""
         return cls(index_NK, ops.expert_plan(index_NK, num_experts), num_experts, every=False)
 
     @classmethod
     def all(cls, num_nodes: int, num_experts: int, device: torch.device) -> Slots:
-        """Every expert on every node."""
+        """Make the slots that run every expert on every node."""
         experts = torch.arange(num_experts, device=device)
         offsets = torch.arange(num_experts + 1, device=device) * num_nodes
         order = torch.arange(num_nodes * num_experts, device=device).view(num_nodes, num_experts).T.reshape(-1)
@@ -69,8 +69,8 @@ class NoisyTopKGate(nn.Module):
     """Send each node to its k best experts by a noisy linear score.
 
     G(h_i) = Softmax(TopK(Q(h_i), k)),  Q(h_i) = h_i W_g + noise * sigma(h_i)   (GMoE, eqs. 3 and 4)
-    with sigma = Softplus(h_i W_n) + 0.01 in training and no noise in evaluation. Both weights start at zero: in the
-    beginning the choice is random, all experts alike.
+    with sigma = Softplus(h_i W_n) + 0.01 in training and no noise in evaluation. Both weights start at zero, so that
+    training begins with a uniformly random choice.
 
     Args:
         dim: D, features of a node.

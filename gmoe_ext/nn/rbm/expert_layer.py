@@ -1,4 +1,4 @@
-"""What a layer of RbM and one of the vanilla mixture of experts share: linear experts under a router.
+"""The layer that RbM and the vanilla mixture of experts share: linear experts behind a router.
 
 N rows, E experts, K chosen experts a row, D in, F out.
 """
@@ -6,64 +6,67 @@ N rows, E experts, K chosen experts a row, D in, F out.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import expert_plan
-from .dropout import dropout
-from .experts import LinearExperts
-from .routers import CosineMemoryRouter, ProjectedRouter
-from .scales import learnt_factor
+from ...ops import expert_plan
+from ..dropout import dropout
+from ..linear_experts import LinearExperts, learned_factor
+from .memory_router import CosineMemoryRouter
+from .projected_router import ProjectedRouter
 
 
-class MixtureLayer(nn.Module):
-    """Linear experts of the rows that a router sends them, under one learnt scale.
-
-    y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1), s learnt, clamped at log 100
-
-    Args:
-        router: decides which experts serve a row.
-        out_dim: F.
-        dropout: drop probability of expert inputs; the router always sees the whole row.
-        shared_dropout: one mask per row; False draws one per row and chosen expert.
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """Settings of the experts behind any router.
 
     Attributes:
-        pretraining: experts are trained without the router and the scale, until routing starts.
-        clones: whether all experts are copies of expert 0 when it does.
-        served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
+        dropout: drop probability of expert inputs; the router always sees the whole row.
+        shared_dropout: one mask per row; False draws one per row and chosen expert.
+    """
 
-    Raises:
-        ValueError: the dropout is out of its range.
+    dropout: float = 0.0
+    shared_dropout: bool = False
+
+
+class ExpertLayer(nn.Module):
+    """Linear experts of the rows that a router sends them, under one learned scale.
+
+    y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1), s learned, clamped at log 100
+
+    Attributes:
+        pretraining: whether the experts are trained without the router and the scale, before routing starts.
+        clones: whether all experts start routing as copies of expert 0.
+        served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
     """
 
     router: CosineMemoryRouter | ProjectedRouter
     clones = True
 
-    def __init__(
-        self, router: CosineMemoryRouter | ProjectedRouter, out_dim: int, dropout: float, shared_dropout: bool
-    ) -> None:
+    def __init__(self, router: CosineMemoryRouter | ProjectedRouter, out_dim: int, config: ExpertConfig) -> None:
         super().__init__()
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"{type(self).__name__}: expected 'dropout' in [0, 1), got {dropout}")
+        if not 0.0 <= config.dropout < 1.0:
+            raise ValueError(f"{type(self).__name__}: expected 'dropout' in [0, 1), got {config.dropout}")
         self.router = router
         self.experts = LinearExperts(router.dim, out_dim, router.num_experts)
         self.log_scale = nn.Parameter(torch.tensor(math.log(2.0)))
         self.num_experts, self.k = router.num_experts, router.k
-        self.dropout, self.shared_dropout = dropout, shared_dropout
+        self.dropout, self.shared_dropout = config.dropout, config.shared_dropout
         self.pretraining = False
         self.served_E: Tensor | None = None
 
     def output_scale(self) -> Tensor:
-        """exp(s), a scalar."""
-        return learnt_factor(self.log_scale)
+        """Return exp(s), a scalar."""
+        return learned_factor(self.log_scale)
 
     def input_scale(self) -> Tensor | None:
-        """Factors of the experts' inputs [E, D], or None for 1."""
+        """Return the factors of the experts' inputs [E, D], or None for 1."""
         return None
 
     def inactive_parameters(self) -> int:
-        """Parameters of the E - k experts that do not serve a given row."""
+        """Count the parameters of the E - k experts that do not serve a given row."""
         return (self.num_experts - self.k) * self.experts.out_dim * (self.experts.in_dim + 1)
 
     def _mix(self, x_ND: Tensor, gate_NK: Tensor, index_NK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The start of routing: experts cloned, memories placed at k-means centres (RbM, section 4.3)."""
+"""The k-means start of an RbM student's routing (RbM, section 4.3)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError
-from ..models.rbm import RbM
+from ..models import RbM
 from . import extras
 
 
 @torch.no_grad()
 def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> None:
-    """End a student's pre-training: layer by layer, clone expert 0 and cluster what reaches the layer.
+    """End a student's pre-training: clone each layer's expert 0 and place its memory at k-means centres of its inputs.
 
-    The inputs of layer l + 1 are what the routed layers up to l put out, in evaluation mode.
+    The inputs of layer l + 1 are the outputs of the routed layers up to l, in evaluation mode.
 
     Args:
-        model: a pre-trained RbM; changed in place, routing afterwards.
+        model: a pre-trained RbM; changed in place, it routes afterwards.
         x_ND: all inputs that training may see.
-        seed: of k-means++.
-        restarts: runs of k-means; the one with the least inertia counts.
+        seed: seeds k-means++.
+        restarts: runs of k-means, of which the one with the lowest inertia is used.
 
     Raises:
         DataError: fewer rows than experts.
@@ -42,14 +42,14 @@ def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> Non
 
 
 def kmeans(x_ND: Tensor, num_clusters: int, seed: int, restarts: int = 10) -> Tensor:
-    """Centres [num_clusters, D] of Lloyd's k-means with k-means++ starts, in x's dtype and on its device."""
+    """Compute the centres [num_clusters, D] of Lloyd's k-means from k-means++ starts, in x's dtype and device."""
     cluster = extras.load("sklearn.cluster")
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # installed with scikit-learn
 
     if x_ND.shape[0] < num_clusters:
         raise DataError(
             f"k-means start: expected at least as many rows as experts, got {x_ND.shape[0]} rows for {num_clusters}\n"
-            "  mend: lower --student.num_experts"
+            "  fix: lower --student.num_experts"
         )
     clusters = cluster.KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
     with threadpool_limits(limits=1):

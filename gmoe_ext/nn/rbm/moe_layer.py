@@ -5,19 +5,38 @@ N rows, E experts, K chosen experts a row, D in, F out.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops import expert_plan
-from .dropout import dropout
-from .mixture import MixtureLayer
-from .routers import ProjectedRouter
+from ...ops import expert_plan
+from ..dropout import dropout
+from .expert_layer import ExpertConfig, ExpertLayer
+from .projected_router import ProjectedRouter, Variant
 
 
-class MoELayer(MixtureLayer):
-    """Mixture of linear experts routed by learnt embeddings.
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig(ExpertConfig):
+    """Settings of a vanilla mixture-of-experts layer: those of its experts, and the following.
+
+    Attributes:
+        num_experts: E.
+        k: experts per row, 1 <= k <= E.
+        load_balance: weight of squared_cv(gate sums) + squared_cv(rows served). The second term has no gradient.
+        variant: of the router and of pre-training. "paper" sends all rows of pre-training to expert 0, which is then
+            cloned. "released_code" cuts a batch into E pieces, sends piece e to expert e, and clones nothing.
+    """
+
+    num_experts: int = 4
+    k: int = 3
+    load_balance: float = 0.01
+    variant: Variant = "paper"
+
+
+class MoELayer(ExpertLayer):
+    """Mixture of linear experts routed by learned embeddings.
 
     y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1), gates of :class:`ProjectedRouter` (eq. 2)
 
@@ -25,14 +44,9 @@ class MoELayer(MixtureLayer):
         in_dim: D.
         out_dim: F.
         proj_dim: dimension in which rows are compared with the experts' embeddings.
-        num_experts: E.
-        k: experts per row.
-        dropout: drop probability of expert inputs; the router always sees the whole row.
-        load_balance: weight of squared_cv(sums of the gates) + squared_cv(rows served). The second is a constant to
-            the optimizer.
-        shared_dropout: one mask per row; False draws one per row and chosen expert.
-        variant: of the router and of pre-training. "paper": rows of pre-training go to expert 0, which is then cloned.
-            "released_code": a batch is cut into E pieces, piece e goes to expert e, and nothing is cloned.
+        config: the layer's settings; the defaults of :class:`MoEConfig` if None.
+        options: fields of :class:`MoEConfig` by keyword (num_experts, k, dropout, shared_dropout, load_balance,
+            variant); they replace those of ``config``.
 
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
@@ -52,23 +66,16 @@ class MoELayer(MixtureLayer):
     router: ProjectedRouter
 
     def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        proj_dim: int,
-        num_experts: int,
-        k: int,
-        dropout: float = 0.0,
-        load_balance: float = 0.01,
-        shared_dropout: bool = False,
-        variant: Literal["paper", "released_code"] = "paper",
+        self, in_dim: int, out_dim: int, proj_dim: int, config: MoEConfig | None = None, **options: Any
     ) -> None:
-        super().__init__(ProjectedRouter(in_dim, proj_dim, num_experts, k, variant), out_dim, dropout, shared_dropout)
-        self.load_balance = load_balance
-        self.clones = variant == "paper"
+        config = replace(config or MoEConfig(), **options)
+        router = ProjectedRouter(in_dim, proj_dim, config.num_experts, config.k, config.variant)
+        super().__init__(router, out_dim, config)
+        self.load_balance = config.load_balance
+        self.clones = config.variant == "paper"
 
     def start_routing(self) -> None:
-        """End of pre-training; the router starts as it was drawn."""
+        """End pre-training; the router keeps its initial weights."""
         if self.clones:
             self.experts.clone_first()
         self.pretraining = False
@@ -82,7 +89,7 @@ class MoELayer(MixtureLayer):
         return self._mix(x_ND, routing.gate, routing.index), aux
 
     def _in_pieces(self, x_ND: Tensor) -> Tensor:
-        """Consecutive rows to one expert each."""
+        """Send each piece of consecutive rows to one expert."""
         rows = x_ND.shape[0]
         piece_N1 = (torch.arange(rows, device=x_ND.device) * self.num_experts // max(rows, 1))[:, None]
         dropped_ND = dropout(x_ND, self.dropout, self.training)

@@ -1,4 +1,4 @@
-"""BatchNorm per expert, over the rows routed to it or over all nodes, without a loop over experts.
+"""BatchNorm per expert, over the rows routed to it or over all nodes, without looping over experts.
 
 Shapes: N nodes, K slots of a node, E experts, F features, S = N * K slots.
 """
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
-from .gates import Slots
+from ... import ops
+from .noisy_gate import Slots
 
 
 class ExpertBatchNorm(nn.Module):
-    """A BatchNorm for each expert's rows.
+    """Normalise each expert's rows by a BatchNorm of its own.
 
-    In training an expert's statistics are those of the slots that it computes: its routed rows, or all nodes when the
-    slots hold every expert. In evaluation they are its running statistics. An expert with fewer than two rows has no
-    variance: it leaves its running statistics alone and normalises by them.
+    In training an expert's statistics are those of the slots that it computes: its routed rows, or all nodes if the
+    slots hold every expert. In evaluation they are its running statistics. With fewer than two rows there is no
+    variance: the expert normalises by its running statistics and does not update them.
 
     Args:
         num_experts: E.
@@ -26,7 +26,7 @@ class ExpertBatchNorm(nn.Module):
         eps: added to the variance.
         momentum: share of the new batch in the running statistics.
 
-    Determinism: forward and backward are sums in fixed order; second derivatives are refused with routed slots.
+    Determinism: forward and backward sum in a fixed order. With routed slots, second derivatives raise an error.
 
     Example:
         >>> slots = Slots.chosen(torch.tensor([[0], [1], [0]]), num_experts=2)
@@ -46,7 +46,7 @@ class ExpertBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_experts, dim))
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(scale, shift), both [E, F]: what the norm is in evaluation, ready to fold into a linear layer."""
+        """Return the evaluation norm as (scale, shift), both [E, F], ready to fold into a linear layer."""
         scale_EF = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale_EF, self.bias - self.running_mean * scale_EF
 
@@ -89,12 +89,12 @@ class ExpertBatchNorm(nn.Module):
 
 
 def scale_slots(y_NKF: Tensor, slots: Slots, scale_EF: Tensor, shift_EF: Tensor) -> Tensor:
-    """scale_e * y + shift_e for the expert e of each slot."""
+    """Compute scale_e * y + shift_e for the expert e of each slot."""
     if slots.every:
         return torch.addcmul(shift_EF, y_NKF, scale_EF)
     return torch.addcmul(shift_EF[slots.index], y_NKF, scale_EF[slots.index])
 
 
 def combine(y_NKF: Tensor, gate_NK: Tensor) -> Tensor:
-    """Gate-weighted sum of each node's results, [N, F]."""
+    """Sum each node's results, weighted by its gates: [N, F]."""
     return torch.bmm(gate_NK.unsqueeze(1), y_NKF).squeeze(1)

@@ -1,4 +1,4 @@
-"""The experts of a layer: E linear maps in one stacked weight.
+"""E linear maps in one stacked weight, and the positive factors that layers learn beside them.
 
 N rows, R source rows, E experts, K chosen experts a row, D in, F out.
 """
@@ -13,6 +13,14 @@ from torch.nn import functional
 
 from ..ops import expert_linear
 from ..plan import ExpertPlan
+
+# Largest learned factor, so that one bad step cannot overflow a layer (the value of RbM's released code).
+MAX_FACTOR = 100.0
+
+
+def learned_factor(log_factor: Tensor) -> Tensor:
+    """Return exp of a parameter, at most 100."""
+    return log_factor.clamp(max=math.log(MAX_FACTOR)).exp()
 
 
 class LinearExperts(nn.Module):
@@ -43,19 +51,19 @@ class LinearExperts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each expert starts as an ``nn.Linear`` does."""
+        """Initialise each expert as ``nn.Linear`` does."""
         bound = 1.0 / math.sqrt(self.in_dim)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     @torch.no_grad()
     def clone_first(self) -> None:
-        """Copy expert 0 over all others (RbM, section 4.3)."""
+        """Overwrite all experts with expert 0 (RbM, section 4.3)."""
         self.weight.copy_(self.weight[:1].expand_as(self.weight))
         self.bias.copy_(self.bias[:1].expand_as(self.bias))
 
     def first(self, x_ND: Tensor) -> Tensor:
-        """Every row through expert 0 alone: [N, F]."""
+        """Apply expert 0 alone to every row: [N, F]."""
         return functional.linear(x_ND, self.weight[0], self.bias[0])
 
     def forward(
@@ -66,7 +74,7 @@ class LinearExperts(nn.Module):
         input_scale_ED: Tensor | None = None,
         source_NK: Tensor | None = None,
     ) -> Tensor:
-        # Scaling expert e's inputs is scaling the columns of its matrix: E*F*D products instead of N*K*D.
+        # Scaling the columns of expert e's matrix scales its inputs, in E*F*D products instead of N*K*D.
         weight_EFD = self.weight if input_scale_ED is None else self.weight * input_scale_ED[:, None, :]
         y_NF: Tensor = expert_linear(x_RD, weight_EFD, self.bias, plan, gate_NK, source_NK)
         return y_NF

@@ -1,0 +1,193 @@
+"""Reliable neighbours: how certain a teacher is of a node, and which edges to sample for it (KRD; RbM, eqs. 10-12).
+
+N nodes, M edges, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.batching import without_waiting
+from ..graph import Graph
+from . import extras
+
+PairWeight = Literal["degree", "kept", "equal"]
+
+# A power outside these bounds gives keep probabilities of 0 or 1 for every neighbour that matters.
+POWER_BOUNDS = (1e-2, 1e2)
+
+
+def entropy(logits_NC: Tensor) -> Tensor:
+    """Compute the entropy [N] of softmax(logits), in nats."""
+    log_NC = torch.log_softmax(logits_NC, dim=1)
+    return -(log_NC.exp() * log_NC).sum(dim=1)
+
+
+@torch.no_grad()
+def reliability(
+    predict: Callable[[Tensor], Tensor],
+    x_ND: Tensor,
+    seed: int,
+    draws: int = 10,
+    std: float = 1.0,
+    squared: bool = True,
+) -> Tensor:
+    """Measure how much the teacher's entropy changes when noise is added to the features; 0 is most reliable.
+
+    rho_j = 1/std^2 mean over draws (H(y_j) - H(y~_j))^2, divided by its maximum   (RbM, eqs. 10 and 11)
+
+    Args:
+        predict: teacher logits [N, C] of features [N, D], in evaluation mode.
+        x_ND: the teacher's features.
+        seed: seeds the noise.
+        draws: noise samples that estimate the expectation.
+        std: standard deviation of the noise.
+        squared: False takes |dH| instead of its square (released code).
+
+    Returns:
+        rho / max rho [N] in [0, 1]; all zeros if no prediction changes.
+
+    Raises:
+        ValueError: draws < 1 or std <= 0.
+
+    Example:
+        >>> rho = reliability(lambda x: soft_targets(teacher, x, graph), data.x, seed=0)
+    """
+    if draws < 1 or not std > 0:
+        raise ValueError(f"reliability: expected 'draws' >= 1 and 'std' > 0, got {draws} and {std}")
+    generator = torch.Generator().manual_seed(seed)
+    calm_N = entropy(predict(x_ND))
+    rho_N = torch.zeros_like(calm_N)
+    for _ in range(draws):
+        noise_ND = torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype).to(x_ND.device).mul_(std)
+        moved_N = (entropy(predict(x_ND + noise_ND)) - calm_N).abs()
+        rho_N += (moved_N.square() if squared else moved_N) / (draws * std**2)
+    largest = rho_N.max() if rho_N.numel() else rho_N.new_ones(())
+    return rho_N / largest.clamp_min(torch.finfo(rho_N.dtype).tiny)
+
+
+class ReliableSampler:
+    """Keep each edge (v, u) with probability 1 - rho_u^a and weigh it; a adapts to the student (RbM, eqs. 11 and 12).
+
+    Args:
+        graph: rows v, columns u; the observed graph in the inductive setting.
+        reliability_N: rho in [0, 1], 0 most reliable.
+        pair_weight: "degree" weighs a kept edge of v by 1/|N(v)| (eq. 12); "kept" by 1/(its kept edges); "equal" by 1.
+        power: initial a.
+        momentum: share of the old a kept at an update.
+        bins: histogram bins over rho.
+        warmup: number of calls of :meth:`update` before a changes.
+        bin_offset: distance from a bin's left edge at which the curve is evaluated; None means the centre (released
+            code: 0.05).
+
+    Raises:
+        ValueError: rho does not have one value per node, or is outside [0, 1].
+
+    Example:
+        >>> sampler = ReliableSampler(data.graph, rho)
+        >>> targets = neighbour_targets(teacher_logits, sampler.sample(torch.Generator().manual_seed(0)))
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        reliability_N: Tensor,
+        pair_weight: PairWeight = "degree",
+        power: float = 1.0,
+        momentum: float = 0.99,
+        bins: int = 50,
+        warmup: int = 50,
+        bin_offset: float | None = None,
+    ) -> None:
+        if reliability_N.shape != (graph.num_nodes,):
+            raise ValueError(
+                f"ReliableSampler: expected 'reliability' of shape [{graph.num_nodes}], got {list(reliability_N.shape)}"
+            )
+        if reliability_N.numel() and not (reliability_N.min() >= 0 and reliability_N.max() <= 1):
+            raise ValueError("ReliableSampler: expected 'reliability' in [0, 1]; divide it by its maximum")
+        if pair_weight not in ("degree", "kept", "equal"):
+            raise ValueError(
+                f"ReliableSampler: expected 'pair_weight' to be 'degree', 'kept' or 'equal', got {pair_weight!r}"
+            )
+        self.graph, self.rho_N, self.pair_weight = graph, reliability_N.float(), pair_weight
+        self.power, self.momentum, self.bins, self.warmup = power, momentum, bins, warmup
+        self.bin_offset = 0.5 / bins if bin_offset is None else bin_offset
+        self.updates = 0
+
+    def keep_probability(self) -> Tensor:
+        """Compute 1 - rho_u^a [N], the probability of keeping an edge from u."""
+        return 1.0 - self.rho_N.pow(self.power)
+
+    def sample(self, generator: torch.Generator) -> Graph:
+        """Draw the kept edges of one epoch: the graph with edge weights, 0 for a dropped edge.
+
+        Args:
+            generator: CPU generator; the same state gives the same edges on any device.
+        """
+        graph = self.graph
+        chance_M = self.keep_probability()[graph.columns.long()]
+        drawn_M = without_waiting(torch.rand(graph.num_edges, generator=generator), chance_M.device)
+        kept_M = (drawn_M < chance_M).float()
+        return Graph(graph.num_nodes, graph.offsets, graph.columns, kept_M * self._edge_weight(kept_M))
+
+    def _edge_weight(self, kept_M: Tensor) -> Tensor:
+        if self.pair_weight == "equal":
+            return torch.ones_like(kept_M)
+        if self.pair_weight == "degree":
+            count_N = self.graph.degree().float()
+        else:
+            count_N = count_per_node(self.graph, kept_M != 0).float()
+        return (1.0 / count_N.clamp_min(1.0))[self.graph.rows.long()]
+
+    def update(self, agree_N: Tensor) -> None:
+        """Refit a to where student and teacher agree: 1 - x^a against the agreement rate at reliability x.
+
+        Args:
+            agree_N: bool [N], whether student and teacher predict the same class.
+
+        Raises:
+            MissingExtraError: scipy is not installed.
+        """
+        self.updates += 1
+        if self.updates <= self.warmup:
+            return
+        fitted = self._fit(agree_N)
+        if fitted is not None:
+            self.power = self.momentum * self.power + (1.0 - self.momentum) * fitted
+
+    def _fit(self, agree_N: Tensor) -> float | None:
+        minimize = extras.load("scipy.optimize").minimize_scalar
+        rho, agree = self.rho_N.cpu().double().numpy(), agree_N.cpu().numpy().astype(bool)
+        edges = np.linspace(0.0, 1.0, self.bins + 1)
+        same, other = np.histogram(rho[agree], edges)[0], np.histogram(rho[~agree], edges)[0]
+        rate = same / (same + other + 1e-6)
+        if rate.max() == rate.min():
+            return None  # agreement everywhere or nowhere: there is no curve to fit
+        rate = (rate - rate.min()) / (rate.max() - rate.min())
+        places = edges[:-1] + self.bin_offset
+
+        # A bounded search over log a always ends; an unbounded fit can diverge on a flat curve.
+        def misfit(log_a: float) -> float:
+            return float(np.square(1.0 - places ** np.exp(log_a) - rate).sum())
+
+        return float(np.exp(minimize(misfit, bounds=np.log(POWER_BOUNDS), method="bounded").x))
+
+    def state(self) -> dict[str, float | int]:
+        """Return what :meth:`update` changes, for a checkpoint."""
+        return {"power": self.power, "updates": self.updates}
+
+    def load_state(self, state: dict[str, float | int]) -> None:
+        """Restore :meth:`state`."""
+        self.power, self.updates = float(state["power"]), int(state["updates"])
+
+
+def count_per_node(graph: Graph, marked_M: Tensor) -> Tensor:
+    """Count the marked edges of each row, int64 [N]."""
+    # Differences of a running sum need no atomic additions.
+    running = torch.cat([graph.offsets.new_zeros(1), marked_M.long().cumsum(0)])
+    return running[graph.offsets].diff()

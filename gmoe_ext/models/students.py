@@ -1,0 +1,303 @@
+"""The students in the registry: models of rows alone, without a graph (mlp, ensemble, rbm, moe)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..nn import MoEConfig, MoELayer, RbMConfig, RbMLayer
+from ..nn.dropout import dropout
+from ..nn.rbm.expert_layer import ExpertConfig, ExpertLayer
+from .registry import Model, Output, register
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Shape of a student.
+
+    Attributes:
+        in_dim: features (and positions) of a node.
+        hidden_dim: width of the hidden layers.
+        out_dim: classes.
+        num_layers: layers, >= 1.
+        norm: "none", "batch" or "layer", before each ReLU.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    in_dim: int
+    hidden_dim: int
+    out_dim: int
+    num_layers: int = 2
+    norm: Literal["none", "batch", "layer"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1:
+            raise ValueError(f"expected 'num_layers' of at least 1, got {self.num_layers}")
+        if self.norm not in ("none", "batch", "layer"):
+            raise ValueError(f"expected 'norm' to be 'none', 'batch' or 'layer', got {self.norm!r}")
+
+    def widths(self) -> list[tuple[int, int]]:
+        """List each layer's input and output width."""
+        return list(pairwise([self.in_dim] + [self.hidden_dim] * (self.num_layers - 1) + [self.out_dim]))
+
+    def norms(self) -> nn.ModuleList:
+        """Make the norms between the layers."""
+        kind = {"none": nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[self.norm]
+        return nn.ModuleList(kind(self.hidden_dim) for _ in range(self.num_layers - 1))
+
+
+@register("mlp", graph_free=True)
+class MLP(Model):
+    """Linear layers with norm, ReLU and dropout between them; GLNN and KRD train it on different targets.
+
+    Args:
+        network: shape of the student.
+        dropout: drop probability after each hidden layer.
+
+    Returns:
+        forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux = 0).
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> student = build("mlp", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2)
+        >>> student(torch.randn(5, 16)).logits.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, network: StudentConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"expected 'dropout' in [0, 1), got {dropout}")
+        self.layers = nn.ModuleList(nn.Linear(d, f) for d, f in network.widths())
+        self.norms = network.norms()
+        self.dropout = dropout
+
+    def forward(self, x_ND: Tensor) -> Output:
+        h = x_ND
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            h = dropout(functional.relu(norm(layer(h))), self.dropout, self.training)
+        return Output(self.layers[-1](h), x_ND.new_zeros(()))
+
+
+@register("ensemble", graph_free=True)
+class Ensemble(Model):
+    """MLPs of one shape and different initial weights, whose probabilities are averaged (RbM, section 5.3).
+
+    logits = log(1/n sum_m softmax(z_m)), so that softmax(logits) is the mean of the members' probabilities.
+
+    Each member learns separately, from the whole loss (:meth:`learners`). With a loss on the averaged answer, members
+    could rely on each other's errors.
+
+    Args:
+        network: shape of each member.
+        dropout: drop probability after each hidden layer.
+        num_members: n.
+
+    Returns:
+        forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux = 0).
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> student = build("ensemble", in_dim=16, hidden_dim=32, out_dim=4, num_members=3)
+        >>> student(torch.randn(5, 16)).logits.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, network: StudentConfig, dropout: float = 0.0, num_members: int = 3) -> None:
+        super().__init__()
+        if num_members < 1:
+            raise ValueError(f"expected 'num_members' of at least 1, got {num_members}")
+        self.members = nn.ModuleList(MLP(network, dropout) for _ in range(num_members))
+
+    def mlps(self) -> Iterator[MLP]:
+        """Yield the members, typed."""
+        for member in self.members:
+            assert isinstance(member, MLP)
+            yield member
+
+    def learners(self) -> list[Model]:
+        """List the members."""
+        return list(self.mlps())
+
+    def forward(self, x_ND: Tensor) -> Output:
+        votes = torch.stack([member(x_ND).logits.log_softmax(dim=1) for member in self.members])
+        return Output(votes.logsumexp(dim=0) - math.log(len(self.members)), x_ND.new_zeros(()))
+
+
+class ExpertStudent(Model, ABC):
+    """Layers of routed experts with norm and ReLU between them; dropout acts inside the layers only.
+
+    Args:
+        network: shape of the student.
+        experts: settings of every layer.
+        first_layer_dropout: also drop inputs of the first layer's experts (released code).
+
+    Returns:
+        forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux scalar).
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(self, network: StudentConfig, experts: ExpertConfig, first_layer_dropout: bool = False) -> None:
+        super().__init__()
+        first = experts if first_layer_dropout else replace(experts, dropout=0.0)
+        self.hidden_dim = network.hidden_dim
+        self.layers = nn.ModuleList(
+            self.build_layer(d, f, experts if depth else first) for depth, (d, f) in enumerate(network.widths())
+        )
+        self.norms = network.norms()
+
+    @abstractmethod
+    def build_layer(self, in_dim: int, out_dim: int, experts: ExpertConfig) -> ExpertLayer:
+        """Make one layer."""
+
+    def expert_layers(self) -> Iterator[ExpertLayer]:
+        """Yield the layers, typed, from the input up."""
+        for layer in self.layers:
+            assert isinstance(layer, ExpertLayer)
+            yield layer
+
+    def between(self, position: int, h_NF: Tensor) -> Tensor:
+        """Pass the output of layer ``position`` on to the next layer: norm and ReLU, nothing after the last."""
+        if position == len(self.norms):
+            return h_NF
+        return functional.relu(self.norms[position](h_NF))
+
+    def set_pretraining(self, on: bool) -> None:
+        """Train the experts without their routers (on), or route."""
+        for layer in self.expert_layers():
+            layer.pretraining = on
+
+    def expert_load(self) -> Tensor | None:
+        """Return each expert's share of the last forward's slots, [E], averaged over layers; None before routing."""
+        served = [layer.served_E for layer in self.expert_layers() if layer.served_E is not None]
+        if not served:
+            return None
+        return torch.stack([slots / slots.sum().clamp_min(1) for slots in served]).mean(0)
+
+    def forward(self, x_ND: Tensor) -> Output:
+        h, aux = x_ND, x_ND.new_zeros(())
+        for position, layer in enumerate(self.layers):
+            y, layer_aux = layer(h)
+            h, aux = self.between(position, y), aux + layer_aux
+        return Output(h, aux)
+
+
+@register("rbm", graph_free=True)
+class RbM(ExpertStudent):
+    """The Routing-by-Memory student (RbM, section 4): experts that are chosen by the memory of what they served.
+
+    Training: :meth:`set_pretraining` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
+    and places the memories. A model that was never pre-trained routes by random memories from its first batch on.
+
+    Args:
+        network: shape of the student.
+        experts: settings of every layer.
+        first_layer_dropout: also drop inputs of the first layer's experts (released code).
+
+    Example:
+        >>> student = build("rbm", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=4, k=2)
+        >>> student(torch.randn(5, 16)).logits.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, network: StudentConfig, experts: RbMConfig, first_layer_dropout: bool = False) -> None:
+        super().__init__(network, experts, first_layer_dropout)
+
+    def build_layer(self, in_dim: int, out_dim: int, experts: ExpertConfig) -> RbMLayer:
+        assert isinstance(experts, RbMConfig)
+        return RbMLayer(in_dim, out_dim, experts)
+
+    def rbm_layers(self) -> Iterator[RbMLayer]:
+        """Yield the layers, typed, from the input up."""
+        for layer in self.layers:
+            assert isinstance(layer, RbMLayer)
+            yield layer
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the memories the epoch t of the annealing schedule (eq. 14)."""
+        for layer in self.rbm_layers():
+            layer.router.epoch = epoch
+
+    def set_following(self, on: bool) -> None:
+        """Let every training forward move the memories (on, the default), or only :meth:`follow_`."""
+        for layer in self.rbm_layers():
+            layer.router.following = on
+
+    @torch.no_grad()
+    def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> None:
+        """Move the memories as a training forward would, row j counting copies_N[j] times.
+
+        Norms use their running statistics and do not update them.
+        """
+        training = self.norms.training
+        self.norms.eval()
+        h = x_ND
+        for position, layer in enumerate(self.rbm_layers()):
+            h = self.between(position, layer.follow_(h, copies_N))
+        self.norms.train(training)
+
+    def spread_memories_(self, learning_rate: float) -> None:
+        """Step the memories down their own loss, eq. 7; call it together with the optimizer's step."""
+        for layer in self.rbm_layers():
+            layer.spread_(learning_rate)
+
+    def num_parameters(self) -> tuple[int, int]:
+        """Count (active, total) as in RbM's table 9: every row is compared with all memories, so both include them."""
+        active, total = super().num_parameters()
+        memories = [layer.router.memory for layer in self.rbm_layers()]
+        extra = sum(m.numel() for m in memories if not isinstance(m, nn.Parameter))
+        return active + extra, total + extra
+
+
+@register("moe", graph_free=True)
+class MoE(ExpertStudent):
+    """The vanilla mixture of experts that the RbM paper compares with (section 5.3): the same layers, learned routers.
+
+    Training: :meth:`set_pretraining` (True) trains the experts without routers, :meth:`start_routing` ends that. A
+    model that was never pre-trained routes from its first batch on. Rows are compared with experts in hidden_dim
+    dimensions.
+
+    Args:
+        network: shape of the student.
+        experts: settings of every layer.
+        first_layer_dropout: also drop inputs of the first layer's experts (released code).
+
+    Example:
+        >>> student = build("moe", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=8, k=3)
+        >>> student(torch.randn(5, 16)).logits.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, network: StudentConfig, experts: MoEConfig, first_layer_dropout: bool = False) -> None:
+        super().__init__(network, experts, first_layer_dropout)
+
+    def build_layer(self, in_dim: int, out_dim: int, experts: ExpertConfig) -> MoELayer:
+        assert isinstance(experts, MoEConfig)
+        return MoELayer(in_dim, out_dim, self.hidden_dim, experts)
+
+    def moe_layers(self) -> Iterator[MoELayer]:
+        """Yield the layers, typed, from the input up."""
+        for layer in self.layers:
+            assert isinstance(layer, MoELayer)
+            yield layer
+
+    def start_routing(self) -> None:
+        """End pre-training."""
+        for layer in self.moe_layers():
+            layer.start_routing()

@@ -1,0 +1,129 @@
+"""One layer of a Routing-by-Memory network (RbM, eq. 5) with its share of the loss (eq. 13).
+
+N rows, E experts, K chosen experts a row, D in, F out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..linear_experts import learned_factor
+from ..losses import commitment, load_balance, self_similarity
+from .expert_layer import ExpertConfig, ExpertLayer
+from .memory_router import CosineMemoryRouter, MemoryRouterConfig, MemoryRouting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RbMConfig(MemoryRouterConfig, ExpertConfig):
+    """Settings of an RbM layer: those of its router and of its experts, and the following.
+
+    Attributes:
+        input_attention: learn att [E, D], which starts at log 1.1; without it the factor is 1.
+        commitment: weight alpha of eq. 6.
+        self_similarity: weight of eq. 7. A "buffer" memory takes its step in :meth:`RbMLayer.spread_`, a "parameter"
+            memory gets the gradient of the loss.
+        load_balance: weight of eq. 8.
+        gate_gradient: let the task's gradient flow through the gates to the input; otherwise only that of the losses
+            above does.
+    """
+
+    input_attention: bool = True
+    commitment: float = 0.05
+    self_similarity: float = 0.01
+    load_balance: float = 0.01
+    gate_gradient: bool = False
+
+
+class RbMLayer(ExpertLayer):
+    """Mixture of linear experts routed by memory.
+
+    y = exp(s) sum_r gate_r (W_e(r) (exp(att_e(r)) * x) + b_e(r))   (RbM, eq. 5), att and s learned, clamped at log 100
+
+    Args:
+        in_dim: D.
+        out_dim: F.
+        config: the layer's settings; the defaults of :class:`RbMConfig` if None.
+        options: fields of :class:`RbMConfig` by keyword (num_experts, k, dropout, commitment, ema_rate, ...); they
+            replace those of ``config``.
+
+    Returns:
+        forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
+
+    Attributes:
+        pretraining: all rows go to expert 0, without scales; see :meth:`start_routing`.
+        served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> layer = RbMLayer(16, 8, num_experts=4, k=2)
+        >>> y, aux = layer(torch.randn(10, 16))
+    """
+
+    router: CosineMemoryRouter
+
+    def __init__(self, in_dim: int, out_dim: int, config: RbMConfig | None = None, **options: Any) -> None:
+        config = replace(config or RbMConfig(), **options)
+        if config.load_balance > 0 and config.num_experts < 2:
+            raise ValueError(
+                "RbMLayer: expected 'load_balance' = 0 with a single expert, since a balance needs two, "
+                f"got {config.load_balance}"
+            )
+        super().__init__(CosineMemoryRouter(in_dim, config), out_dim, config)
+        attention = torch.full((config.num_experts, in_dim), math.log(1.1))
+        self.log_attention = nn.Parameter(attention) if config.input_attention else None
+        self.config = config
+
+    def input_scale(self) -> Tensor | None:
+        """Return exp(att) [E, D], or None without input attention."""
+        return None if self.log_attention is None else learned_factor(self.log_attention)
+
+    def inactive_parameters(self) -> int:
+        """Count the parameters of the E - k experts that do not serve a given row."""
+        attention = 0 if self.log_attention is None else self.experts.in_dim
+        return super().inactive_parameters() + (self.num_experts - self.k) * attention
+
+    def spread_(self, learning_rate: float) -> None:
+        """Step a "buffer" memory down its self-similarity loss; leave a "parameter" memory to the optimizer."""
+        weight = self.config.self_similarity
+        if weight > 0 and not self.pretraining and not isinstance(self.router.memory, nn.Parameter):
+            self.router.spread_(learning_rate * weight)
+
+    def start_routing(self, centres_ED: Tensor) -> None:
+        """End pre-training: make all experts copies of expert 0 and the k-means centres the memory."""
+        self.experts.clone_first()
+        self.router.set_memory(centres_ED)
+        self.pretraining = False
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        if self.pretraining:
+            return self._first_alone(x_ND), x_ND.new_zeros(())
+        routing = self.router(x_ND)
+        return self._routed(x_ND, routing), self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
+
+    @torch.no_grad()
+    def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> Tensor:
+        """Move the memory as a training forward would, row j counting copies_N[j] times; return y [N, F]."""
+        routing = self.router.route(x_ND)
+        y_NF = self._routed(x_ND, routing)
+        self.router.follow_(x_ND, routing, copies_N)
+        return y_NF
+
+    def _routed(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
+        return self._mix(x_ND, routing.gate if self.config.gate_gradient else routing.gate.detach(), routing.index)
+
+    def _aux(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
+        config, aux = self.config, x_ND.new_zeros(())
+        if config.commitment > 0:
+            aux = aux + config.commitment * commitment(x_ND, routing.memory, routing.gate, routing.index)
+        if config.load_balance > 0:
+            aux = aux + config.load_balance * load_balance(routing.gate, routing.index, self.num_experts)
+        if config.self_similarity > 0 and isinstance(self.router.memory, nn.Parameter):
+            aux = aux + config.self_similarity * self_similarity(self.router.memory)
+        return aux
