@@ -98,7 +98,7 @@ void check_finite(const void* tensor, std::int64_t size, Bits exponent, const st
       std::memcpy(&bits, bytes + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
       bad |= (bits & exponent) == exponent;
     }
-    if (bad) throw FormatError("tensor '" + name + "' holds NaN or infinite values");
+    if (bad) throw FormatError("tensor '" + name + "' contains NaN or infinite values");
   }
 }
 

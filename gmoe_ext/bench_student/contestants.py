@@ -14,9 +14,8 @@ from torch import Tensor
 from ..errors import GmoeError, MissingExtraError
 from ..export import load_onnx
 from ..export.fold import FoldedLayer, FoldedStudent
-from ..export.graphs import write_onnx
+from ..export.graphs import PlainStudent, write_onnx
 from ..export.pack import unpack
-from ..export.plain import PlainStudent
 from .measure import Ask
 from .subject import Requests, Subject
 

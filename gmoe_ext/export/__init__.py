@@ -1,4 +1,4 @@
-"""Turn a trained student into a file that answers: packed for ``gmoe_ext.runtime``, or as a graph of another runtime.
+"""Export a trained student: packed for ``gmoe_ext.runtime``, or as a graph for another runtime.
 
 >>> from gmoe_ext.export import pack
 >>> pack(student, "student.safetensors", class_names=data.class_names)

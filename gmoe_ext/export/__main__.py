@@ -1,4 +1,4 @@
-"""``python -m gmoe_ext.export RUN_DIR``: write the best student of a training run into one file.
+"""``python -m gmoe_ext.export RUN_DIR``: write the best student of a training run into a file.
 
 Exit codes: 0 done, 1 failed, 2 settings, 3 data.
 """
@@ -19,7 +19,7 @@ from .graphs import extra, load_onnx, load_pt2, save_onnx, save_pt2
 from .pack import WEIGHTS, Weights, pack
 from .run import TrainedStudent, load_student
 
-TOLERANCE = 1e-4  # of the largest logit: the file's float32 sums round in another order than the model's
+TOLERANCE = 1e-4  # of the largest logit: float32 sums round in a different order than the model's
 Format = Literal["packed", "onnx", "pt2"]
 FILES: dict[Format, str] = {"packed": "student.safetensors", "onnx": "student.onnx", "pt2": "student.pt2"}
 _NEXT = {
@@ -30,20 +30,18 @@ _NEXT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.export", description="Write the student of a run.")
-    parser.add_argument("run_dir", type=Path, help="run directory of gmoe_ext.train")
+    """Export, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.export", description="Write the best student of a run.")
+    parser.add_argument("run_dir", type=Path, help="run directory written by gmoe_ext.train")
     parser.add_argument("--output", type=Path, help="file to write (default: RUN_DIR/student.*)")
     parser.add_argument(
         "--format",
         choices=FILES,
         default="packed",
-        help="packed: for gmoe_ext.runtime (default); onnx: a graph for ONNX Runtime; pt2: an archive of torch.export",
+        help="packed: for gmoe_ext.runtime (default); onnx: a graph for ONNX Runtime; pt2: a torch.export archive",
     )
-    parser.add_argument("--dtype", choices=WEIGHTS, default="float32", help="how weights are stored; packed alone")
-    parser.add_argument(
-        "--rows", type=Path, help="measure the file on these rows, too: .npz with x, nodes, y (classes)"
-    )
+    parser.add_argument("--dtype", choices=WEIGHTS, default="float32", help="type of the weights; packed files only")
+    parser.add_argument("--rows", type=Path, help="also compare on these rows: .npz with x, nodes, y (classes)")
     options = parser.parse_args(argv)
     output = options.output or options.run_dir / FILES[options.format]
     try:
@@ -57,20 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(
     run_dir: Path, output: Path, format: Format = "packed", dtype: Weights = "float32", rows: Path | None = None
 ) -> None:
-    """Write the best student of ``run_dir`` into ``output``, and hold the file against the model."""
+    """Write the best student of ``run_dir`` into ``output``, and compare the file with the model."""
     if format != "packed" and dtype != "float32":
-        raise ConfigError(f"--dtype {dtype} is for --format packed; {format} files hold float32")
+        raise ConfigError(f"--dtype {dtype} is only for --format packed; {format} files are float32")
     if format == "onnx":
-        extra("onnxruntime", "the comparison of the ONNX graph with its model")  # before anything is written
+        extra("onnxruntime", "comparing the ONNX graph with its model")  # before anything is written
     given = None if rows is None else read_rows(rows)
     student = load_student(run_dir)
     served = _write(student, output, format, dtype)
-    # A graph with a position table takes nodes; a packed student takes rows with their positions, too.
+    # A graph with a position table takes nodes; a packed student also takes rows that contain their positions.
     table = None if format == "packed" else student.positions
     found = compare(student.model, served, random_rows(served, table), table)
-    # Narrow weights may send a row to another expert, so only float32 has a bound.
+    # Narrow weights may route a row to another expert, so only float32 has a bound.
     if dtype == "float32" and not found.largest_difference <= TOLERANCE:
-        raise GmoeError(f"{output}: the exported student is not its model: {found}")
+        raise GmoeError(f"{output}: the exported student differs from its model: {found}")
     on_given = None if given is None else compare(student.model, served, given, student.positions)
     _report(student, output, format, dtype, found, on_given)
 

@@ -1,4 +1,4 @@
-"""How far an exported student is from its model: what rounding its sums or its weights costs, on given rows.
+"""Compare an exported student with its model: what rounding sums or weights costs, on given rows.
 
 N rows, D features, P position columns, C classes.
 """
@@ -16,30 +16,30 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..models.registry import Model
+from .fold import EPS
 
-_EPS = 1e-12  # least divisor of a row, as in the runtime
 _ROWS_AT_ONCE = 4096
 RANDOM_ROWS = 256
 
 
 class Served(Protocol):
-    """A student in a form that answers: packed, or exported to another runtime."""
+    """A student that predicts without its model: packed, or exported to another runtime."""
 
     def predict(self, x: NDArray[Any], nodes: NDArray[Any] | None = None) -> NDArray[np.float32]:
-        """Logits [N, C]."""
+        """Compute the logits [N, C]."""
 
     def info(self) -> dict[str, Any]:
-        """Its document; read are features and layers."""
+        """Return its document, of which features and layers are read."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A served student beside its model.
+    """How a served student compares with its model.
 
     Attributes:
-        rows: how many were compared.
-        largest_difference: of a logit, as a share of the largest logit.
-        same_class: share of rows for which both name the same class.
+        rows: number of rows compared.
+        largest_difference: of a logit, relative to the largest logit.
+        same_class: share of rows for which both predict the same class.
         accuracy: of the served student, in [0, 1]; None without labels.
         model_accuracy: of the model.
     """
@@ -63,9 +63,9 @@ class Rows:
     """Rows to compare on.
 
     Attributes:
-        x: [N, D] features as callers of the file hand them in, or [N, D + P] with positions.
+        x: [N, D] features as callers of the file pass them, or [N, D + P] with positions.
         nodes: [N] rows of the file's position table, -1 for none; None if x has the positions.
-        labels: [N] true classes, negative where there is none; None if unknown.
+        labels: [N] true classes, negative for unknown; None if all are unknown.
     """
 
     x: NDArray[Any]
@@ -74,7 +74,7 @@ class Rows:
 
 
 def random_rows(served: Served, positions: Tensor | None = None, seed: int = 0) -> Rows:
-    """Normal rows, where a task's own are not at hand: with positions in them, or with nodes of the table given."""
+    """Draw normally distributed rows, with positions in them, or with random nodes of a given table."""
     random, info = np.random.default_rng(seed), served.info()
     if positions is None:
         return Rows(random.standard_normal((RANDOM_ROWS, info["layers"][0]["in"]), np.float32))
@@ -83,7 +83,7 @@ def random_rows(served: Served, positions: Tensor | None = None, seed: int = 0) 
 
 
 def read_rows(path: Path) -> Rows:
-    """Rows of an .npz file: x, and if it has them nodes and y (the classes).
+    """Read rows from an .npz file: x, and optionally nodes and y (the classes).
 
     Raises:
         DataError: the file is missing or damaged, has no x, or its arrays do not fit each other.
@@ -100,13 +100,13 @@ def read_rows(path: Path) -> Rows:
 
 
 def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None = None) -> Comparison:
-    """Answer rows with both.
+    """Predict the same rows with both.
 
     Args:
-        model: what ``served`` was made from, in evaluation.
+        model: the model that ``served`` was made from, in evaluation mode.
         served: a packed student, or an exported one.
         rows: where to compare.
-        positions: [N, P] the table that the file was made with, if rows name nodes.
+        positions: [N, P] the table in the file, if rows have nodes.
 
     Raises:
         ValueError: rows do not fit the student.
@@ -126,18 +126,18 @@ def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None =
         with torch.inference_mode():
             expected.append(model(prepare(served, rows.x[some], nodes, positions)).logits.float().cpu().numpy())
     if not logits:
-        raise DataError("compare: there are no rows")
+        raise DataError("compare: expected at least one row, got none")
     return _summary(np.concatenate(logits), np.concatenate(expected), rows.labels)
 
 
 def prepare(served: Served, x: NDArray[Any], nodes: NDArray[Any] | None, positions: Tensor | None) -> Tensor:
-    """Rows as the model takes them: features normalised, positions behind them."""
+    """Convert rows to the model's inputs: normalised features followed by positions."""
     features = served.info()["features"]
     inputs = torch.tensor(x, dtype=torch.float32)
     columns = inputs[:, : features["columns"]]
     if features["normalize"] != "none":
         order = 1 if features["normalize"] == "row_l1" else 2
-        columns /= columns.norm(p=order, dim=1, keepdim=True).clamp_min(_EPS)
+        columns /= columns.norm(p=order, dim=1, keepdim=True).clamp_min(EPS)
     if nodes is None or positions is None:
         return inputs
     table = torch.cat([positions.float().cpu(), torch.zeros(1, positions.shape[1])])  # node -1 is the last row

@@ -1,4 +1,4 @@
-"""A student as every format of export knows it: matrices with all folded into them that is exact to fold.
+"""Fold a student into plain matrices, the form that every export format starts from.
 
 N rows, E experts, D in, F out, P position columns.
 """
@@ -22,16 +22,17 @@ from ..nn.rbm.expert_layer import ExpertLayer
 
 Normalize = Literal["none", "row_l1", "row_l2"]
 Positions = Tensor | NDArray[np.floating[Any]]
-STUDENTS = ("rbm", "moe", "mlp", "ensemble")  # kinds of models that can be exported
+STUDENTS = ("rbm", "moe", "mlp", "ensemble")  # models that can be exported
+EPS = 1e-12  # smallest norm that a row is divided by, as in the runtime
 _NORMALIZES = ("none", "row_l1", "row_l2")
 
 
 @dataclass
 class FoldedRouter:
-    """Where a layer's rows go: to the experts of the k largest x' memory / |x'|, with x' the row or its projection.
+    """A router: a row goes to the experts of the k largest x' memory / |x'|, where x' is the row or its projection.
 
     Attributes:
-        memory_EH: float64; unit rows (or zeros) where rows are compared as they are, else rows of norm 100 at most.
+        memory_EH: float64; unit rows (or zeros) without a projection, else rows of norm 100 at most.
         projection: x' = x W + b as (W [1, D, H], b [1, H]), or None for x' = x.
         over_all: gates are a softmax over all experts; else over the k chosen ones.
     """
@@ -43,11 +44,11 @@ class FoldedRouter:
 
 @dataclass
 class FoldedLayer:
-    """One layer as it is served: gates from a router (or the one expert), x W + b, activation; float64.
+    """One layer as it is served: router, experts x W + b, activation; float64.
 
     Attributes:
         weight_EDF, bias_EF: of the experts.
-        router: None where there is one expert.
+        router: None for a single expert.
         k: experts per row.
         relu: whether a ReLU follows.
     """
@@ -61,11 +62,11 @@ class FoldedLayer:
 
 @dataclass(frozen=True)
 class FoldedStudent:
-    """A student and its feature preparation, checked.
+    """A checked student with its feature preparation.
 
     Attributes:
         name: of the model.
-        members: networks whose probabilities are averaged, one as a rule; each one's layers from the input up.
+        members: the layers, from the input up, of each network whose probabilities are averaged; usually one.
         class_names: one per output, or None.
         normalize: of the feature columns.
         positions: [nodes, P] table, float32, or None.
@@ -81,32 +82,32 @@ class FoldedStudent:
 
     @property
     def layers(self) -> list[FoldedLayer]:
-        """Those of the first member, of the second, ..."""
+        """Layers of the first member, then of the second, and so on."""
         return list(itertools.chain(*self.members))
 
     @property
     def num_inputs(self) -> int:
-        """Columns of the first layer: features and positions."""
+        """Number of columns of the first layer: features and positions."""
         return self.layers[0].weight_EDF.shape[1]
 
     @property
     def num_features(self) -> int:
-        """Columns that callers hand in where the table has the positions."""
+        """Number of columns that callers pass if the table provides the positions."""
         return self.num_inputs - self.position_dim
 
     @property
     def num_outputs(self) -> int:
-        """Classes."""
+        """Number of classes."""
         return self.layers[-1].weight_EDF.shape[2]
 
 
 def preparation(row_normalize: bool) -> Normalize:
-    """What a file does to features whose model was trained with ``data.row_normalize`` on or off."""
+    """Return the feature preparation of a model that was trained with or without ``data.row_normalize``."""
     return "row_l1" if row_normalize else "none"
 
 
 class Content(TypedDict, total=False):
-    """What a file holds beside the model: keywords of :func:`fold` and all that call it, explained at `export.pack`."""
+    """What a file contains beside the model: keywords of :func:`fold` and its callers, documented at `export.pack`."""
 
     class_names: Sequence[str] | None
     normalize: Normalize
@@ -143,19 +144,19 @@ def fold(
 
 
 def finite(tensor: Tensor, name: str) -> Tensor:
-    """The tensor, contiguous on the CPU, if all its values are finite numbers.
+    """Return the tensor, contiguous on the CPU, after checking that all its values are finite.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a value is not.
     """
     if not torch.isfinite(tensor).all():
-        raise ConfigError(f"export: '{name}' holds NaN or infinite values; the student's training diverged")
+        raise ConfigError(f"export: '{name}' contains NaN or infinite values; the student's training diverged")
     return tensor.cpu().contiguous()
 
 
 @dataclass
 class _Affine:
-    """h * scale + shift: a norm in evaluation."""
+    """A norm in evaluation: h * scale + shift."""
 
     scale_F: Tensor
     shift_F: Tensor
@@ -226,7 +227,7 @@ def _affine(norm: nn.Module) -> _Affine | None:
 
 
 def _fold(layer: FoldedLayer, affine: _Affine | None) -> None:
-    """a * sum_r g_r (W_r x + b_r) + c = sum_r g_r (a W_r x + a b_r + c) where a row's gates sum to 1."""
+    """Apply a sum_r g_r (W_r x + b_r) + c = sum_r g_r (a W_r x + a b_r + c), true if a row's gates sum to 1."""
     if affine is not None:
         if layer.router is not None and layer.router.over_all:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Pack a student: write what is left of it after folding into one file that ``gmoe_ext.runtime`` serves.
+"""Pack a student: fold it and write it into one file that ``gmoe_ext.runtime`` serves.
 
 The file is described in ``docs/reference/runtime_format.md``. E experts, D in, F out, P position columns.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from ..atomic_write import atomic_write
 from ..errors import ConfigError
 from ..models.registry import Model
 from ..runtime import PackedStudent
-from .draft import draft
 from .fold import Content, FoldedLayer, FoldedRouter, FoldedStudent, finite, fold
 
 METADATA_KEY = "gmoe_ext.student"
@@ -26,14 +25,6 @@ Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # safetensors' names
 _DATA_ALIGNMENT = 64  # a cache line: where tensor data starts in the file
-
-
-@dataclass
-class _Document:
-    """Header and tensors of a file."""
-
-    header: dict[str, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pack(
@@ -50,25 +41,25 @@ def pack(
 
     Args:
         model: built by ``models.build("rbm" | "moe" | "mlp" | "ensemble", ...)``.
-        path: file to write, by custom ``*.safetensors``.
+        path: file to write, usually ``*.safetensors``.
         dtype: how weights are stored; sums are float32 for all. "bfloat16" halves the file and what one row reads of
-            it, "int8" quarters it, with one scale for each input of each expert. Both round the weights, so answers
-            change; ``export.compare`` says how much. A router's projection is a weight; biases, memories and positions
-            stay float32.
+            it, "int8" quarters it, with one scale per input of each expert. Both round the weights, so results change;
+            ``export.compare`` measures by how much. A router's projection counts as a weight; biases, memories and
+            positions stay float32.
         class_names: one per output.
         normalize: preparation of the feature columns before the first layer: "row_l1" divides a row by the sum of its
-            absolute values (as ``data.row_normalize`` does), "row_l2" by its Euclidean norm. Say what the training data
-            went through after the point where callers of the file take their rows.
-        positions: [N, P] table of node positions. The model's inputs are features and then positions; callers pass the
-            features and the node's row in the table.
-        position_dim: P where there is no table to ship but the last P inputs are positions.
+            absolute values (as ``data.row_normalize`` does), "row_l2" by its Euclidean norm. Name what was done to the
+            training data but not to the rows that callers will pass.
+        positions: [N, P] table of node positions. The model's inputs are features followed by positions; callers pass
+            the features and the node's row in the table.
+        position_dim: P if the last P inputs are positions but no table is shipped.
 
     Returns:
         The path written.
 
     Raises:
-        ConfigError: the model is of another kind, has a norm that does not fold, holds values that are not finite,
-            or an argument does not fit it.
+        ConfigError: the model is of another kind, has a norm that does not fold or values that are not finite, or an
+            argument does not fit it.
 
     Deterministic: yes; the same model gives the same bytes.
 
@@ -79,26 +70,28 @@ def pack(
     if dtype not in WEIGHTS:
         raise ConfigError(f"export: expected 'dtype' to be one of {', '.join(WEIGHTS)}, got {dtype!r}")
     student = fold(model, **content)
-    document = _Document(describe(student, dtype))
-    for i, layer in enumerate(student.layers):
-        for name, tensor in _tensors(layer, dtype).items():
-            document.tensors[f"layers.{i}.{name}"] = finite(tensor, f"layers.{i}.{name}")
+    tensors = {
+        f"layers.{i}.{name}": finite(tensor, f"layers.{i}.{name}")
+        for i, layer in enumerate(student.layers)
+        for name, tensor in _tensors(layer, dtype).items()
+    }
     if student.position_dim > 0:
         table = torch.empty(0, student.position_dim) if student.positions is None else student.positions
-        document.tensors["positions"] = finite(table, "positions")
-    return _write(Path(path), document)
+        tensors["positions"] = finite(table, "positions")
+    _write(Path(path), describe(student, dtype), tensors)
+    return Path(path)
 
 
 def unpack(path: str | os.PathLike[str]) -> FoldedStudent:
-    """The student in a packed file, with the weights it answers with: what was rounded at packing stays so.
+    """Read the student in a packed file, with its weights as they were rounded at packing.
 
     Raises:
-        DataError: the file is damaged or no packed student.
+        DataError: the file is damaged or is not a packed student.
         OSError: the file cannot be opened.
     """
     from safetensors import safe_open
 
-    PackedStudent.load(path)  # which checks everything
+    PackedStudent.load(path)  # checks everything
     with safe_open(os.fspath(path), framework="pt") as file:
         document = json.loads(file.metadata()[METADATA_KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -128,7 +121,7 @@ def _read_matrices(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tenso
 
 
 def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, Any]:
-    """The document of ``docs/reference/runtime_format.md``: what a file says about the student in it."""
+    """Return the document of ``docs/reference/runtime_format.md``, which describes the student in a file."""
     from .. import __version__
 
     nodes = 0 if student.positions is None else student.positions.shape[0]
@@ -182,7 +175,7 @@ def _tensors(layer: FoldedLayer, weights: Weights) -> dict[str, Tensor]:
 
 
 def stored_weight(weight_EDF: Tensor, weights: Weights) -> dict[str, Tensor]:
-    """The tensors that hold a layer's weights.
+    """Return the tensors that store a layer's weights.
 
     int8: W_edf ~ q_edf s_ed with s_ed = max_f |W_edf| / 127, q rounded to the nearest, ties to even.
     """
@@ -205,30 +198,26 @@ def _bytes(tensor: Tensor) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _write(path: Path, document: _Document) -> Path:
+def _write(path: Path, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     # Tensors whose size is a multiple of a cache line come first, so that each of them starts on a line; then wider
     # elements before narrower ones, so that all are aligned to their element.
     def order(name: str) -> tuple[bool, int, int, str]:
-        tensor = document.tensors[name]
+        tensor = tensors[name]
         return tensor.nbytes % _DATA_ALIGNMENT != 0, -tensor.element_size(), -tensor.nbytes, name
 
-    names = sorted(document.tensors, key=order)
-    student = json.dumps(document.header, ensure_ascii=False, separators=(",", ":"))
-    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: student}}
-    begin = 0
+    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: _json(document)}}
+    names, begin = sorted(tensors, key=order), 0
     for name in names:
-        tensor = document.tensors[name]
-        end = begin + tensor.nbytes
-        entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        tensor, end = tensors[name], begin + tensors[name].nbytes
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header = _json(entries).encode()
     header += b" " * (-(len(header) + 8) % _DATA_ALIGNMENT)
-    with draft(path) as unfinished, unfinished.open("xb") as file:
+    with atomic_write(path) as draft, draft.open("xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in names:
-            file.write(_bytes(document.tensors[name]))
-    return path
+            file.write(_bytes(tensors[name]))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

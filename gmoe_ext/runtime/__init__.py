@@ -1,4 +1,4 @@
-"""Serve a packed student with NumPy alone: no torch is imported, here or below.
+"""Serve a packed student with NumPy alone, without importing torch.
 
 >>> from gmoe_ext.runtime import PackedStudent
 >>> student = PackedStudent.load("student.safetensors")
@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-from ._library import include_dir, library_dir
 from .classifier import StudentClassifier
-from .student import PackedStudent
+from .student import PackedStudent, include_dir, library_dir
 
 __all__ = ["PackedStudent", "StudentClassifier", "include_dir", "library_dir"]

@@ -1,4 +1,4 @@
-"""``python -m gmoe_ext.runtime --cflags --libs``: the compiler's flags for a C program that serves a packed student.
+"""``python -m gmoe_ext.runtime --cflags --libs``: print compiler flags for a C program that serves a student.
 
 ``cc serve.c $(python -m gmoe_ext.runtime --cflags --libs)`` builds one; see ``docs/guides/c_api.md``. Without a flag it
 prints what is installed, and with ``--student FILE`` what a student's file holds.
@@ -13,15 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import GmoeError
-from . import PackedStudent, include_dir, library_dir
-from ._library import library
+from .student import PackedStudent, include_dir, library, library_dir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print; returns the exit code (0 done, 1 not installed, 3 the student's file)."""
+    """Print, and return the exit code: 0 done, 1 not installed, 3 the student file cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m gmoe_ext.runtime", description="Flags for C programs.")
-    parser.add_argument("--cflags", action="store_true", help="where gmoe_runtime.h is: -I DIR")
-    parser.add_argument("--libs", action="store_true", help="how to link with libgmoe_runtime, found again at run time")
+    parser.add_argument("--cflags", action="store_true", help="print -I DIR, the directory of gmoe_runtime.h")
+    parser.add_argument("--libs", action="store_true", help="print how to link with libgmoe_runtime, with its run path")
     parser.add_argument("--student", help="describe a packed student, as JSON")
     options = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""A packed student as a scikit-learn style classifier; scikit-learn itself is not needed."""
+"""A packed student with the interface of a scikit-learn classifier; scikit-learn itself is not required."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class StudentClassifier:
-    """A trained, packed student with the methods that scikit-learn's scorers and meta-estimators call.
+    """A packed student with the methods that scikit-learn's scorers and meta-estimators call.
 
-    It is fitted from the start: ``fit`` refuses, training is ``python -m gmoe_ext.train``. Rows are dense or CSR, as
-    for :class:`PackedStudent`; a student with positions takes features and positions together.
+    It is already fitted, so ``fit`` raises; train with ``python -m gmoe_ext.train``. Rows are dense or CSR, as for
+    :class:`PackedStudent`; a student with positions takes features and positions together.
 
     Attributes:
-        classes_: [C] names of the classes if the student has them and they differ, else 0 to C - 1.
-        n_features_in_: columns of a row.
+        classes_: [C] names of the classes if the student has distinct names for them, else 0 to C - 1.
+        n_features_in_: number of columns of a row.
         student: the packed student.
 
     Example:
@@ -41,48 +41,48 @@ class StudentClassifier:
         self.n_features_in_: int = self.student.info()["layers"][0]["in"]
 
     def fit(self, x: ArrayLike, y: ArrayLike) -> StudentClassifier:
-        """Refuses.
+        """Raise: the classifier is already trained.
 
         Raises:
             TypeError: always.
         """
-        raise TypeError("StudentClassifier is trained already; train another with python -m gmoe_ext.train")
+        raise TypeError("StudentClassifier is already trained; train another one with python -m gmoe_ext.train")
 
     def decision_function(self, x: ArrayLike) -> NDArray[np.float32]:
-        """Logits [N, C]; with two classes [N], that of the second less that of the first."""
+        """Compute the logits [N, C]; for two classes their difference [N], second minus first."""
         logits = self.student.predict(x)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, x: ArrayLike) -> NDArray[np.float32]:
-        """Probabilities [N, C], columns in the order of ``classes_``."""
+        """Compute the probabilities [N, C], columns in the order of ``classes_``."""
         return self.student.predict_proba(x)
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
-        """The most probable class of each row, an element of ``classes_``.
+        """Predict the class of each row, an element of ``classes_``.
 
         Raises:
-            ValueError: a row holds a NaN or infinity, or shapes do not fit the student.
+            ValueError: a row contains a NaN or infinity, or shapes do not fit the student.
         """
         proba, index = self.student.top_classes(x)
         bad = np.flatnonzero(np.isnan(proba[:, 0]))
         if bad.size:
-            raise ValueError(f"StudentClassifier.predict: row {bad[0]} of 'x' holds a NaN or infinity")
+            raise ValueError(f"StudentClassifier.predict: row {bad[0]} of 'x' contains a NaN or infinity")
         chosen: NDArray[Any] = self.classes_[index[:, 0]]
         return chosen
 
     def score(self, x: ArrayLike, y: ArrayLike) -> float:
-        """Share of rows whose class is predicted."""
+        """Compute the accuracy of :meth:`predict`."""
         return float((self.predict(x) == np.asarray(y)).mean())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments it was made with."""
+        """Return the constructor's arguments."""
         return {"path": self.path}
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
     def __sklearn_tags__(self) -> Any:
-        # Asked for by scikit-learn alone, which is then there.
+        # Only scikit-learn calls this, so it is installed.
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(

@@ -1,29 +1,68 @@
-"""The packed student: a graph-free model in one file, answered without torch."""
+"""The packed student: a graph-free model in one file, served without torch."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ._library import library
+from ..errors import NativeError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+_FIX = "pip install --no-build-isolation . (in the source tree: python setup.py build_ext --inplace)"
+
+
+def _load_library() -> ModuleType:
+    python = sys.version.split()[0]
+    if find_spec("gmoe_ext._runtime") is None:
+        raise NativeError(f"gmoe_ext.runtime: the serving library is not built for Python {python}.\n  fix: {_FIX}")
+    try:
+        return importlib.import_module("gmoe_ext._runtime")
+    except ImportError as error:
+        raise NativeError(
+            f"gmoe_ext.runtime: the serving library does not load under Python {python}: {error}\n"
+            f"  fix: build it again here: {_FIX}"
+        ) from error
+
+
+library = _load_library()
+
+
+def include_dir() -> Path:
+    """Return the directory of ``gmoe_runtime.h``, the C interface of packed students."""
+    return _installed("include/gmoe_runtime.h").parent
+
+
+def library_dir() -> Path:
+    """Return the directory of ``libgmoe_runtime.so``, the library behind ``gmoe_runtime.h``."""
+    return _installed("libgmoe_runtime.so").parent
+
+
+def _installed(name: str) -> Path:
+    path = Path(__file__).resolve().parents[1] / name
+    if not path.is_file():
+        raise NativeError(f"gmoe_ext.runtime: {path.name} is not built: expected {path}\n  fix: {_FIX}")
+    return path
+
 
 class PackedStudent:
-    """A student packed by ``gmoe_ext.export.pack``, mapped from its file and ready to answer.
+    """A student packed by ``gmoe_ext.export.pack``, mapped from its file and ready to predict.
 
-    Many threads may share one student: calls release the interpreter lock. A row's answer does not depend on the batch
-    it comes in, nor on the number of threads. A NaN or infinity in a row shows in that row's answer alone.
+    Threads may share a student: calls release the interpreter lock. A row's result depends neither on its batch nor on
+    the number of threads. A NaN or infinity in a row affects the result of that row only.
 
-    Rows ``x`` may be a dense array of any real type, or a SciPy CSR matrix, of which only the stored values are read
-    (its answers equal the dense ones up to rounding). Dense C-contiguous float32 is used in place, anything else is
-    copied.
+    Rows ``x`` are a dense array of any real type, or a SciPy CSR matrix, of which only the stored values are read (its
+    results equal the dense ones up to rounding). Dense C-contiguous float32 is used in place, anything else is copied.
 
-    A student with a position table takes the features in ``x`` and the row of the table in ``nodes``, -1 for a node
-    that the table does not hold (its position is then all zeros); or features and positions together in ``x``.
+    A student with a position table takes features in ``x`` and rows of the table in ``nodes``, -1 for a node that the
+    table does not hold (its position is then zeros); or features and positions together in ``x``.
 
     Example:
         >>> student = PackedStudent.load("student.safetensors")
@@ -38,18 +77,19 @@ class PackedStudent:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedStudent:
-        """Map a file and check every size, offset and type in it, and that its weights are finite, before it is used.
+        """Map a file, after checking every size, offset and type in it and that its weights are finite.
 
-        The file must stay as it is while the student lives; replace it by renaming another over it, as ``pack`` does.
+        The file must not change while the student is in use; replace it by renaming a new file over it, as ``pack``
+        does.
 
         Raises:
-            DataError: the file is damaged or no packed student; the message says what is wrong.
+            DataError: the file is damaged or is not a packed student; the message says what is wrong.
             OSError: the file cannot be opened.
         """
         return cls(path)
 
     def predict(self, x: ArrayLike, nodes: ArrayLike | None = None) -> NDArray[np.float32]:
-        """Logits [N, C] of rows x [N, D].
+        """Compute the logits [N, C] of rows x [N, D].
 
         Args:
             x: rows of features; see the class.
@@ -66,18 +106,18 @@ class PackedStudent:
         return logits
 
     def predict_proba(self, x: ArrayLike, nodes: ArrayLike | None = None) -> NDArray[np.float32]:
-        """Softmax of :meth:`predict`: probabilities [N, C] of the classes."""
+        """Compute the probabilities [N, C] of the classes: the softmax of :meth:`predict`."""
         proba: NDArray[np.float32] = self._native.predict_proba(x, nodes)
         return proba
 
     def top_classes(
         self, x: ArrayLike, k: int = 1, nodes: ArrayLike | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k most probable classes of each row.
+        """Find the k most probable classes of each row.
 
         Returns:
-            probability [N, k], descending, and index [N, k], the classes' places in the output. Equal probabilities go
-            to the lower class. A row with a NaN or infinity has probability NaN.
+            probability [N, k], descending, and index [N, k], positions in the output. Equal probabilities go to the
+            lower class. A row with a NaN or infinity has probability NaN.
 
         Raises:
             ValueError: k is out of [1, C]; else as :meth:`predict`.
@@ -88,7 +128,7 @@ class PackedStudent:
     def route(
         self, x: ArrayLike, layer: int = 0, nodes: ArrayLike | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The experts of one layer that serve each row; an ensemble's layers are counted through its members.
+        """Find the experts that serve each row in one layer; layers are counted through the members of an ensemble.
 
         Returns:
             gate [N, k], descending, and index [N, k], the experts' ids.
@@ -100,7 +140,7 @@ class PackedStudent:
         return routing
 
     def info(self) -> dict[str, Any]:
-        """What the file says: format, producer, model, classes, feature preparation, layers; and how it is served."""
+        """Describe the file (format, producer, model, classes, feature preparation, layers) and how it is served."""
         info: dict[str, Any] = self._native.info()
         return info
 
@@ -112,7 +152,7 @@ class PackedStudent:
 
     @property
     def num_outputs(self) -> int:
-        """Logits of a row: the number of classes."""
+        """Number of classes."""
         outputs: int = self._native.num_outputs
         return outputs
 
@@ -124,7 +164,7 @@ class PackedStudent:
 
     @property
     def num_threads(self) -> int:
-        """Most threads a call may use, 1 to 1024; at first, as many as the process has cores. One row uses one."""
+        """Maximum number of threads of a call, 1 to 1024; initially the number of cores. A single row uses one."""
         threads: int = self._native.num_threads
         return threads
 

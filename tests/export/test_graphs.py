@@ -140,7 +140,7 @@ def test_the_command_writes_a_graph_and_holds_it_to_its_model(
     assert "same class in 100.00%, of 256 rows" in out and "of 30 rows" in out and "positions: 60 nodes" in out
     assert (run_dir / f"student.{format}").is_file() and not (run_dir / "student.safetensors").exists()
     assert main([str(run_dir), "--format", format, "--dtype", "int8"]) == 2
-    assert "--dtype int8 is for --format packed" in capsys.readouterr().err
+    assert "--dtype int8 is only for --format packed" in capsys.readouterr().err
 
 
 def test_the_command_asks_for_onnxruntime_first(

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from gmoe_ext import models
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.export import Rows, compare, pack, random_rows
+from gmoe_ext.export.graphs import PlainStudent
 from gmoe_ext.export.pack import unpack
-from gmoe_ext.export.plain import PlainStudent
 from gmoe_ext.models.registry import Model
 from gmoe_ext.nn import LinearExperts
 from gmoe_ext.runtime import PackedStudent
@@ -274,7 +274,7 @@ def test_a_file_in_use_may_be_replaced(tmp_path: Path) -> None:
         (dict(normalize="l7"), "expected 'normalize' to be one of none, row_l1, row_l2"),
         (dict(positions=torch.zeros(3)), r"expected 'positions' of shape \[N, P\]"),
         (dict(positions=torch.zeros(3, 9)), "positions of 9 columns do not fit"),
-        (dict(positions=torch.full((3, 2), torch.nan)), "'positions' holds NaN"),
+        (dict(positions=torch.full((3, 2), torch.nan)), "'positions' contains NaN"),
         (dict(positions=torch.zeros(3, 2), position_dim=3), "expected 'position_dim' to be the table's 2"),
     ],
 )
@@ -298,7 +298,7 @@ def test_refused_models(tmp_path: Path) -> None:
     diverged = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_experts=3, k=2)
     with torch.no_grad():
         diverged.layers[1].experts.weight[0, 0, 0] = torch.inf
-    with pytest.raises(ConfigError, match=r"'layers.1.weight' holds NaN or infinite values"):
+    with pytest.raises(ConfigError, match=r"'layers.1.weight' contains NaN or infinite values"):
         pack(diverged, tmp_path / "s")
     released = dict(num_experts=3, k=2, norm="batch", variant="released_code")
     with pytest.raises(ConfigError, match="does not fold into experts whose gates sum to less than 1"):

@@ -35,9 +35,9 @@ def test_without_distinct_names_classes_are_numbers(tmp_path: Path, names: list[
 def test_refused(student_file: Path) -> None:
     classifier, x = StudentClassifier(student_file), np.ones((3, 24))
     x[1, 0] = np.nan
-    with pytest.raises(ValueError, match="row 1 of 'x' holds a NaN"):
+    with pytest.raises(ValueError, match="row 1 of 'x' contains a NaN"):
         classifier.predict(x)
-    with pytest.raises(TypeError, match="trained already"):
+    with pytest.raises(TypeError, match="already trained"):
         classifier.fit(x, np.zeros(3))
 
 

@@ -205,7 +205,7 @@ def test_weights_must_be_finite(tmp_path: Path, load, dtype: str, tensor: str) -
     for bits in (0x7FC00000, 0x7F800000, 0xFF800000):
         changed = bytearray(body)
         changed[end - size : end] = struct.pack("<I", bits)[-size:]
-        with pytest.raises(DataError, match=f"'{name}' holds NaN or infinite values"):
+        with pytest.raises(DataError, match=f"'{name}' contains NaN or infinite values"):
             load(join(header, student, bytes(changed)))
 
 

@@ -78,4 +78,4 @@ def test_a_missing_library_is_named() -> None:
         "except NativeError as error: print(error)"
     )
     result = run(program)
-    assert "the serving library is not built for Python" in result.stdout and "mend: pip install" in result.stdout
+    assert "the serving library is not built for Python" in result.stdout and "fix: pip install" in result.stdout
