@@ -20,7 +20,7 @@ from .ops.opinfo import OPS
 ROOT = Path(__file__).resolve().parents[1]
 OP_NAMES = sorted(ops.__all__)
 ROOMS = (
-    "csrc/core/cpu/{op}.h",
+    "csrc/core/{op}.h",
     "csrc/ops/{op}.cpp",
     "csrc/ops/cpu/{op}.cpp",
     "csrc/ops/cuda/{op}.cpp",
@@ -103,7 +103,7 @@ def test_source_lists_name_every_file_of_cuda(room: str) -> None:
 def test_every_cuda_kernel_belongs_to_an_operator_and_runs_in_the_host_executor(kernel: str) -> None:
     owners = [op for op in OP_NAMES if kernel == op or kernel.startswith(f"{op}_")]
     assert owners, f"{kernel}.cu belongs to no public operator"
-    header = f"core/cuda/{max(owners, key=len)}.h"
+    header = f"core/{max(owners, key=len)}.h"
     assert (ROOT / "csrc" / header).is_file()
     tests = "".join(path.read_text() for path in (ROOT / "csrc/tests/cuda").glob("*.cpp"))
     assert f'#include "{header}"' in tests, f"no test under csrc/tests/cuda includes {header}"
@@ -119,7 +119,7 @@ def test_cuda_kernels_use_only_what_the_host_executor_knows() -> None:
 
 def test_every_kernel_is_tested_without_torch() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "csrc/tests").glob("*.cpp"))
-    untested = [op for op in OP_NAMES if f'#include "core/cpu/{op}.h"' not in tests]
+    untested = [op for op in OP_NAMES if f'#include "core/{op}.h"' not in tests]
     assert not untested, f"no test under csrc/tests includes the kernels of {untested}"
 
 

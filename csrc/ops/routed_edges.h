@@ -1,7 +1,7 @@
 // Arguments of the operators over typed edges and routed slots, as the kernels of every device take them.
 #pragma once
 
-#include "core/cpu/routed_edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
 #include "ops/routed_edge_aggregate.h"
 
 namespace gmoe::ops {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/routed_edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {

@@ -1,5 +1,5 @@
 // expert_linear and its gradients against loops over every slot.
-#include "core/cpu/expert_linear.h"
+#include "core/expert_linear.h"
 
 #include <cmath>
 #include <limits>

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "core/cpu/expert_linear.h"
+#include "core/expert_linear.h"
 #include "tests/check.h"
 #include "tests/inputs.h"
 

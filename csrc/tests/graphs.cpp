@@ -1,13 +1,13 @@
 // Sums over neighbours, two-hop neighbourhoods and walks against loops over every edge.
 #include <algorithm>
 
-#include "core/cpu/aggregate.h"
+#include "core/aggregate.h"
 #include "core/cpu/check_index.h"
-#include "core/cpu/edge_aggregate.h"
-#include "core/cpu/random_walk.h"
-#include "core/cpu/routed_edge_aggregate.h"
-#include "core/cpu/routed_edge_mixture.h"
-#include "core/cpu/two_hop_graph.h"
+#include "core/edge_aggregate.h"
+#include "core/random_walk.h"
+#include "core/routed_edge_aggregate.h"
+#include "core/routed_edge_mixture.h"
+#include "core/two_hop_graph.h"
 #include "tests/check.h"
 #include "tests/edge_messages.h"
 #include "tests/inputs.h"

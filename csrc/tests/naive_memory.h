@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/memory_update.h"
+#include "core/memory_update.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "core/cpu/noisy_topk.h"
+#include "core/noisy_topk.h"
 #include "tests/check.h"
 #include "tests/inputs.h"
 

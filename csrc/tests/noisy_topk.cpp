@@ -1,5 +1,5 @@
 // The noisy gate and its gradient against loops over every row and expert.
-#include "core/cpu/noisy_topk.h"
+#include "core/noisy_topk.h"
 
 #include "tests/check.h"
 #include "tests/noisy_cases.h"

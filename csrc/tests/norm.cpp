@@ -1,5 +1,5 @@
 // The norm per expert and its gradient against loops over every slot.
-#include "core/cpu/expert_norm.h"
+#include "core/expert_norm.h"
 #include "tests/check.h"
 #include "tests/norm_cases.h"
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/expert_norm.h"
+#include "core/expert_norm.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {

@@ -2,12 +2,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cosine_topk.h"
+#include "core/cosine_topk_update.h"
 #include "core/cpu/check_index.h"
-#include "core/cpu/cosine_topk.h"
-#include "core/cpu/cosine_topk_update.h"
-#include "core/cpu/expert_plan.h"
-#include "core/cpu/memory_update.h"
-#include "core/cpu/topk_softmax.h"
+#include "core/expert_plan.h"
+#include "core/memory_update.h"
+#include "core/topk_softmax.h"
 #include "tests/check.h"
 #include "tests/inputs.h"
 #include "tests/naive_memory.h"

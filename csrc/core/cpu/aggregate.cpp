@@ -3,7 +3,7 @@
 // flat array, so this runs on over row ends. Where the rows of x do not fit the second-level cache, but a slice of
 // their columns does and is read often enough, slices are copied there one after another. None of it changes the order
 // in which an element is summed. Floor: gathering M rows of x at the speed of the cache level x, or its slice, fits in.
-#include "core/cpu/aggregate.h"
+#include "core/aggregate.h"
 
 #include <algorithm>
 #include <cstdint>

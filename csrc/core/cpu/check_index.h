@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/cpu/expert_plan.h"
+#include "core/expert_plan.h"
 
 namespace gmoe::core {
 

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/cosine_topk.h"
+#include "core/cosine_topk.h"
 #include "core/cpu/top_k.h"
 #include "core/simd.h"
 #include "core/workspace.h"

@@ -1,6 +1,6 @@
 // Each row is read once from memory, in blocks whose lanes are rows; see cosine.h. The embeddings are normalised
 // once per call. Floor: the time to read x.
-#include "core/cpu/cosine_topk.h"
+#include "core/cosine_topk.h"
 
 #include <cmath>
 #include <vector>

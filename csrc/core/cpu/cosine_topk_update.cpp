@@ -1,6 +1,6 @@
 // A block's rows are added to the sums of their experts while they are in the first-level cache, where routing has just
 // brought them; a gate is at most 1, so its exp is safe. Floor: the time to read x.
-#include "core/cpu/cosine_topk_update.h"
+#include "core/cosine_topk_update.h"
 
 #include <vector>
 

@@ -2,8 +2,8 @@
 // Include only from files under core/cpu.
 #pragma once
 
-#include "core/cpu/routed_edge_aggregate.h"
 #include "core/cpu/row_tile.h"
+#include "core/routed_edge_aggregate.h"
 
 namespace gmoe::core::GMOE_ISA {
 

@@ -1,7 +1,7 @@
 // The forward of expert_linear is a routed product, and its gradients for x and the gate are another. Each is cut into
 // passes over columns, blocks of rows and tasks; blocks go by register tiles (gemm/routed_product.h), or where rows are
 // mostly zeros by their non-zero values (gemm/sparse_product.h).
-#include "core/cpu/expert_linear.h"
+#include "core/expert_linear.h"
 
 #include <algorithm>
 #include <type_traits>

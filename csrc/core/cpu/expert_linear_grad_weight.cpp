@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "core/cpu/expert_linear.h"
 #include "core/cpu/gemm/sparse_outer.h"
 #include "core/cpu/gemm/tile.h"
+#include "core/expert_linear.h"
 #include "core/parallel.h"
 
 namespace gmoe::core::GMOE_ISA {

@@ -2,7 +2,7 @@
 // sums the slots of a chunk of rows are sorted by expert, and an expert's sums stay in registers over them. With gates
 // a row's slots are summed in registers, so that nothing of size [num_rows, k, dim] is written forward. Floor: the time
 // to read y once per pass.
-#include "core/cpu/expert_norm.h"
+#include "core/expert_norm.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 // A stable counting sort in two parallel passes over fixed chunks: count per chunk and expert, then, from the prefix of
 // the counts in (expert, chunk) order, each chunk writes its slots where they belong. Floor: reading the index twice
 // and writing the order once.
-#include "core/cpu/expert_plan.h"
+#include "core/expert_plan.h"
 
 #include <algorithm>
 #include <vector>

@@ -1,7 +1,7 @@
 // Rows are lanes: a block of as many rows as a vector has lanes is turned once, and then every step, the choice
 // included, is the same for all of its rows and knows no branch. Floor: reading three arrays of [num_rows, num_experts]
 // and the arithmetic of exp.
-#include "core/cpu/noisy_topk.h"
+#include "core/noisy_topk.h"
 
 #include <algorithm>
 #include <bit>

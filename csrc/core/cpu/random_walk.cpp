@@ -1,7 +1,7 @@
 // A step waits for two dependent reads, the row's range and the chosen column, anywhere in memory. So kWalksTogether
 // walks take each step together and every read is asked for one pass before it is needed. Floor: cache misses in
 // flight.
-#include "core/cpu/random_walk.h"
+#include "core/random_walk.h"
 
 #include <algorithm>
 

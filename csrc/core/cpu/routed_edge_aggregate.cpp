@@ -4,7 +4,7 @@
 //
 // The gradient of x walks the rows of sources, so each row of it has one owner; the same pass adds the gradient of the
 // table into one table per task. Tasks are cut by the graph alone and their tables are added in order.
-#include "core/cpu/routed_edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
 
 #include <algorithm>
 #include <memory>

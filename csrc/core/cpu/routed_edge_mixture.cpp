@@ -1,6 +1,6 @@
 // routed_edge_aggregate with what follows it in evaluation done in registers: nothing of size [N, k, D] is written.
 // Only hubs, whose edges several tasks share, keep their slots' sums apart until all parts are in.
-#include "core/cpu/routed_edge_mixture.h"
+#include "core/routed_edge_mixture.h"
 
 #include <algorithm>
 

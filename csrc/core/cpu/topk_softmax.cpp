@@ -1,6 +1,6 @@
 // Rows are independent; each is read once and its k best are kept sorted by insertion, which beats a heap for the few
 // experts a router has. Floor: the time to read the logits.
-#include "core/cpu/topk_softmax.h"
+#include "core/topk_softmax.h"
 
 #include <cmath>
 #include <vector>

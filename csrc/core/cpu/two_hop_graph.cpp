@@ -1,7 +1,7 @@
 // A row's paths are walked with the lowest intermediate node first, so the first path to a column is the one that
 // counts; a table of stamps, one per node, tells seen columns from new ones and is never cleared between rows. What a
 // row found is sorted at its end. Time goes with the number of paths, memory with the number of edges of the result.
-#include "core/cpu/two_hop_graph.h"
+#include "core/two_hop_graph.h"
 
 #include <algorithm>
 #include <cstddef>

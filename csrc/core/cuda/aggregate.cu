@@ -2,10 +2,10 @@
 // are under way at once, across the ends of rows. Sums of divided rows go to the workspace, in float, and are added in
 // their order by a second launch. Tiles follow one another, so that what is gathered at a time stays in the
 // second-level cache. Floor: the gathered rows of x at that cache's speed.
-#include "core/cuda/aggregate.h"
+#include "core/aggregate.h"
 
-#include "core/types.h"
 #include "core/cuda/row_segments.cuh"
+#include "core/types.h"
 
 namespace gmoe::core::cuda {
 namespace {

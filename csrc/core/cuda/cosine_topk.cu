@@ -1,6 +1,6 @@
 // A warp routes 4 rows at a time, see cosine.cuh; the embeddings are read through the first-level cache, their norms
 // are taken once per block. Floor: the time to read x.
-#include "core/cuda/cosine_topk.h"
+#include "core/cosine_topk.h"
 
 #include <algorithm>
 

@@ -2,14 +2,14 @@
 // (memory_sums.cuh) while they are in the first-level cache. A gate is at most 1, so its exp needs no largest gate.
 // Where the sums of all experts do not fit beside the scores, routing and memory_update follow one another. Floor: the
 // time to read x.
-#include "core/cuda/cosine_topk_update.h"
+#include "core/cosine_topk_update.h"
 
 #include <algorithm>
 
+#include "core/cosine_topk.h"
 #include "core/cuda/cosine.cuh"
-#include "core/cuda/cosine_topk.h"
 #include "core/cuda/memory_sums.cuh"
-#include "core/cuda/memory_update.h"
+#include "core/memory_update.h"
 
 namespace gmoe::core::cuda {
 namespace {

@@ -3,8 +3,8 @@
 // Of bad indices, a column is noted as the position of its edge, an edge type as that + num_edges.
 #pragma once
 
-#include "core/cpu/routed_edge_aggregate.h"
 #include "core/cuda/edge_sums.cuh"
+#include "core/routed_edge_aggregate.h"
 
 namespace gmoe::core::cuda {
 

@@ -1,7 +1,7 @@
 // expert_linear as a routed product, and its gradients for x and the gate as another. Two ways: where results have
 // several slots and the weights are small, blocks own results (tile_product.cuh); else blocks own slots
 // (grouped_product.cuh), and what belongs to one row is added up after.
-#include "core/cuda/expert_linear.h"
+#include "core/expert_linear.h"
 
 #include "core/cuda/expert_linear_by_source.h"
 #include "core/cuda/grouped_product.cuh"

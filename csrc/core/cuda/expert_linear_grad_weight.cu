@@ -7,10 +7,10 @@
 // part and its sums are the result. Floor: the multiply-adds.
 #include <algorithm>
 
-#include "core/cuda/expert_linear.h"
 #include "core/cuda/expert_parts.cuh"
 #include "core/cuda/tfloat32.cuh"
 #include "core/cuda/workspace.h"
+#include "core/expert_linear.h"
 
 namespace gmoe::core::cuda {
 namespace {

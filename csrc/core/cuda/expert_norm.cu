@@ -2,7 +2,7 @@
 // to 32 experts in shared memory; then a thread adds the chunks of one (expert, column) in their order. What follows
 // takes a warp per row. Without gates every slot is a row of its own. Floor: reading y three times forward, twice
 // backward.
-#include "core/cuda/expert_norm.h"
+#include "core/expert_norm.h"
 
 #include "core/cuda/primitives.cuh"
 

@@ -4,8 +4,8 @@
 // Expert e begins with part offsets[e] / per_part + e. That leaves room for all its slots, and some parts empty.
 #pragma once
 
-#include "core/cpu/expert_plan.h"
 #include "core/cuda/primitives.cuh"
+#include "core/expert_plan.h"
 
 namespace gmoe::core::cuda {
 

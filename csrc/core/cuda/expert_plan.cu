@@ -2,7 +2,7 @@
 // order; each chunk writes its slots where they belong. Within a chunk, tiles of one slot per thread follow one
 // another; a slot's place among its tile is the number of equal ones before it in its warp, by one match, and in
 // earlier warps. Floor: reading the index twice and writing the order once.
-#include "core/cuda/expert_plan.h"
+#include "core/expert_plan.h"
 
 #include "core/cuda/prefix.cuh"
 

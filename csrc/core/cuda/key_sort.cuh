@@ -4,9 +4,9 @@
 
 #include <bit>
 
-#include "core/cuda/expert_plan.h"
 #include "core/cuda/primitives.cuh"
 #include "core/cuda/workspace.h"
+#include "core/expert_plan.h"
 
 namespace gmoe::core::cuda {
 

@@ -2,7 +2,7 @@
 // the largest of their expert there, and the chunks' sums are brought to one scale when they are added, as in a softmax
 // that is computed piece by piece. Rows come from memory once: for their norm, then from the first-level cache for the
 // sums, unless there are more columns than the sums of a block have room for. Floor: the time to read x.
-#include "core/cuda/memory_update.h"
+#include "core/memory_update.h"
 
 #include <algorithm>
 #include <cstring>

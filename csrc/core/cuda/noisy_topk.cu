@@ -2,7 +2,7 @@
 // through a chunk of rows and adds up what its warps found; a second launch adds the chunks in their order. Backward,
 // as many lanes as there are experts share a row, up to a warp, and meet in shuffles alone. Floor: the time to read the
 // logits.
-#include "core/cuda/noisy_topk.h"
+#include "core/noisy_topk.h"
 
 #include "core/cuda/top_k.cuh"
 

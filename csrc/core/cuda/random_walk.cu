@@ -1,7 +1,7 @@
 // A thread takes a walk; each step waits for two dependent reads anywhere in memory, so what counts is how many threads
 // wait at once. The walks of a warp collect kStepsPerTile nodes each in shared memory before they are written, so that
 // whole lines go out though the walks lie one after another. Floor: the graph's sectors, two for each step.
-#include "core/cuda/random_walk.h"
+#include "core/random_walk.h"
 
 #include "core/cuda/row_segments.cuh"
 

@@ -3,11 +3,11 @@
 // its own edges, for the table in the order of their types: rows of dy are read twice when both gradients are wanted,
 // but no pass needs a table for each of its warps, and one bond type that most edges have is divided like any hub.
 // Floor: the gathered rows at the speed of the cache they are in.
-#include "core/cuda/routed_edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
 
-#include "core/types.h"
 #include "core/cuda/edge_messages.cuh"
 #include "core/cuda/edge_type_rows.cuh"
+#include "core/types.h"
 
 namespace gmoe::core::cuda {
 namespace {

@@ -1,10 +1,10 @@
 // routed_edge_aggregate with what follows it in evaluation done in registers: a warp takes all slots of its rows, one
 // after another, and writes their sum alone. What comes after the messages is linear in them, so that the pieces of a
 // divided row add up; shift and onto are in the piece that starts it. Floor: as of routed_edge_aggregate, less y.
-#include "core/cuda/routed_edge_mixture.h"
+#include "core/routed_edge_mixture.h"
 
-#include "core/types.h"
 #include "core/cuda/edge_messages.cuh"
+#include "core/types.h"
 
 namespace gmoe::core::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // A warp takes a few rows: their logits are one piece of memory, which its lanes read together; see top_k.cuh for the
 // choice. Floor: the time to read the logits and write gates and indices.
-#include "core/cuda/topk_softmax.h"
+#include "core/topk_softmax.h"
 
 #include "core/cuda/top_k.cuh"
 

@@ -3,7 +3,7 @@
 // columns, so nothing is sorted, and marking is the same in any order. The first call counts bits, the second writes
 // them; the path that gives an edge its type is found by two integer minima over the row's paths. Floor: reading the
 // paths.
-#include "core/cuda/two_hop_graph.h"
+#include "core/two_hop_graph.h"
 
 #include "core/cuda/prefix.cuh"
 #include "core/cuda/row_segments.cuh"

@@ -1,4 +1,4 @@
-#include "core/cpu/aggregate.h"
+#include "core/aggregate.h"
 
 #include "ops/aggregate.h"
 

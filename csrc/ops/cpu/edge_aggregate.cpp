@@ -1,4 +1,4 @@
-#include "core/cpu/edge_aggregate.h"
+#include "core/edge_aggregate.h"
 
 #include "ops/edge_aggregate.h"
 

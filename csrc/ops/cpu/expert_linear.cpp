@@ -1,4 +1,4 @@
-#include "core/cpu/expert_linear.h"
+#include "core/expert_linear.h"
 
 #include "core/cpu/check_index.h"
 #include "ops/expert_linear.h"

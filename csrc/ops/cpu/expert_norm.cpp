@@ -1,4 +1,4 @@
-#include "core/cpu/expert_norm.h"
+#include "core/expert_norm.h"
 
 #include "ops/expert_norm.h"
 #include "ops/graph_checks.h"

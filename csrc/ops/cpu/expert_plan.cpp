@@ -1,4 +1,4 @@
-#include "core/cpu/expert_plan.h"
+#include "core/expert_plan.h"
 
 #include "ops/expert_plan.h"
 

@@ -1,4 +1,4 @@
-#include "core/cpu/memory_update.h"
+#include "core/memory_update.h"
 
 #include "ops/memory_update.h"
 

@@ -1,4 +1,4 @@
-#include "core/cpu/noisy_topk.h"
+#include "core/noisy_topk.h"
 
 #include "ops/graph_checks.h"
 #include "ops/noisy_topk.h"

@@ -1,4 +1,4 @@
-#include "core/cpu/random_walk.h"
+#include "core/random_walk.h"
 
 #include "ops/random_walk.h"
 

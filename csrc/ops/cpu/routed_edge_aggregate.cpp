@@ -1,4 +1,4 @@
-#include "core/cpu/routed_edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
 
 #include "ops/cpu/routed_edges.h"
 

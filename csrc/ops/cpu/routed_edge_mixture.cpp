@@ -1,4 +1,4 @@
-#include "core/cpu/routed_edge_mixture.h"
+#include "core/routed_edge_mixture.h"
 
 #include "ops/cpu/routed_edges.h"
 #include "ops/routed_edge_mixture.h"

@@ -1,4 +1,4 @@
-#include "core/cpu/topk_softmax.h"
+#include "core/topk_softmax.h"
 
 #include "ops/topk_softmax.h"
 

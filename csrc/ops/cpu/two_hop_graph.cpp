@@ -1,4 +1,4 @@
-#include "core/cpu/two_hop_graph.h"
+#include "core/two_hop_graph.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "core/cuda/aggregate.h"
+#include "core/aggregate.h"
 
 #include "ops/aggregate.h"
 #include "ops/cuda/rows.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/cosine_topk.h"
+#include "core/cosine_topk.h"
 
 #include "ops/cosine_topk.h"
 #include "ops/cuda/call.h"

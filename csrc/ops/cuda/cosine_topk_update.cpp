@@ -1,4 +1,4 @@
-#include "core/cuda/cosine_topk_update.h"
+#include "core/cosine_topk_update.h"
 
 #include "ops/cosine_topk_update.h"
 #include "ops/cuda/call.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/edge_aggregate.h"
+#include "core/edge_aggregate.h"
 
 #include "ops/cuda/rows.h"
 #include "ops/edge_aggregate.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/expert_linear.h"
+#include "core/expert_linear.h"
 
 #include "ops/cuda/call.h"
 #include "ops/expert_linear.h"

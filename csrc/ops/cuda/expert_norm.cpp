@@ -1,4 +1,4 @@
-#include "core/cuda/expert_norm.h"
+#include "core/expert_norm.h"
 
 #include "ops/cuda/call.h"
 #include "ops/expert_norm.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/expert_plan.h"
+#include "core/expert_plan.h"
 
 #include "ops/cuda/call.h"
 #include "ops/expert_plan.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/memory_update.h"
+#include "core/memory_update.h"
 
 #include "ops/cuda/call.h"
 #include "ops/memory_update.h"

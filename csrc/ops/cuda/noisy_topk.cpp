@@ -1,4 +1,4 @@
-#include "core/cuda/noisy_topk.h"
+#include "core/noisy_topk.h"
 
 #include "ops/cuda/call.h"
 #include "ops/graph_checks.h"

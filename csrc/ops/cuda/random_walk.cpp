@@ -1,4 +1,4 @@
-#include "core/cuda/random_walk.h"
+#include "core/random_walk.h"
 
 #include "ops/cuda/rows.h"
 #include "ops/random_walk.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/routed_edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
 
 #include "ops/cuda/routed_edges.h"
 

@@ -1,4 +1,4 @@
-#include "core/cuda/routed_edge_mixture.h"
+#include "core/routed_edge_mixture.h"
 
 #include "ops/cuda/routed_edges.h"
 #include "ops/routed_edge_mixture.h"

@@ -1,4 +1,4 @@
-#include "core/cuda/topk_softmax.h"
+#include "core/topk_softmax.h"
 
 #include "ops/cuda/call.h"
 #include "ops/topk_softmax.h"

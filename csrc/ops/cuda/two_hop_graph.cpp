@@ -1,4 +1,4 @@
-#include "core/cuda/two_hop_graph.h"
+#include "core/two_hop_graph.h"
 
 #include "ops/cuda/rows.h"
 #include "ops/two_hop_graph.h"

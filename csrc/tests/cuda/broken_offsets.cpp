@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/cuda/aggregate.h"
-#include "core/cuda/random_walk.h"
-#include "core/cuda/routed_edge_aggregate.h"
-#include "core/cuda/routed_edge_mixture.h"
-#include "core/cuda/two_hop_graph.h"
+#include "core/aggregate.h"
+#include "core/random_walk.h"
+#include "core/routed_edge_aggregate.h"
+#include "core/routed_edge_mixture.h"
+#include "core/two_hop_graph.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/edge_messages.h"

@@ -1,7 +1,7 @@
 // CUDA messages over typed edges against loops over every edge, slot and column.
-#include "core/cuda/edge_aggregate.h"
-#include "core/cuda/routed_edge_aggregate.h"
-#include "core/cuda/routed_edge_mixture.h"
+#include "core/edge_aggregate.h"
+#include "core/routed_edge_aggregate.h"
+#include "core/routed_edge_mixture.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/edge_messages.h"

@@ -1,5 +1,5 @@
 // CUDA expert_linear and its gradients against loops over every slot.
-#include "core/cuda/expert_linear.h"
+#include "core/expert_linear.h"
 
 #include "tests/cuda/device.h"
 #include "tests/expert_linear_case.h"

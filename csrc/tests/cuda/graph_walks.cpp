@@ -1,8 +1,8 @@
 // CUDA operators that make graphs and walks: the same bits as on the CPU.
 #include <iterator>
 
-#include "core/cuda/random_walk.h"
-#include "core/cuda/two_hop_graph.h"
+#include "core/random_walk.h"
+#include "core/two_hop_graph.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/inputs.h"

@@ -1,5 +1,5 @@
 // CUDA sums over neighbours against loops over every edge.
-#include "core/cuda/aggregate.h"
+#include "core/aggregate.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/inputs.h"

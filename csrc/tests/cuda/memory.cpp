@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/cuda/cosine_topk.h"
-#include "core/cuda/cosine_topk_update.h"
-#include "core/cuda/memory_update.h"
+#include "core/cosine_topk.h"
+#include "core/cosine_topk_update.h"
+#include "core/memory_update.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/inputs.h"

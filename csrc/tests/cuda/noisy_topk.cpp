@@ -1,5 +1,5 @@
 // The CUDA noisy gate and its gradient against loops over every row and expert.
-#include "core/cuda/noisy_topk.h"
+#include "core/noisy_topk.h"
 
 #include "tests/check.h"
 #include "tests/cuda/device.h"

@@ -1,5 +1,5 @@
 // The CUDA norm per expert and its gradient against loops over every slot.
-#include "core/cuda/expert_norm.h"
+#include "core/expert_norm.h"
 
 #include "tests/check.h"
 #include "tests/cuda/device.h"

@@ -1,9 +1,9 @@
 // CUDA routers, plans and the moving average of the memory against loops over every row and expert.
 #include <algorithm>
 
-#include "core/cuda/cosine_topk.h"
-#include "core/cuda/expert_plan.h"
-#include "core/cuda/topk_softmax.h"
+#include "core/cosine_topk.h"
+#include "core/expert_plan.h"
+#include "core/topk_softmax.h"
 #include "tests/check.h"
 #include "tests/cuda/device.h"
 #include "tests/naive_routers.h"

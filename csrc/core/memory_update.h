@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -30,3 +31,15 @@ void memory_update(const MemoryUpdate<T>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+template <typename T>
+std::int64_t memory_update_workspace(std::int64_t num_rows, std::int64_t dim, std::int64_t num_experts);
+
+// A slot with a bad index is left out and noted at its position in a.index.
+template <typename T>
+void memory_update(const MemoryUpdate<T>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -3,7 +3,8 @@
 // over the slots r whose expert e = index_ir - first_expert is given here.
 #pragma once
 
-#include "core/cpu/routed_edge_aggregate.h"
+#include "core/cuda/launch.h"
+#include "core/routed_edge_aggregate.h"
 
 namespace gmoe::core {
 
@@ -26,3 +27,15 @@ void routed_edge_mixture(const RoutedEdgeMixture<T, Index>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory. An edge with a bad index is left out and noted: a column at the position of its
+// edge, an edge type at that + num_edges. Offsets that do not rise from 0 to num_edges are noted at 2 num_edges;
+// results are then wrong or not written. With edges there must be rows.
+namespace gmoe::core::cuda {
+
+template <typename T, typename Index>
+std::int64_t routed_edge_mixture_workspace(const EdgeMessages<T, Index>& m);
+template <typename T, typename Index>
+void routed_edge_mixture(const RoutedEdgeMixture<T, Index>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

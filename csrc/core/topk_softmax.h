@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -39,3 +40,15 @@ void topk_softmax_grad_logits(const TopkSoftmaxGradLogits<T>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+template <typename T>
+void topk_softmax(const TopkSoftmax<T>& a, const Call& call);
+
+// A bad index is skipped and noted at its position in a.index.
+template <typename T>
+void topk_softmax_grad_logits(const TopkSoftmaxGradLogits<T>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 
 namespace gmoe::core {
@@ -36,3 +37,30 @@ void two_hop_graph(const TwoHopGraph<Index>& a, std::int64_t* degree, std::vecto
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory. An edge with a bad index is left out and noted: a column at the position of its
+// edge, an edge type at that + num_edges. Offsets that do not rise from 0 to num_edges are noted at the position past
+// all of these, and never lead to an edge that does not exist.
+//
+// Only the device knows the size of the result, so there are two calls. The caller reads new_offsets[num_nodes] after
+// the first one, which is the only time that the host must wait, and allocates for the second.
+namespace gmoe::core::cuda {
+
+template <typename Index>
+struct TwoHopResult {
+  std::int64_t* offsets;  // [num_nodes + 1]
+  std::int64_t num_edges;
+  Index *columns, *edge_type;  // [num_edges]; edge_type null where the graph has none
+};
+
+std::int64_t two_hop_offsets_workspace(std::int64_t num_nodes);
+template <typename Index>
+void two_hop_offsets(const TwoHopGraph<Index>& a, std::int64_t num_edges, std::int64_t* new_offsets, const Call& call);
+
+template <typename Index>
+std::int64_t two_hop_edges_workspace(const TwoHopResult<Index>& result);
+template <typename Index>
+void two_hop_edges(const TwoHopGraph<Index>& a, std::int64_t num_edges, const TwoHopResult<Index>& result,
+                   const Call& call);
+
+}  // namespace gmoe::core::cuda

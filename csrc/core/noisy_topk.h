@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -47,3 +48,17 @@ void noisy_topk_grad(const NoisyTopkGrad<T>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+template <typename T>
+std::int64_t noisy_topk_workspace(std::int64_t num_rows, std::int64_t num_experts);
+template <typename T>
+void noisy_topk(const NoisyTopk<T>& a, const Call& call);
+
+// A bad index is skipped and noted at its position in g.index. Needs no workspace.
+template <typename T>
+void noisy_topk_grad(const NoisyTopkGrad<T>& g, const Call& call);
+
+}  // namespace gmoe::core::cuda

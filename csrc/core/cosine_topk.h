@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -43,3 +44,15 @@ void cosine_topk_grad_x(const CosineTopkGradX<T>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+template <typename T>
+void cosine_topk(const CosineTopk<T>& a, const Call& call);
+
+// A bad index is left out and noted at its position in a.index.
+template <typename T>
+void cosine_topk_grad_x(const CosineTopkGradX<T>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "core/cpu/expert_plan.h"
+#include "core/cuda/launch.h"
+#include "core/expert_plan.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -51,3 +52,41 @@ void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory. A bad source is left out and noted at its position. A plan that does not name every
+// slot once is noted at the number of slots, and missing slots are left out; the gradients of weight and bias do not
+// notice slots that are missing or named twice.
+//
+// With tf32, products of floats run on matrix instructions, with factors rounded to 10 bits of fraction; it does not
+// affect other types.
+namespace gmoe::core::cuda {
+
+inline constexpr std::int64_t kMaxChoices = 1024;  // experts per row
+
+// Bytes of workspace; depends on the sizes and on which pointers are null.
+template <typename T>
+std::int64_t expert_linear_workspace(const ExpertLinear<T>& a);
+
+template <typename T>
+void expert_linear(const ExpertLinear<T>& a, T* y, bool tf32, const Call& call);
+
+template <typename T>
+std::int64_t expert_linear_grad_x_gate_workspace(const ExpertLinear<T>& a, bool grad_x, bool grad_gate);
+
+template <typename T>
+void expert_linear_grad_x_gate(const ExpertLinear<T>& a, const T* grad_y, T* grad_x, T* grad_gate, bool tf32,
+                               const Call& call);
+
+template <typename T>
+std::int64_t expert_linear_grad_weight_workspace(const ExpertLinear<T>& a);
+
+template <typename T>
+void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* grad_weight, bool tf32, const Call& call);
+
+template <typename T>
+std::int64_t expert_linear_grad_bias_workspace(const ExpertLinear<T>& a);
+
+template <typename T>
+void expert_linear_grad_bias(const ExpertLinear<T>& a, const T* grad_y, T* grad_bias, const Call& call);
+
+}  // namespace gmoe::core::cuda

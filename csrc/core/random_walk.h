@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 
 namespace gmoe::core {
@@ -25,3 +26,14 @@ void random_walk(const RandomWalk<Index>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory. The walks have the same bits as on the CPU.
+namespace gmoe::core::cuda {
+
+// A bad column is noted at the position of its edge, a bad start at its position + num_edges, and offsets that do not
+// rise from 0 to num_edges at num_edges + num_walks; a walk that meets one of them stays where it is. Columns that no
+// walk meets are not read.
+template <typename Index>
+void random_walk(const RandomWalk<Index>& a, std::int64_t num_nodes, std::int64_t num_edges, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -81,3 +82,24 @@ void routed_edge_aggregate_grad_weight(const RoutedEdgeAggregateGradWeight<T, In
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory. An edge with a bad index is left out and noted: a column at the position of its
+// edge, an edge type at that + num_edges. Offsets that do not rise from 0 to num_edges are noted at 2 num_edges;
+// results are then wrong or not written. With edges there must be rows.
+namespace gmoe::core::cuda {
+
+template <typename T, typename Index>
+std::int64_t routed_edge_aggregate_workspace(const EdgeMessages<T, Index>& m);
+template <typename T, typename Index>
+void routed_edge_aggregate(const RoutedEdgeAggregate<T, Index>& a, const Call& call);
+
+template <typename T, typename Index>
+std::int64_t routed_edge_aggregate_grad_workspace(const EdgeMessages<T, Index>& m);
+template <typename T, typename Index>
+void routed_edge_aggregate_grad(const RoutedEdgeAggregateGrad<T, Index>& a, const Call& call);
+
+// An edge with a bad index gets zero.
+template <typename T, typename Index>
+void routed_edge_aggregate_grad_weight(const RoutedEdgeAggregateGradWeight<T, Index>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

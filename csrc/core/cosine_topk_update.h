@@ -1,7 +1,8 @@
 // Cosine routing and, in the same pass over the rows, the moving average of the expert embeddings (RbM, eqs. 3 and 4).
 #pragma once
 
-#include "core/cpu/cosine_topk.h"
+#include "core/cosine_topk.h"
+#include "core/cuda/launch.h"
 
 namespace gmoe::core {
 
@@ -21,3 +22,14 @@ void cosine_topk_update(const CosineTopkUpdate<T>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+template <typename T>
+std::int64_t cosine_topk_update_workspace(std::int64_t num_rows, std::int64_t dim, std::int64_t num_experts);
+
+template <typename T>
+void cosine_topk_update(const CosineTopkUpdate<T>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -45,3 +46,21 @@ void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+template <typename T>
+std::int64_t aggregate_workspace(std::int64_t num_rows, std::int64_t num_edges, std::int64_t dim);
+
+// An edge with a bad column is left out and noted at its position. Offsets that do not rise from 0 to num_edges are
+// noted at num_edges; rows of y are then wrong or not written. The gradient of x is the same function on the transpose.
+template <typename T, typename Index>
+void aggregate(const Aggregate<T, Index>& a, std::int64_t num_columns, const Call& call);
+
+// An edge with a bad column gets zero and is noted at its position; broken offsets as above. With edges there must be
+// rows.
+template <typename T, typename Index>
+void aggregate_grad_weight(const AggregateGradWeight<T, Index>& a, std::int64_t num_columns, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 #include "core/types.h"
 
@@ -53,3 +54,20 @@ void expert_norm_grad(const ExpertNormGrad<T>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+// Bytes of workspace for either function.
+template <typename T>
+std::int64_t expert_norm_workspace(const ExpertSlots<T>& slots);
+
+// A slot with a bad index is noted at its position. It belongs to no expert and adds nothing; without gates its row of
+// the result is 0.
+template <typename T>
+void expert_norm(const ExpertNorm<T>& a, const Call& call);
+// A slot with a bad index is noted at its position and gets gradients of 0.
+template <typename T>
+void expert_norm_grad(const ExpertNormGrad<T>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/launch.h"
 #include "core/isa.h"
 
 namespace gmoe::core {
@@ -33,3 +34,15 @@ void expert_plan(const ExpertPlanSort<Index>& a) {
 }
 
 }  // namespace gmoe::core
+
+// Arguments point to device memory.
+namespace gmoe::core::cuda {
+
+std::int64_t expert_plan_workspace(std::int64_t num_slots, std::int64_t num_experts);
+
+// A slot with a bad index is noted at its position and is in no expert's part of the order. offsets[num_experts] is
+// then less than num_slots, and the rest of the order is not written.
+template <typename Index>
+void expert_plan(const ExpertPlanSort<Index>& a, const Call& call);
+
+}  // namespace gmoe::core::cuda
