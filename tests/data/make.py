@@ -1,4 +1,4 @@
-"""Small data sets in the formats of the readers, made on the spot."""
+"""Make small data sets in the formats of the readers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import torch
 from gmoe_ext.data.molecules import ATOM_DIMS, BOND_DIMS
 
 
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, ("1 + 1",)
+
+
 def node_arrays(num_nodes: int = 40, num_classes: int = 2, seed: int = 0) -> dict[str, Any]:
-    """The arrays of a NAME.npz: a random graph with 6 features, no split."""
+    """Make the arrays of a NAME.npz: a random graph with 6 features, no split."""
     generator = np.random.default_rng(seed)
     pairs = np.unique(np.sort(generator.integers(num_nodes, size=(3 * num_nodes, 2))), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -31,7 +38,7 @@ def node_arrays(num_nodes: int = 40, num_classes: int = 2, seed: int = 0) -> dic
 
 
 def molecule_arrays(num_graphs: int = 30, num_tasks: int = 1, seed: int = 0) -> dict[str, Any]:
-    """The arrays of a NAME_graphs.npz: random trees with a few rings, some of a single atom, 0/1/missing labels."""
+    """Make the arrays of a NAME_graphs.npz: random trees, some with a ring or a single atom, labels 0, 1, NaN."""
     generator = np.random.default_rng(seed)
     atoms = generator.integers(1, 9, size=num_graphs)
     bonds: list[list[tuple[int, int]]] = []
@@ -52,7 +59,7 @@ def molecule_arrays(num_graphs: int = 30, num_tasks: int = 1, seed: int = 0) -> 
 
 
 def split_arrays(size: int, val_name: str = "valid_idx") -> dict[str, Any]:
-    """A split of ``size`` items: two thirds, then a sixth each."""
+    """Make a split of ``size`` items: two thirds, then a sixth each."""
     train, val = 2 * size // 3, 5 * size // 6
     ids = np.arange(size)
     return {"train_idx": ids[:train], val_name: ids[train:val], "test_idx": ids[val:]}
@@ -112,7 +119,7 @@ def write_ogb_split(root: Path, name: str, size: int, rule: str) -> None:
 
 
 def write_ogb_links(root: Path, name: str, num_nodes: int = 40) -> dict[str, Any]:
-    """Write the raw folder of a link data set as OGB ships it, its split as torch files of arrays and tensors."""
+    """Write the raw folder of a link data set as OGB ships it, with torch files of arrays and tensors as its split."""
     edges = node_arrays(num_nodes)["edge_index"].T.astype(np.int64)
     held = {
         "train": {"edge": edges[:80]},

@@ -1,7 +1,8 @@
-"""Promises of load: the formats read, the split rules, and one clear error for everything that can be wrong."""
+"""Promises of load: formats, split rules, and one clear error for everything that can be wrong."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_a_node_file_is_read_whole(tmp_path):
     assert repr(toy).startswith("NodeData(toy: 40 nodes, ")
 
 
-def test_dense_features_are_read_too(tmp_path):
+def test_dense_features_are_read(tmp_path):
     arrays = {key: value for key, value in node_arrays().items() if not key.startswith("x_")}
     write_npz(tmp_path, "toy", arrays | {"x": np.ones((40, 2))})
     assert data.load("toy", tmp_path, train_per_class=3, val_per_class=3).x.equal(torch.ones(40, 2))
@@ -65,7 +66,7 @@ def test_a_link_file_is_read_whole(tmp_path):
     assert repr(pairs) == "LinkData(pairs: 40 nodes, 80/10/10 edges to train/validate/test, hits@20)"
 
 
-def test_the_split_comes_from_the_file_else_beside_it_else_is_drawn(tmp_path):
+def test_the_split_is_the_files_else_one_beside_it_else_drawn(tmp_path):
     write_npz(tmp_path, "toy", node_arrays())
     drawn = data.load("toy", tmp_path, split_seed=1, train_per_class=3, val_per_class=5)
     assert drawn.split == "per_class" and len(drawn.train_idx) == 6 and len(drawn.val_idx) == 10
@@ -86,7 +87,7 @@ def test_the_split_comes_from_the_file_else_beside_it_else_is_drawn(tmp_path):
     assert data.load("toy", tmp_path, split="other").split == "other"
 
 
-def test_molecules_without_a_split_draw_a_random_one(tmp_path):
+def test_molecules_without_a_split_get_a_random_one(tmp_path):
     write_npz(tmp_path, "mol_graphs", molecule_arrays())
     mol = data.load("mol", tmp_path)
     assert mol.split == "random" and [len(mol.train_idx), len(mol.val_idx), len(mol.test_idx)] == [24, 3, 3]
@@ -114,19 +115,19 @@ def test_features_are_row_normalized_on_request(tmp_path):
     assert bool(((sums - 1).abs().lt(1e-6) | (sums == 0)).all())
 
 
-def test_made_features_are_row_normalized_too():
+def test_synthetic_features_are_row_normalized_on_request():
     sums = data.load("communities", row_normalize=True).x.abs().sum(1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
-def test_a_metric_that_nodes_cannot_have_is_refused(tmp_path):
+def test_a_metric_that_does_not_fit_nodes_is_refused(tmp_path):
     write_npz(tmp_path, "toy", node_arrays() | split_arrays(40))
     assert data.load("toy", tmp_path, metric="accuracy").metric == "accuracy"
     with pytest.raises(DataError, match="is scored by 'accuracy', got metric 'rmse'"):
         data.load("toy", tmp_path, metric="rmse")
 
 
-def test_the_root_is_argument_then_environment_then_data(monkeypatch):
+def test_the_root_is_the_argument_else_the_environment_else_data(monkeypatch):
     monkeypatch.setenv("GMOE_EXT_DATA", "elsewhere")
     assert resolve_root("here") == Path("here") and resolve_root() == Path("elsewhere")
     monkeypatch.delenv("GMOE_EXT_DATA")
@@ -223,7 +224,7 @@ def test_a_flipped_byte_is_an_error(tmp_path):
         data.load("flip", tmp_path)
 
 
-def test_a_single_array_is_no_archive(tmp_path):
+def test_a_single_array_is_not_an_archive(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(DataError, match="damaged archive"):
@@ -237,8 +238,6 @@ def test_a_class_with_too_few_nodes_is_named(tmp_path):
 
 
 def test_csv_cells(tmp_path):
-    import gzip
-
     def write(text: str) -> Path:
         path = tmp_path / "t.csv.gz"
         path.write_bytes(gzip.compress(text.encode()))

@@ -1,4 +1,4 @@
-"""Promises of molecule data and its batches, against a plain loop over molecules."""
+"""Promises of molecule data, real and synthetic, and of its batches, against a plain loop over molecules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tests.graphs  # noqa: F401  (loads the hypothesis profile)
-from gmoe_ext import ops
+from gmoe_ext import data, ops
+from gmoe_ext.data import synthetic
 from gmoe_ext.data.molecules import MoleculeData
 from gmoe_ext.data.splits import NONE, random
 from gmoe_ext.errors import DataError, GraphIndexError
@@ -70,7 +71,7 @@ def test_a_batch_is_the_union_of_its_molecules(ids):
 
 
 @given(st.lists(st.integers(0, 29), max_size=8), st.booleans())
-def test_what_a_batch_brings_ready_made_is_what_it_would_compute(ids, two_hop):
+def test_what_a_batch_has_ready_is_what_it_would_compute(ids, two_hop):
     batch = DATA.batch(ids, two_hop=two_hop)
     graph = batch.two_hop if two_hop else batch.graph
     fresh = Graph(graph.num_nodes, graph.offsets, graph.columns, None, graph.edge_type, graph.num_edge_types)
@@ -84,7 +85,7 @@ def test_what_a_batch_brings_ready_made_is_what_it_would_compute(ids, two_hop):
         assert got.transpose().transpose() is got
 
 
-def test_a_batch_sorts_and_normalises_nothing(monkeypatch):
+def test_a_batch_neither_sorts_nor_normalises(monkeypatch):
     DATA.batch([0], two_hop=True)
 
     def refuse(*_):
@@ -108,12 +109,12 @@ def test_two_hop_types_name_the_pair_of_bonds(ids):
     assert torch.equal(first * 60 + second, expected.edge_type.long())
 
 
-def test_pair_types_are_those_of_the_data_set():
+def test_all_batches_share_the_pair_types_of_the_data_set():
     assert torch.equal(DATA.batch([0], two_hop=True).pair_types, DATA.batch([5, 6], two_hop=True).pair_types)
     assert DATA.batch([0]).two_hop is None and DATA.batch([0]).pair_types is None
 
 
-def test_ids_come_as_tensor_array_or_list_and_are_checked():
+def test_ids_may_be_a_tensor_array_or_list_and_are_checked():
     for ids in (torch.tensor([2, 1]), np.array([2, 1]), [2, 1]):
         assert DATA.batch(ids).ids.tolist() == [2, 1]
     for bad in (30, -1):
@@ -187,3 +188,24 @@ def test_a_large_batch_takes_as_many_operators_as_a_small_one():
             DATA.batch(ids, two_hop=True)
         counts.append(counter.count)
     assert counts[0] == counts[1] < 200
+
+
+def test_synthetic_molecules_have_either_kind_of_label():
+    classes, real = synthetic.molecules(num_tasks=3), synthetic.molecules(regression=True)
+    assert (classes.metric, real.metric, classes.num_tasks) == ("rocauc", "rmse", 3)
+    assert classes.y.isnan().any() and not real.y.isnan().any()
+    batch = classes.batch(range(60), two_hop=True)
+    assert batch.two_hop.num_edges > 0 and torch.equal(batch.node_feat, classes.node_feat)
+    assert data.load("molecules").num_graphs == 60
+
+
+def test_each_synthetic_molecule_is_connected_without_parallel_bonds():
+    made = synthetic.molecules(200)
+    edges = made.graph.edge_index()
+    keys = edges[0] * made.graph.num_nodes + edges[1]
+    assert len(keys.unique()) == len(keys) and not bool((edges[0] == edges[1]).any())
+    component = torch.arange(made.graph.num_nodes)
+    for _ in range(15):
+        component = component.scatter_reduce(0, edges[1], component[edges[0]], "amin")
+    owner = torch.repeat_interleave(torch.arange(200), made.node_offsets.diff())
+    assert torch.equal(component, made.node_offsets[:-1][owner])

@@ -11,6 +11,7 @@ import torch
 from gmoe_ext import data
 from gmoe_ext.errors import DataError
 from tests.data.make import (
+    Trap,
     molecule_arrays,
     node_arrays,
     split_arrays,
@@ -39,7 +40,7 @@ def test_raw_nodes_are_read_whole(tmp_path):
     assert (nodes.split, len(nodes.train_idx)) == ("official", 26)
 
 
-def test_nodes_of_many_labels_take_the_mean_of_their_edges_features(tmp_path):
+def test_nodes_without_features_get_the_mean_of_their_edges_features(tmp_path):
     arrays = write_ogb_nodes(tmp_path, "proteins")
     raw = tmp_path / "proteins" / "raw"
     (raw / "node-feat.csv.gz").unlink()
@@ -63,12 +64,7 @@ def test_raw_links_are_read_from_arrays_and_tensors(tmp_path):
     assert torch.equal(data.load("ogbl_ppa", tmp_path).train_edge, links.train_edge)
 
 
-class Trap:
-    def __reduce__(self):
-        return eval, ("1 + 1",)
-
-
-def test_a_split_file_with_code_in_it_is_not_run(tmp_path):
+def test_code_in_a_split_file_is_not_run(tmp_path):
     write_ogb_links(tmp_path, "links")
     path = tmp_path / "links" / "split" / "target" / "valid.pt"
     torch.save({"edge": Trap()}, path)

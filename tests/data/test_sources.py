@@ -1,4 +1,4 @@
-"""Promises of fetching, converting and the command line; every source here is a file made by the test."""
+"""Promises of fetching, converting and the command line; every source is a file made by the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gmoe_ext.data import sources
 from gmoe_ext.data.__main__ import main
 from gmoe_ext.data.arrays import sha256
 from gmoe_ext.errors import DataError
-from tests.data.make import molecule_arrays, node_arrays, write_npz, write_ogb_molecules
+from tests.data.make import Trap, molecule_arrays, node_arrays, write_npz, write_ogb_molecules
 
 
 def write_benchmark_file(path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_benchmark_graph_keeps_its_largest_component(tmp_path):
 
 
 def fake_csr(dense: np.ndarray) -> object:
-    """What pickles as Python 2's scipy.sparse.csr.csr_matrix did."""
+    """Make an object that is pickled as Python 2's scipy.sparse.csr.csr_matrix was."""
     rows, columns = np.nonzero(dense)
     matrix = sys.modules["scipy.sparse.csr"].csr_matrix()
     matrix._shape, matrix.data, matrix.indices = dense.shape, dense[rows, columns], columns
@@ -83,7 +83,7 @@ def write_planetoid(folder: Path, monkeypatch) -> np.ndarray:
     return x
 
 
-def test_planetoid_files_are_put_together(tmp_path, monkeypatch):
+def test_planetoid_files_become_one_data_set(tmp_path, monkeypatch):
     x = write_planetoid(tmp_path, monkeypatch)
     arrays = sources.planetoid(sorted(tmp_path.glob("ind.tiny.*")))
     assert arrays["edge_index"].T.tolist() == [[0, 1], [0, 2], [3, 512], [510, 513]]
@@ -94,12 +94,7 @@ def test_planetoid_files_are_put_together(tmp_path, monkeypatch):
     assert [len(ids) for ids in (tiny.train_idx, tiny.val_idx, tiny.test_idx)] == [6, 500, 3]
 
 
-class Trap:
-    def __reduce__(self):
-        return eval, ("1 + 1",)
-
-
-def test_a_planetoid_file_with_code_in_it_is_not_run(tmp_path, monkeypatch):
+def test_code_in_a_planetoid_file_is_not_run(tmp_path, monkeypatch):
     write_planetoid(tmp_path, monkeypatch)
     for content in (pickle.dumps(Trap()), b"", pickle.dumps([1, 2])):
         (tmp_path / "ind.tiny.allx").write_bytes(content)
@@ -128,7 +123,7 @@ def published(tmp_path, monkeypatch) -> Path:
     return web
 
 
-def test_a_fetched_graph_is_ready_and_its_checksum_kept(tmp_path, published):
+def test_a_fetched_graph_can_be_loaded_and_its_checksum_is_recorded(tmp_path, published):
     root = tmp_path / "root"
     assert sources.get("small", root) == root / "small.npz"
     assert (root / "downloads" / "SHA256SUMS").read_text() == f"{sha256(published / 'raw.npz')}  raw.npz\n"
@@ -150,7 +145,7 @@ def test_a_changed_publication_is_refused(tmp_path, published):
     assert not (root / "downloads" / "raw.npz").exists()
 
 
-def test_a_pinned_checksum_is_kept_to(tmp_path, published, monkeypatch):
+def test_a_pinned_checksum_must_match(tmp_path, published, monkeypatch):
     pinned = sources.SOURCES["small"]._replace(sha256=("0" * 64,))
     monkeypatch.setitem(sources.SOURCES, "small", pinned)
     with pytest.raises(DataError, match="expected 0000"):
@@ -182,7 +177,7 @@ def test_a_truncated_archive_leaves_nothing_behind(tmp_path, published):
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["downloads"]
 
 
-def test_every_source_has_a_plain_name_and_an_address():
+def test_every_source_has_a_plain_name_and_an_https_address():
     for name, source in sources.SOURCES.items():
         assert name.isidentifier() and all(url.startswith("https://") for url in source.urls)
 
@@ -209,7 +204,7 @@ def test_the_command_lists_describes_and_fetches(tmp_path, published, capsys):
     assert described.startswith("data       toy: 30 molecules") and sha256(root / "toy_graphs.npz") in described
 
 
-def test_the_command_fails_with_code_three_and_a_mend(tmp_path, published, capsys):
+def test_the_command_fails_with_code_three_and_a_fix(tmp_path, published, capsys):
     assert main(["info", "nothing", "--root", str(tmp_path)]) == 3
     error = capsys.readouterr().err
     assert error.startswith("error: data 'nothing' not found under") and "fix: pass --data.root" in error

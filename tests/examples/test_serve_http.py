@@ -1,4 +1,4 @@
-"""The HTTP example answers real requests as the student does, alone and many at once."""
+"""The HTTP example gives the student's answers to real requests, one at a time and many at once."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def assert_answered(service: Service, seed: int) -> None:
     assert answer["name"] == [["abcd"[i] for i in row] for row in classes]
 
 
-def test_sixteen_callers_get_each_their_own_answer(service: Service) -> None:
+def test_sixteen_callers_each_get_their_own_answer(service: Service) -> None:
     assert_answered(service, 0)
     before = service.ask("GET", "/info")[1]
     with ThreadPoolExecutor(16) as pool:
@@ -127,7 +127,7 @@ def test_rows_without_nodes_have_no_position(service: Service) -> None:
         ("{", "JSON decode error"),
     ],
 )
-def test_a_bad_question_is_refused_with_its_reason(service: Service, body: Any, text: str) -> None:
+def test_a_bad_question_is_refused_with_the_reason(service: Service, body: Any, text: str) -> None:
     status, answer = service.ask("POST", "/predict", body)
     assert status == 422 and re.search(text, json.dumps(answer))
     assert_answered(service, 7)
@@ -138,7 +138,7 @@ def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("serve_http", PROGRAM)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["serve_http"] = module  # where its models look up their annotations
+    sys.modules["serve_http"] = module  # pydantic looks up annotations there
     spec.loader.exec_module(module)
     return module
 
@@ -151,7 +151,7 @@ def test_requests_that_wait_together_are_one_batch(example: ModuleType) -> None:
         assert go.wait(timeout=30)
         return 2 * x
 
-    async def story() -> list[np.ndarray]:
+    async def scenario() -> list[np.ndarray]:
         batcher = example.Batcher(predict)
         worker = asyncio.create_task(batcher.run())
         first = asyncio.create_task(batcher.ask(np.full((3, 1), 0.0), None))
@@ -164,18 +164,18 @@ def test_requests_that_wait_together_are_one_batch(example: ModuleType) -> None:
         worker.cancel()
         return answers
 
-    answers = asyncio.run(story())
+    answers = asyncio.run(scenario())
     assert sizes == [3, 10]
     assert [float(answer[0, 0]) for answer in answers] == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 
 
-def test_a_batch_that_fails_fails_its_callers_alone(example: ModuleType) -> None:
+def test_a_failing_batch_fails_only_its_own_callers(example: ModuleType) -> None:
     def predict(x: np.ndarray, nodes: np.ndarray | None) -> np.ndarray:
         if x[0, 0] < 0:
             raise ValueError("negative")
         return x
 
-    async def story() -> np.ndarray:
+    async def scenario() -> np.ndarray:
         batcher = example.Batcher(predict)
         worker = asyncio.create_task(batcher.run())
         with pytest.raises(ValueError, match="negative"):
@@ -186,11 +186,11 @@ def test_a_batch_that_fails_fails_its_callers_alone(example: ModuleType) -> None
         worker.cancel()
         return answer
 
-    assert asyncio.run(story()).tolist() == [[1.0]]
+    assert asyncio.run(scenario()).tolist() == [[1.0]]
 
 
-def test_a_batch_holds_so_many_rows_and_no_more(example: ModuleType) -> None:
-    async def story() -> list[int]:
+def test_a_batch_has_a_maximum_number_of_rows(example: ModuleType) -> None:
+    async def scenario() -> list[int]:
         batcher = example.Batcher(lambda x, nodes: x)
         asks = [asyncio.create_task(batcher.ask(np.empty((3000, 1)), None)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -200,4 +200,4 @@ def test_a_batch_holds_so_many_rows_and_no_more(example: ModuleType) -> None:
         assert not batcher.wake.is_set() and batcher.waiting_rows == 0
         return taken
 
-    assert asyncio.run(story()) == [1, 1, 1]
+    assert asyncio.run(scenario()) == [1, 1, 1]

@@ -27,7 +27,7 @@ COLUMNS, NODES = 6, 50
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    """RbM of six features and four position columns, five named classes."""
+    """Pack an RbM student with six features, four position columns and five named classes."""
     model = models.build("rbm", in_dim=10, hidden_dim=20, out_dim=5, num_layers=2, num_experts=3, k=2).eval()
     names = ["plain", "with, comma", 'a "quote"', "\u00e9", ""]
     return pack(model, tmp_path / "s.safetensors", positions=torch.randn(NODES, 4), class_names=names)
@@ -95,14 +95,14 @@ def test_rows_with_their_positions_need_no_nodes(student: Path, tmp_path: Path) 
         np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
-def test_one_row_and_none(student: Path, tmp_path: Path) -> None:
+def test_a_file_may_have_one_row_or_none(student: Path, tmp_path: Path) -> None:
     for x, count in ((np.ones(10), 1), (np.ones((1, 10)), 1), (np.ones((0, 10)), 0)):
         np.save(tmp_path / "x.npy", x)
         assert score(student, tmp_path / "x.npy", tmp_path / "out.csv").rows == count
         assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + count
 
 
-def test_classes_and_probabilities(student: Path, rows, tmp_path: Path) -> None:
+def test_answers_hold_classes_probabilities_and_names(student: Path, rows, tmp_path: Path) -> None:
     packed, given = PackedStudent.load(student), write_npz(tmp_path / "rows", *rows)
     proba, classes = packed.top_classes(rows[0], nodes=rows[1])
     score(student, given, tmp_path / "out.csv")
@@ -150,7 +150,7 @@ def test_bad_rows_are_listed_and_keep_their_place(student: Path, rows, tmp_path:
     assert all(table[row]["probability"] is None and table[row]["name"] is None for row in bad)
 
 
-def test_bad_cells_of_a_csv_file(student: Path, tmp_path: Path) -> None:
+def test_bad_cells_of_a_csv_file_are_listed(student: Path, tmp_path: Path) -> None:
     good = ",".join("1" * 10)
     lines = [
         good,
@@ -175,7 +175,7 @@ def test_bad_cells_of_a_csv_file(student: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_nulls_and_lists_of_another_length(student: Path, tmp_path: Path) -> None:
+def test_nulls_and_lists_of_another_length_are_listed(student: Path, tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     lists = [[1.0] * 10, None, [1.0] * 3, [1.0] * 4 + [None] + [1.0] * 5, [1.0] * 10]
     parquet.write_table(pyarrow.table({"x": lists}), tmp_path / "lists.parquet")
@@ -249,7 +249,7 @@ def test_another_input_or_student_starts_over(student: Path, rows, tmp_path: Pat
     assert score(student, given, tmp_path / "out.csv").resumed_at == 0
 
 
-def test_two_runs_do_not_share_an_output(student: Path, rows, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_output(student: Path, rows, tmp_path: Path) -> None:
     given = write_npz(tmp_path / "rows", *rows)
 
     def again(*_: object) -> None:
@@ -312,7 +312,7 @@ def test_memory_does_not_grow_with_the_rows(student: Path, tmp_path: Path, suffi
     assert int(run.stdout) * 1024 < 64 << 20, f"{int(run.stdout) // 1024} MiB for {given.stat().st_size >> 20} MiB"
 
 
-def test_refused_files(student: Path, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused(student: Path, tmp_path: Path) -> None:
     pickled = np.array([{}], object)
     np.save(tmp_path / "pickled.npy", pickled, allow_pickle=True)
     np.save(tmp_path / "fortran.npy", np.asfortranarray(np.ones((3, 10))))
@@ -358,7 +358,9 @@ def test_the_command_prints_or_writes(student: Path, rows, tmp_path: Path, capsy
     assert main([*command, "--output", str(tmp_path / "out.csv"), "--threads", "0"]) == 3
 
 
-def test_pyarrow_is_named_where_it_is_missing(student: Path, rows, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_missing_pyarrow_is_an_error_that_names_the_extra(
+    student: Path, rows, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     given = write_npz(tmp_path / "rows", *rows)
     assert main(["--student", str(student), "--input", str(given), "--output", str(tmp_path / "o.parquet")]) == 2
