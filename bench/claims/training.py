@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
-import gmoe_ext
 from gmoe_ext import data, models
 from gmoe_ext.data.synthetic import communities
 from gmoe_ext.errors import DataError
@@ -27,8 +25,6 @@ from .claim import Experiment, Variant, Variants, speedup
 from .first_step import first_epoch, first_step
 from .molecules import made_up
 from .settings import Settings
-
-RECIPES = Path(gmoe_ext.__file__).parent / "configs"
 
 
 def experiments(settings: Settings) -> list[Experiment]:
@@ -78,7 +74,7 @@ def molecule_task(settings: Settings, norm: str) -> Task:
 
 def student_task(settings: Settings) -> Task:
     """The recipe's student on amazon_photo, or on a graph of its size; positions and teacher are random."""
-    config = load_recipe(RECIPES / "rbm" / "amazon_photo_rbm_tran.yaml")
+    config = load_recipe("amazon_photo_rbm_tran")
     try:
         nodes = _small() if settings.quick else data.load("amazon_photo")
     except DataError:

@@ -1,10 +1,10 @@
-"""Runs the first recipes on real data over seeds and writes bench/results/first_runs.{jsonl,md}.
+"""Run the first recipes on real data over seeds and write bench/results/first_runs.{jsonl,md}.
 
     GMOE_EXT_DATA=DATA python -m bench.models.first_runs [--jobs 2] [--only molesol] [--table-only]
 
-The records in first_runs.jsonl stay, wherever they were made. A run that has one there or in its run folder, made under
-the recipe's present settings, is not run again; a new run replaces the record of its recipe and seed. An
-interrupted run resumes from its checkpoint.
+Records in first_runs.jsonl are kept, wherever they were made. A run is skipped if it has one there or in its run folder
+that was made under the recipe's current settings; a new run replaces the record of its recipe and seed. An interrupted
+run resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,11 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gmoe_ext.atomic_write import atomic_write
+from gmoe_ext.train import recipes
 from gmoe_ext.train.config import config_hash
 from gmoe_ext.train.parse import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "gmoe_ext" / "configs"
 RESULTS = ROOT / "bench" / "results"
 
 Record = dict[str, Any]
@@ -36,52 +38,46 @@ Key = tuple[str, int]  # recipe and seed of a run
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table: a recipe, how to run it, and the published figures of it and of its teacher."""
+    """One row of the table: a recipe and how to run it."""
 
     recipe: str
-    paper: str
-    teacher: str = "-"
     seeds: tuple[int, ...] = (0, 1, 2)
     flags: tuple[str, ...] = ()
     note: str = ""
-
-    @property
-    def key(self) -> str:
-        return self.recipe.replace("/", "-")
 
 
 TEN = tuple(range(10))  # where a test set is small
 TWO_EPOCHS = ("--train.epochs", "2")
 ENTRIES = [
-    Entry("rbm/cora_planetoid_rbm_tran", "84.86 +- 0.46", "82.08 +- 0.63"),
-    Entry("rbm/cora_planetoid_glnn_tran", "79.20 +- 3.07", "82.08 +- 0.63"),
-    Entry("rbm/cora_planetoid_rbm_ind", "77.44 +- 1.08", "82.13 +- 0.50", TEN),
-    Entry("rbm/cora_planetoid_glnn_ind", "73.28 +- 1.95", "82.13 +- 0.50", TEN),
-    Entry("rbm/amazon_photo_rbm_tran", "93.62 +- 1.25", "91.93 +- 0.96"),
-    Entry("rbm/amazon_photo_glnn_tran", "92.44 +- 0.89", "91.93 +- 0.96"),
-    Entry("rbm/amazon_photo_rbm_ind", "93.06 +- 0.74", "92.14 +- 1.08"),
-    Entry("rbm/amazon_photo_glnn_ind", "90.45 +- 1.12", "92.14 +- 1.08"),
-    Entry("gmoe/molesol_gcn", "1.114 +- 0.036"),
-    Entry("gmoe/molesol_gmoe-gcn", "1.087 +- 0.043"),
-    Entry("gmoe/molesol_gmoe-gcn_sparse", "1.087 +- 0.043"),
-    Entry("gmoe/molbbbp_gcn", "68.87 +- 1.51"),
-    Entry("gmoe/molbbbp_gmoe-gcn", "70.28 +- 1.36"),
-    Entry("gmoe/molbbbp_gmoe-gcn_sparse", "70.28 +- 1.36"),
-    Entry("gmoe/molhiv_gcn", "76.06 +- 0.97", "-", (0,), TWO_EPOCHS, "2 of 100 epochs: shows that it runs"),
-    Entry("gmoe/molhiv_gmoe-gcn_sparse", "77.87 +- 1.03", "-", (0,), TWO_EPOCHS, "2 of 100 epochs: shows that it runs"),
+    Entry("cora_planetoid_rbm_tran"),
+    Entry("cora_planetoid_glnn_tran"),
+    Entry("cora_planetoid_rbm_ind", TEN),
+    Entry("cora_planetoid_glnn_ind", TEN),
+    Entry("amazon_photo_rbm_tran"),
+    Entry("amazon_photo_glnn_tran"),
+    Entry("amazon_photo_rbm_ind"),
+    Entry("amazon_photo_glnn_ind"),
+    Entry("molesol_gcn"),
+    Entry("molesol_gmoe-gcn"),
+    Entry("molesol_gmoe-gcn_sparse"),
+    Entry("molbbbp_gcn"),
+    Entry("molbbbp_gmoe-gcn"),
+    Entry("molbbbp_gmoe-gcn_sparse"),
+    Entry("molhiv_gcn", (0,), TWO_EPOCHS, "2 of 100 epochs: shows that it runs"),
+    Entry("molhiv_gmoe-gcn_sparse", (0,), TWO_EPOCHS, "2 of 100 epochs: shows that it runs"),
 ]
 
 
 def arguments(entry: Entry) -> list[str]:
     """The flags that, with the seed, decide the numbers of a run."""
-    return ["--config", str(CONFIGS / f"{entry.recipe}.yaml"), *entry.flags]
+    return ["--config", entry.recipe, *entry.flags]
 
 
 def run(entry: Entry, seed: int, runs: Path) -> None:
     """Run one recipe with one seed in a process of its own, on one thread."""
-    folder = runs / f"{entry.key}-{seed}"
+    folder = runs / f"{entry.recipe}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    # A finished run in this place was made under other settings, else it would not be run again.
+    # A finished run in this place was made under other settings, otherwise it would have been skipped.
     resume = "never" if (folder / "result.json").exists() else "auto"
     command = [
         *(sys.executable, "-m", "gmoe_ext.train", *arguments(entry)),
@@ -93,7 +89,7 @@ def run(entry: Entry, seed: int, runs: Path) -> None:
             command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
         ).returncode
     state = "done" if status == 0 else f"FAILED ({status}), see {folder / 'log.txt'}"
-    print(f"{entry.key} seed {seed}: {state} after {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"{entry.recipe} seed {seed}: {state} after {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def settings() -> dict[Key, str]:
@@ -109,7 +105,7 @@ def key_of(record: Record) -> Key:
 
 
 def is_current(record: Record, hashes: dict[Key, str]) -> bool:
-    """Whether a record was made under the settings its recipe has now; one that does not tell its settings counts."""
+    """Whether a record was made under its recipe's current settings, or does not say under which."""
     return record.get("config_hash") in (None, hashes.get(key_of(record)))
 
 
@@ -118,17 +114,17 @@ def collect(runs: Path) -> list[Record]:
     records = []
     for entry in ENTRIES:
         for seed in entry.seeds:
-            file = runs / f"{entry.key}-{seed}" / "result.json"
+            file = runs / f"{entry.recipe}-{seed}" / "result.json"
             if file.exists():
                 records.append({"recipe": entry.recipe, **json.loads(file.read_text())})
     return records
 
 
 def merge(kept: Iterable[Record], found: Iterable[Record], hashes: dict[Key, str]) -> list[Record]:
-    """The records there were and those of the run folder: one per recipe and seed, in the order of ENTRIES.
+    """Merge earlier records with those of the run folder: one per recipe and seed, in the order of ENTRIES.
 
-    A record of the run folder is taken where there was none, and replaces one if it was made under present settings.
-    Records of recipes that ENTRIES does not name come last.
+    A record of the run folder fills a gap, and replaces an earlier one if it was made under current settings. Records
+    of recipes that ENTRIES does not name come last.
     """
     merged = {key_of(record): record for record in kept}
     for record in found:
@@ -143,11 +139,16 @@ def update(runs: Path, results: Path, hashes: dict[Key, str]) -> list[Record]:
     file = results / "first_runs.jsonl"
     kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     records = merge(kept, collect(runs), hashes)
-    beside = file.with_suffix(".tmp")
-    beside.write_text("".join(json.dumps(record) + "\n" for record in records))
-    beside.replace(file)
+    with atomic_write(file) as draft:
+        draft.write_text("".join(json.dumps(record) + "\n" for record in records))
     (results / "first_runs.md").write_text(table(records))
     return records
+
+
+def paper(name: str) -> str:
+    """The published figure of a recipe."""
+    figure = recipes.find(name).published if name in recipes.names() else None
+    return "-" if figure is None else figure.spread()
 
 
 def spread(values: list[float], metric: str) -> str:
@@ -193,10 +194,12 @@ def table(records: list[Record]) -> str:
         }
         seconds = statistics.median(float(r["wall_s"]) for r in group)
         note = f" ({entry.note})" if entry.note else ""
+        teacher = re.sub("_(rbm|glnn)_", "_sage_", entry.recipe)
         lines.append(
-            f"| [{entry.recipe}](../../gmoe_ext/configs/{entry.recipe}.yaml){note} | {metric} | {len(group)} "
-            f"| {column['val_best']} | {column['test_at_best_val']} | {column['test_best']} | {entry.paper} "
-            f"| {taught['test_at_best_val']} | {taught['test_best']} | {entry.teacher} | {seconds:.0f} |"
+            f"| {entry.recipe}{note} | {metric} | {len(group)} "
+            f"| {column['val_best']} | {column['test_at_best_val']} | {column['test_best']} | {paper(entry.recipe)} "
+            f"| {taught['test_at_best_val']} | {taught['test_best']} | {paper(teacher) if teachers else '-'} "
+            f"| {seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -209,7 +212,7 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true", help="run nothing, write the table of what is there")
     args = parser.parse_args()
     hashes = settings()
-    # Before anything runs: a run clears the folder of an earlier one under other settings.
+    # Before anything runs, because a run clears the folder of an earlier one under other settings.
     records = update(args.runs, RESULTS, hashes)
     if not args.table_only:
         done = {key_of(record) for record in records if is_current(record, hashes)}
@@ -222,7 +225,7 @@ def main() -> None:
         records = update(args.runs, RESULTS, hashes)
     for record in records:
         if not is_current(record, hashes):
-            print("made under other settings than the present ones:", *key_of(record))
+            print("made under other settings than the current ones:", *key_of(record))
     print(table(records))
 
 

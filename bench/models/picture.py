@@ -1,4 +1,4 @@
-"""Draws docs/accuracy_latency.png from the run of `make train`: accuracy against microseconds per node, one at a time.
+"""Draw docs/accuracy_latency.png from the run of `make train`: accuracy against microseconds per node, one at a time.
 
 python -m bench.models.picture [RUN_DIR]
 """

@@ -19,7 +19,7 @@ from ..terminal import Interrupted, Progress, Stop, catch_signals
 from . import report
 from .config import Config
 from .device import describe_backend, keep_freed_memory, resolve
-from .parse import dump, parse
+from .parse import default_directory, dump, parse, published
 from .run import Run
 from .tasks import distill, molecule, node
 from .tasks.scene import load_data
@@ -112,16 +112,6 @@ def train(config: Config, run: Run, device: torch.device) -> report.Outcome:
     return node.train(config, run, device, data)
 
 
-def default_directory(config: Config) -> str:
-    """runs/DATA-MODEL-SEED; the embedded default is runs/synthetic-SEED."""
-    model = config.student.model or config.model.name
-    whole = config.student.model is not None and config.model.name is not None
-    parts = [config.data.name, *([] if whole else [str(model)]), str(config.seed)]
-    if config.data.setting == "inductive":
-        parts.insert(-1, "ind")
-    return "runs/" + "-".join(parts)
-
-
 def prepare(config: Config, directory: Path) -> None:
     """Make the run directory ready: empty, or with what is to be continued.
 
@@ -170,6 +160,8 @@ def leave(config: Config, run: Run, outcome: report.Outcome, device: torch.devic
     progress.write("")
     for line in outcome.lines or report.table(outcome):
         progress.write(line)
+    if figure := published(config):
+        progress.line("published", str(figure))
     curves = run.directory / "curves.png"
     try:
         report.plot_curves(run.metrics_path, curves, outcome.main.fit.metric)

@@ -279,7 +279,8 @@ class Config:
         student: the graph-free student.
         distill: losses, targets and schedule of the distillation.
         train: the optimisation.
-        run_dir: where everything is written; None: runs/DATA-MODEL-SEED.
+        recipe: the shipped recipe that `--config` named; it decides nothing by itself.
+        run_dir: where everything is written; None: runs/NAME, see `parse.default_directory`.
         seed: seed of weights, dropout, batches and drawn splits.
         device: auto, cpu, cuda or cuda:N.
         resume: auto continues a run found in run_dir, never starts afresh, a path continues that run.
@@ -293,6 +294,7 @@ class Config:
     student: StudentConfig = field(default_factory=StudentConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    recipe: str | None = None
     run_dir: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -326,16 +328,12 @@ class Config:
         return dataclasses.replace(self.train, **own)
 
 
-# Where, how long and how often: these change no number, so a run may be continued under other values.
-_FREE = ("run_dir", "device", "resume", "dry_run", "offline", "data.root", "train.checkpoint_s")
-
-# Settings that came later, with the value that says what was done before: at that value they are left out, and
-# checkpoints and hashes of then stay what they are.
-_SINCE = {"train.precision": "float32", "student.num_members": None, "student.variant": None}
+# These change no number, so a run may be continued under other values.
+_FREE = ("recipe", "run_dir", "device", "resume", "dry_run", "offline", "data.root", "train.checkpoint_s")
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Every setting as one flat mapping, {"data.name": "cora", ..., "seed": 0}."""
+    """Return every setting as one flat mapping, {"data.name": "cora", ..., "seed": 0}."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
@@ -346,17 +344,22 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-    """The settings that decide the numbers of a run: `flatten` without paths, device and checkpoint timing."""
-    return {k: v for k, v in flatten(config).items() if k not in _FREE and not (k in _SINCE and v == _SINCE[k])}
+    """Return the settings that decide a run's numbers: `flatten` without paths, device and checkpoint timing."""
+    return {key: value for key, value in flatten(config).items() if key not in _FREE}
 
 
 def config_hash(config: Config) -> str:
-    """First 16 hex digits of the SHA-256 of `fingerprint`."""
-    return hashlib.sha256(json.dumps(fingerprint(config), sort_keys=True).encode()).hexdigest()[:16]
+    """Hash the settings of `fingerprint`; 16 hex digits."""
+    return settings_hash(fingerprint(config))
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of some settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """A Config from nested dictionaries, as `dataclasses.asdict` makes them.
+    """Make a Config from nested dictionaries, as `dataclasses.asdict` returns them.
 
     Raises:
         ConfigError: an unknown section or key.

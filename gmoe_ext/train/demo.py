@@ -1,4 +1,4 @@
-"""The whole story in one run: two GNNs, a student of the better one, its packed file, and what an answer costs.
+"""The demo: train two GNNs, distill a student from the better one, pack it, and time an answer of each.
 
 This is what the command line does without arguments (configs/default.yaml), and with `model`, `teacher` and `student`
 all set, on any node data.
@@ -20,26 +20,26 @@ from ..models.registry import Model
 from ..runtime import PackedStudent
 from .config import Config
 from .fit_state import FitResult
-from .report import Outcome, align, score_text
+from .report import Outcome, align
 from .run import Run
 from .speed import NodeServer, microseconds
 from .tasks.distill import Distilled, distill
 
 BATCH = 4096
-# Logits of the packed student may differ by rounding: it sums in another order.
+# The packed student sums in another order, so its logits differ by rounding.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Microseconds per node."""
+    """What an answer costs, in microseconds per node, one by one and in batches of BATCH."""
 
     single: float
     batch: float
 
 
 def train(config: Config, run: Run, device: torch.device) -> Outcome:
-    """Train, distill, pack, time."""
+    """Train both networks, distill the better one, pack the student, and time all three."""
     done = distill(config, run, device)
     outcome = done.outcome()
     if run.dry_run:
@@ -65,33 +65,33 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
 
 
 def table(models: list[tuple[Model, FitResult]], costs: list[Cost]) -> list[str]:
-    """One line per model: test score at the best validation epoch, size, cost of an answer."""
+    """Return one line per model: test score at the best validation epoch, size, cost of an answer."""
     metric = models[0][1].metric
     rows: list[tuple[str, ...]] = [
         ("model", f"test {metric}", "params active/total", "us per node (1)", f"us per node ({BATCH})")
     ]
     for (model, fit), cost in zip(models, costs, strict=True):
         active, total = model.num_parameters()
-        score = score_text(metric, fit.test_at_best_val)
-        rows.append((fit.phase, score, f"{active:,}/{total:,}", f"{cost.single:,.1f}", f"{cost.batch:,.2f}"))
+        params, score = f"{active:,}/{total:,}", f"{fit.test_at_best_val:.3f}"
+        rows.append((fit.phase, score, params, f"{cost.single:,.1f}", f"{cost.batch:,.2f}"))
     return align(rows)
 
 
 def requests(done: Distilled, nodes: Tensor) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """What a caller of the packed student has at hand: features, and row numbers where positions are in the file."""
+    """Return what a caller passes to the packed student: features, and node ids if positions are in its file."""
     return done.scene.data.x[nodes].cpu().numpy(), nodes.cpu().numpy() if positioned(done) else None
 
 
 def positioned(done: Distilled) -> bool:
-    """Whether the student reads positions beside features."""
+    """Whether the student reads positions besides features."""
     return done.rows.shape[1] > done.scene.data.num_features
 
 
 def check_packed(done: Distilled, packed: PackedStudent) -> None:
-    """The file must answer as the student it was made from.
+    """Check that the packed file answers as the student it was made from.
 
     Raises:
-        GmoeError: it does not.
+        GmoeError: its logits differ.
     """
     nodes = done.scene.data.test_idx[:BATCH]
     with torch.inference_mode():
@@ -102,9 +102,9 @@ def check_packed(done: Distilled, packed: PackedStudent) -> None:
 
 
 def gnn_cost(model: Model, done: Distilled) -> Cost:
-    """A GNN fetches what its answer depends on; a batch may take one forward over the whole graph.
+    """Time a GNN in memory, which fetches the nodes its answer depends on; a batch may run over the whole graph.
 
-    From a GPU the answer comes back to the host, as the caller of a service would have it.
+    Answers of a GPU are copied back to the host, as the caller of a service would get them.
     """
     data = done.scene.data
     server = NodeServer(model, data.x, data.graph)
@@ -116,7 +116,7 @@ def gnn_cost(model: Model, done: Distilled) -> Cost:
 
 
 def student_cost(packed: PackedStudent, done: Distilled) -> Cost:
-    """The packed student reads one row, or many at once."""
+    """Time the packed student, which reads one row, or many at once."""
     x, nodes = requests(done, some_nodes(done.scene.data.test_idx))
 
     def single(i: int) -> object:
@@ -127,5 +127,5 @@ def student_cost(packed: PackedStudent, done: Distilled) -> Cost:
 
 
 def some_nodes(nodes: Tensor) -> Tensor:
-    """BATCH of the nodes, repeated where there are fewer."""
+    """Return BATCH of the nodes, repeated if there are fewer."""
     return nodes.repeat(-(-BATCH // len(nodes)))[:BATCH]

@@ -1,41 +1,58 @@
-"""Flags and recipes to a Config, with errors that say what was probably meant."""
+"""Turn flags and recipes into a Config, with errors that suggest what was probably meant."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from argparse import ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import yaml
 
 from ..errors import ConfigError
 from ..models import graph_free, names, option_names
-from .config import Config, flatten, from_dict
-
-RECIPES = Path(__file__).resolve().parents[1] / "configs"
-DEFAULT_RECIPE = RECIPES / "default.yaml"
+from . import recipes
+from .config import Config, fingerprint, flatten, from_dict, settings_hash
 
 _MODEL_KEYS = {"model.name", "teacher.model", "student.model"}
 _SIZES = ("num_layers", "hidden_dim")
 _SWITCHES = ("dry_run", "offline")
-# Flags that choose what to train; without any of them the embedded default is what is meant.
+# Flags that choose what to train; without any of them the embedded default is read.
 _CHOOSERS = re.compile(r"--(config|model|model\.name|teacher|teacher\.model|student|student\.model)(=.*)?")
 
 
+class _List(Action):
+    """Print the shipped recipes and exit."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: Any = None) -> None:
+        print("\n".join(recipes.listing(values or "")))
+        parser.exit()
+
+
 def build_parser() -> jsonargparse.ArgumentParser:
-    """The command line's parser; its flags are the fields of Config."""
+    """Build the command line's parser; its flags are the fields of Config."""
     parser = jsonargparse.ArgumentParser(
         prog="python -m gmoe_ext.train",
-        description="Train GMoE networks and distill RbM students. Without arguments: the whole story in a minute.",
+        description="Train GMoE networks and distill RbM students. Without arguments: a demo of both, in a minute.",
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="a recipe: a YAML file, or the name of a shipped one")
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument(
+        "--list",
+        action=_List,
+        nargs="?",
+        dest=SUPPRESS,
+        default=SUPPRESS,
+        metavar="WORD",
+        help="list the shipped recipes (with WORD in their name) and their published figures",
+    )
     parser.add_class_arguments(Config, skip=set(_SWITCHES))
     parser.add_argument(
         "--dry_run", nargs="?", const=True, default=False, type=bool, help="one step of everything, nothing is written"
@@ -49,19 +66,19 @@ def build_parser() -> jsonargparse.ArgumentParser:
 def parse(argv: Sequence[str], tell: Callable[[str, str], None] | None = None) -> Config:
     """Read flags and recipes; later ones win.
 
-    A flag may give a recipe another model; options of the recipe that this one does not know are then left out.
+    If a flag gives a recipe another model, options of the recipe that this model does not know are left out.
 
     Args:
         argv: arguments after the program's name. Without one that chooses a model, the embedded default is read first.
-        tell: called with a section and a line about it, for each section of which something is left out.
+        tell: called with the name of each section of which something is left out, and a line about it.
 
     Raises:
-        ConfigError: unknown keys (with close matches), wrong types, a recipe or a model that is not there, an option
-            that the model does not know.
+        ConfigError: an unknown key (with close matches), recipe or model, a wrong type, or an option that the model
+            does not have.
     """
     args = [str(arg) for arg in argv]
     if not any(_CHOOSERS.fullmatch(arg) for arg in args):
-        args = ["--config", str(DEFAULT_RECIPE), *args]
+        args = ["--config", recipes.DEFAULT, *args]
     args = _find_recipes(args)
     unknown = _unknown_to_new_models(args)
     config = _read([*args, *(f"--{section}.{option}=null" for section, keys in unknown.items() for option in keys)])
@@ -69,32 +86,62 @@ def parse(argv: Sequence[str], tell: Callable[[str, str], None] | None = None) -
     for section, keys in unknown.items():
         if tell is not None:
             name = config.networks()[section].name
-            tell(section, f"{name} has no {', '.join(keys)}: left out of what the recipe says")
+            tell(section, f"{name} has no {', '.join(keys)}: left out of the recipe")
     return config
 
 
-def load_recipe(path: Path) -> Config:
-    """A Config from one recipe alone."""
-    return parse(["--config", str(path)])
+def load_recipe(recipe: str | Path) -> Config:
+    """Read one shipped recipe, by name, or one file of settings."""
+    return parse(["--config", str(recipe)])
 
 
-def recipes() -> list[Path]:
-    """All shipped recipes."""
-    return sorted(path for path in RECIPES.glob("*/*.yaml"))
+def default_directory(config: Config) -> str:
+    """Name the run directory: runs/[DATA-]RECIPE-[SETTING-][HASH-]SEED, or runs/DATA-MODELS-... without a recipe.
+
+    Data and setting are named where they are not the recipe's. The hash is of other options that differ from the
+    recipe's (from the defaults, without a recipe); none, no hash. The embedded default's own name is that of its data.
+    """
+    base = load_recipe(config.recipe) if config.recipe else Config()
+    named = {"seed", "data.name", "data.setting"}
+    if config.recipe is None:
+        named |= _MODEL_KEYS
+        parts = [config.data.name, *(network.name for network in config.networks().values())]
+    elif config.recipe == recipes.DEFAULT:
+        parts = [config.data.name]
+    else:
+        parts = [config.recipe] if config.data.name == base.data.name else [config.data.name, config.recipe]
+    if config.data.setting != base.data.setting:
+        parts.append("ind" if config.data.setting == "inductive" else "tran")
+    before = fingerprint(base)
+    differing = {key: value for key, value in fingerprint(config).items() if key not in named and value != before[key]}
+    if differing:
+        parts.append(settings_hash(differing)[:8])
+    return "runs/" + "-".join([*parts, str(config.seed)])
+
+
+def published(config: Config) -> recipes.Published | None:
+    """Return the published figure that a run's result compares with: its recipe's, for the same data and models."""
+    if config.recipe is None:
+        return None
+    recipe, base = recipes.find(config.recipe), load_recipe(config.recipe)
+    subject = [(c.data.name, c.data.setting, *(n.name for n in c.networks().values())) for c in (config, base)]
+    return recipe.published if subject[0] == subject[1] else None
 
 
 def dump(config: Config) -> str:
-    """The settings as YAML that `--config` reads back."""
+    """Return the settings as YAML that `--config` reads back."""
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
     return text
 
 
 def check(config: Config) -> None:
-    """Refuse values that no part of a run could work with.
+    """Refuse values that no run could work with.
 
     Raises:
         ConfigError: names the key, the value and its range.
     """
+    if config.recipe is not None:
+        recipes.find(config.recipe)
     for section, network in config.networks().items():
         student = section == "student"
         if graph_free(network.name) != student:
@@ -123,7 +170,7 @@ def check(config: Config) -> None:
 
 
 def explain(message: str) -> str:
-    """jsonargparse's message in one plain line, with the closest known key where one is unknown."""
+    """Say jsonargparse's message in one plain line, with the closest known key where one is unknown."""
     message = " ".join(message.split())
     flag = re.search(r"unrecognized arguments: (\S+)", message)
     group = re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", message)
@@ -149,13 +196,13 @@ def _read(args: list[str]) -> Config:
 
 
 def _unknown_to_new_models(args: list[str]) -> dict[str, list[str]]:
-    """Where a flag changes a recipe's model: by section, the options set by the recipe that the new model lacks."""
+    """Return, by section, the options of a recipe that the model chosen by a flag does not have."""
     given = {arg[2:].split("=")[0] for arg in args if arg.startswith("--")}
     if not (given & _MODEL_KEYS and "config" in given):
         return {}
     settings = [arg for arg in args if arg.split("=")[0] != "--print_config"]
-    recipes_alone = [arg for before, arg in pairwise(["", *settings]) if "--config" in (before, arg.split("=")[0])]
-    recipe = _read(recipes_alone).networks()
+    files_alone = [arg for before, arg in pairwise(["", *settings]) if "--config" in (before, arg.split("=")[0])]
+    recipe = _read(files_alone).networks()
     unknown = {}
     for section, network in _read(settings).networks().items():
         if network.key in given and section in recipe and recipe[section].name != network.name:
@@ -165,34 +212,33 @@ def _unknown_to_new_models(args: list[str]) -> dict[str, list[str]]:
 
 
 def _suggest(name: str, prefix: str) -> str:
-    """The known keys that were probably meant: the same name in another section, else similar ones."""
-    keys = [*flatten(Config()), "config", "print_config"]
+    """Suggest known keys: those of the same name in another section, else similar ones."""
+    keys = [*flatten(Config()), "config", "print_config", "list"]
     leaf = name.split(".")[-1]
     close = [key for key in keys if key.split(".")[-1] == leaf] or get_close_matches(name, keys, n=2, cutoff=0.6)
     if not close:
-        return "\n  mend: --help lists all"
+        return "\n  fix: --help lists all"
     return "\n  did you mean " + " or ".join(prefix + key for key in close[:3]) + "?"
 
 
 def _find_recipes(args: list[str]) -> list[str]:
-    """Replace the name of a shipped recipe by its path; a file that exists as given comes first."""
+    """Replace the name of a shipped recipe by its settings; a file that exists as given comes first."""
     found = list(args)
     for i, arg in enumerate(args):
         if arg == "--config" and i + 1 < len(args):
             found[i + 1] = _recipe(args[i + 1])
         elif arg.startswith("--config="):
             found[i] = "--config=" + _recipe(arg.removeprefix("--config="))
+        elif arg.split("=")[0] == "--recipe":
+            raise ConfigError("unknown flag --recipe\n  did you mean --config?")
     return found
 
 
 def _recipe(name: str) -> str:
-    if Path(name).is_file():
+    path = Path(name)
+    if path.is_file():
+        if path.resolve().parent.parent == recipes.CONFIGS:
+            raise ConfigError(f"--config {name}: this file holds several recipes\n  fix: --list {path.stem} names them")
         return name
-    wanted = name if name.endswith(".yaml") else name + ".yaml"
-    shipped = [DEFAULT_RECIPE, *recipes()]
-    for path in shipped:
-        if wanted in (path.name, str(path.relative_to(RECIPES))):
-            return str(path)
-    close = get_close_matches(Path(wanted).name, [path.name for path in shipped], n=3, cutoff=0.6)
-    hint = f"\n  did you mean {' or '.join(close)}?" if close else f"\n  shipped recipes are in {RECIPES}"
-    raise ConfigError(f"--config: no file '{name}', and no shipped recipe of that name{hint}")
+    recipe = recipes.find(name)
+    return json.dumps({"recipe": recipe.name, **recipe.settings})

@@ -1,7 +1,8 @@
-"""What a run leaves behind: result.json, curves.png and the lines at its end."""
+"""Report a run: result.json, curves.png and the table printed at its end."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ..errors import MissingExtraError
 from ..models.registry import Model
 from .config import Config, config_hash
 from .fit_state import FitResult
+from .parse import published
 
 
 @dataclass
@@ -27,8 +29,8 @@ class Trained:
         model: its name.
         fit: scores and lengths of its training.
         params_active: parameters that serve one row.
-        params_total: all of them.
-        options: what `models.build` makes the architecture from, defaults included.
+        params_total: all parameters.
+        options: what `models.build` builds the network from, defaults included.
     """
 
     model: str
@@ -39,24 +41,24 @@ class Trained:
 
     @classmethod
     def of(cls, model: Model, fit: FitResult) -> Trained:
-        """A model with its result."""
+        """Combine a model with the result of its fit."""
         active, total = model.num_parameters()
         return cls(model.name, fit, active, total, model.config)
 
 
 @dataclass
 class Outcome:
-    """What a task hands to the report.
+    """What a run reports.
 
     Attributes:
         main: the model the run is about (the student of a distillation).
         teacher: the model it was distilled from.
         others: further models of the run, in order.
-        split: rule of the split, as the data says.
+        split: rule of the split, as the data name it.
         sha256: digest of each data file, by file name; empty for synthetic data.
         extra: further entries of result.json.
-        lines: a table of its own instead of `table`.
-        next_command: what a user may want to type next.
+        lines: lines to print instead of `table`.
+        next_command: a command to suggest to the user.
     """
 
     main: Trained
@@ -76,10 +78,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def result_record(config: Config, outcome: Outcome, device: torch.device) -> dict[str, Any]:
-    """The content of result.json; scores are fractions (accuracy, rocauc) or in the label's unit (rmse)."""
+    """Return the content of result.json; scores are fractions (accuracy, rocauc) or in the label's unit (rmse)."""
     from .. import __version__
 
-    main = outcome.main
+    main, figure = outcome.main, published(config)
     record: dict[str, Any] = {
         "dataset": config.data.name,
         "model": main.model,
@@ -89,6 +91,8 @@ def result_record(config: Config, outcome: Outcome, device: torch.device) -> dic
         **_scores(main),
         "split": outcome.split,
         "version": __version__,
+        "recipe": config.recipe,
+        "published": None if figure is None else dataclasses.asdict(figure),
         "config_hash": config_hash(config),
         "data_sha256": dict(outcome.sha256),
         "commit": commit(),
@@ -121,7 +125,7 @@ def _scores(trained: Trained) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the source tree this package runs from, with "-dirty" if it was changed; None when installed."""
+    """Return the commit of the source tree this package runs from ("-dirty" if changed); None if it is installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -134,12 +138,12 @@ def commit() -> str | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl."""
+    """Read the records of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def plot_curves(metrics: Path, path: Path, metric: str) -> None:
-    """Draw loss and scores over the epochs, a column per phase.
+    """Draw loss and scores over the epochs, one column per phase.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -170,26 +174,21 @@ def plot_curves(metrics: Path, path: Path, metric: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def score_text(metric: str, value: float) -> str:
-    """A score as tables print it: three decimals for accuracy and ROC-AUC, and for errors in the label's unit."""
-    return f"{value:.3f}"
-
-
 def table(outcome: Outcome) -> list[str]:
-    """The models of a run, one line each."""
+    """Return the table of a run, one line per model."""
     rows = [*outcome.others, *([outcome.teacher] if outcome.teacher else []), outcome.main]
     metric = outcome.main.fit.metric
     header = ("model", f"val {metric}", "test at best val", "test best", "epoch", "params active/total", "seconds")
     lines: list[tuple[str, ...]] = [header]
     for one in rows:
         fit = one.fit
-        scores = (score_text(metric, value) for value in (fit.val_best, fit.test_at_best_val, fit.test_best))
+        scores = (f"{value:.3f}" for value in (fit.val_best, fit.test_at_best_val, fit.test_best))
         params = f"{one.params_active:,}/{one.params_total:,}"
         lines.append((one.model, *scores, f"{fit.best_epoch}/{fit.epochs}", params, f"{fit.wall_s:.1f}"))
     return align(lines)
 
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of equal width, two blanks apart."""
+    """Pad columns to equal width, two blanks apart."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""What one answer costs: a GNN that must fetch its neighbourhood first, a packed student that reads one row."""
+"""Serve a GNN from memory, and time single answers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..models.registry import Model
 
 
 class NodeServer:
-    """Answers nodes with a GNN, as a service that holds graph and features in memory would.
+    """Answer nodes with a GNN, as a service that holds graph and features in memory would.
 
-    A request fetches the nodes its answer depends on, hop by hop, cuts their graph and runs the layers on it. Where
-    that is more than half of the graph, running all of it is cheaper and is done instead. Answers equal those of a
-    forward over the whole graph.
+    A request fetches the nodes its answer depends on, hop by hop, cuts out their graph and runs the layers on it. If
+    these are more than half of all nodes, the layers run on the whole graph, which is cheaper then. Answers equal those
+    of a forward over the whole graph.
 
     Args:
         model: forward(x, graph) -> Output.
         x: features of all nodes, [N, F].
-        graph: of all nodes.
+        graph: the graph of all nodes.
     """
 
     def __init__(self, model: Model, x: Tensor, graph: Graph) -> None:
@@ -35,7 +35,7 @@ class NodeServer:
 
     @torch.inference_mode()
     def answer(self, nodes: Tensor) -> Tensor:
-        """Logits [B, C] of nodes [B]."""
+        """Return logits [B, C] of nodes [B]."""
         needed = self.reach(nodes)
         if needed is None:
             whole: Tensor = self.model(self.x, self.graph).logits
@@ -46,7 +46,7 @@ class NodeServer:
         return logits[torch.searchsorted(needed, nodes)]
 
     def reach(self, nodes: Tensor) -> Tensor | None:
-        """Ids of all nodes the answer depends on, ascending; None when they are most of the graph."""
+        """Return the ids of all nodes an answer depends on, ascending; None if they are more than half of the graph."""
         offsets, columns = self.graph.offsets, self.graph.columns
         reached: Tensor = torch.unique(nodes)
         for _ in range(self.hops):
@@ -59,10 +59,10 @@ class NodeServer:
 
 
 def microseconds(call: Callable[[int], object], seconds: float = 0.4) -> float:
-    """Median time of call(i), i = 0, 1, ..., in microseconds, after a warm-up.
+    """Return the median time of call(i), i = 0, 1, ..., in microseconds, after a warm-up.
 
     Args:
-        call: what is timed; gets a running number, so that it can ask for another node each time.
+        call: what is timed; its argument lets it ask for another node each time.
         seconds: how long to measure; at least three calls are made.
     """
     for i in range(2):
@@ -77,7 +77,7 @@ def microseconds(call: Callable[[int], object], seconds: float = 0.4) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Format a time with three digits and a unit."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"

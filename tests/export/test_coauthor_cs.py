@@ -78,7 +78,7 @@ def served(request: pytest.FixtureRequest, cs: data.NodeData, tmp_path_factory: 
 
 
 def fitted(x_ND: Tensor, y_N: Tensor, classes: int) -> RbM:
-    """A student of the recipe's sizes (configs/rbm/coauthor_cs_rbm_tran.yaml) after a few steps on the labels."""
+    """A student of the sizes of the recipe coauthor_cs_rbm_tran after a few steps on the labels."""
     sizes = dict(in_dim=x_ND.shape[1], hidden_dim=128, out_dim=classes, num_layers=2, num_experts=7, k=3)
     model = models.build("rbm", **sizes)
     assert isinstance(model, RbM)

@@ -115,9 +115,8 @@ def test_a_stopped_story_goes_on_to_the_same_student(story, tmp_path, monkeypatc
 def test_other_students_have_their_story(tmp_path, model):
     from gmoe_ext.export.__main__ import main as export
     from gmoe_ext.runtime import PackedStudent
-    from gmoe_ext.train.parse import DEFAULT_RECIPE
 
-    flags = ["--config", str(DEFAULT_RECIPE), "--student.model", model, *SMALL, "--train.epochs", "2"]
+    flags = ["--config", "default", "--student.model", model, *SMALL, "--train.epochs", "2"]
     assert main([*flags, "--run_dir", str(tmp_path), "--device", "cpu"]) == 0
     assert PackedStudent.load(tmp_path / "student.safetensors").info()["model"] == model
     assert export([str(tmp_path)]) == 0

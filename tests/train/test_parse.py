@@ -7,8 +7,9 @@ import yaml
 
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.models import option_names
+from gmoe_ext.train import recipes
 from gmoe_ext.train.config import Config, config_hash, flatten, from_dict
-from gmoe_ext.train.parse import build_parser, dump, load_recipe, parse, recipes
+from gmoe_ext.train.parse import build_parser, default_directory, dump, load_recipe, parse
 
 FROZEN = {
     "data": [
@@ -42,7 +43,7 @@ FROZEN = {
     "teacher": ["model", "num_layers", "hidden_dim", "dropout", "norm", "epochs", "lr", "weight_decay", "patience"],
     "student": ["model", "num_layers", "hidden_dim", "dropout", "norm", "num_experts", "k"],
     "train": ["epochs", "batch_size", "lr", "weight_decay", "patience", "eval_every", "checkpoint_s"],
-    "": ["run_dir", "seed", "device", "resume", "dry_run", "offline", "config", "print_config"],
+    "": ["run_dir", "seed", "device", "resume", "dry_run", "offline", "config", "print_config", "list"],
 }
 
 
@@ -63,14 +64,16 @@ def test_flags_are_frozen():
         (["--model.name", "gcn", "--train.epochs", "0"], "train.epochs: expected a positive number, got 0"),
         (["--model.name", "gcn", "--model.dropout", "1"], r"model.dropout: expected a rate in \[0, 1\)"),
         (["--model.name", "gcn", "--data.setting", "ind"], "expected one of 'transductive', 'inductive', got 'ind'"),
-        (["--config", "molesl_gcn"], "did you mean molesol_gcn.yaml"),
+        (["--config", "molesl_gcn"], "did you mean molesol_gcn or"),
         (["--model.name", "mlp"], r"model\.name: expected a network on the graph \(gcn, .*\), got 'mlp'"),
         (["--teacher.model", "rbm", "--student.model", "mlp"], "teacher.model: expected a network on the graph"),
         (
             ["--teacher.model", "gcn", "--student.model", "gcn"],
             r"student\.model: expected a graph-free model \(ensemble, mlp, moe, rbm\), got 'gcn'",
         ),
-        (["--config", "nowhere/none.yaml"], "no file 'nowhere/none.yaml'"),
+        (["--recipe", "molesol_gcn"], "did you mean --config"),
+        (["--config", str(recipes.CONFIGS / "gmoe" / "molesol.yaml")], "several recipes\n.*--list molesol names them"),
+        (["--config", "nowhere/none.yaml"], "no file and no shipped recipe 'nowhere/none.yaml'"),
     ],
 )
 def test_a_wrong_flag_says_what_was_meant(flags, message):
@@ -106,7 +109,7 @@ def test_options_of_a_recipe_that_a_flags_model_lacks_are_left_out():
         lambda section, line: told.append((section, line)),
     )
     assert config.student.build_args() == {"num_layers": 3, "hidden_dim": 512, "dropout": 0.1}
-    assert told == [("student", "mlp has no num_experts, k, input_attention: left out of what the recipe says")]
+    assert told == [("student", "mlp has no num_experts, k, input_attention: left out of the recipe")]
     parse(["--config", "cora_planetoid_rbm_tran", "--student.model", "rbm"], lambda *line: told.append(line))
     assert len(told) == 1
 
@@ -159,16 +162,34 @@ def test_the_hash_knows_settings_but_not_places():
     assert config_hash(dataclasses.replace(config, seed=1)) != config_hash(config)
 
 
-def test_a_new_setting_leaves_the_hashes_of_older_runs_alone():
-    assert config_hash(Config()) == "fea639800620339f"  # a default that changes, changes it; a new setting does not
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "synthetic-0"),
+        (["--data.name", "mine", "--seed", "3"], "mine-3"),
+        (["--model.name", "gcn", "--data.name", "mine", "--data.setting", "inductive"], "mine-gcn-ind-0"),
+        (["--teacher.model", "sage", "--student.model", "mlp"], "synthetic-sage-mlp-0"),
+        (["--config", "cora_cpf_rbm_ind", "--data.root", "data", "--device", "cpu"], "cora_cpf_rbm_ind-0"),
+        (["--config", "cora_cpf_rbm_ind", "--data.name", "mine"], "mine-cora_cpf_rbm_ind-0"),
+        (["--config", "cora_cpf_rbm_ind", "--data.setting", "transductive"], "cora_cpf_rbm_ind-tran-0"),
+    ],
+)
+def test_a_run_directory_is_named_after_what_runs(flags, name):
+    assert default_directory(parse(flags)) == f"runs/{name}"
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda path: path.stem)
-def test_every_shipped_recipe_loads(recipe):
-    config = load_recipe(recipe)
-    assert recipe.stem.startswith(config.data.name)
-    assert recipe.read_text().startswith("# ")
-    assert (config.model.name or config.student.model) in recipe.stem or config.student.model == "mlp"
+@pytest.mark.parametrize("base", [[], ["--config", "cora_cpf_rbm_tran"], ["--model.name", "gcn"]])
+def test_flags_that_change_the_result_change_the_run_directory(base):
+    changes = [["--train.lr", "0.5"], ["--train.lr", "0.25"], ["--seed", "1"], ["--train.precision", "bf16-mixed"]]
+    changes += [["--data.split_seed", "4"], ["--data.setting", "inductive"], ["--data.name", "mine"]]
+    named = [default_directory(parse([*base, *flags])) for flags in [[], *changes]]
+    assert len(set(named)) == len(named)
+
+
+def test_settings_of_a_run_find_its_directory_again(tmp_path):
+    config = parse(["--config", "molesol_gcn", "--train.lr", "0.5"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert default_directory(load_recipe(tmp_path / "config.yaml")) == default_directory(config)
 
 
 def test_a_teacher_takes_what_it_does_not_set_from_train():

@@ -1,0 +1,150 @@
+"""The shipped recipes: one YAML file per data set, in `gmoe_ext/configs`.
+
+published: {paper: RbM, metric: accuracy}    # holds for every published figure below
+shared:                                      # settings of every recipe
+  data: {name: cora_planetoid}
+blocks:                                      # settings that several recipes have in common
+  ind:
+    data: {setting: inductive}
+recipes:
+  cora_planetoid_rbm_ind:
+    published: {table: 1, mean: 77.44, std: 1.08, how: best test epoch}
+    from: [ind]                              # blocks to build on; later ones win
+    student: {model: rbm, dropout: 0.6}      # the recipe's own settings win over all others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DEFAULT = "default"  # what runs without arguments
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper: mean and standard deviation, in percent for accuracy and ROC-AUC.
+
+    Attributes:
+        paper: RbM or GMoE.
+        metric: accuracy, rocauc or rmse.
+        table: number of the table.
+        mean: over the paper's runs.
+        std: over the paper's runs.
+        how: how the paper chose the epoch, where it says so.
+    """
+
+    paper: str
+    metric: str
+    table: int
+    mean: float
+    std: float
+    how: str = ""
+
+    def spread(self) -> str:
+        """Mean and standard deviation, as papers print them."""
+        digits = 3 if self.metric == "rmse" else 2
+        return f"{self.mean:.{digits}f} +- {self.std:.{digits}f}"
+
+    def __str__(self) -> str:
+        how = f", {self.how}" if self.how else ""
+        return f"{self.metric} {self.spread()} ({self.paper}, table {self.table}{how})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of settings.
+
+    Attributes:
+        name: what `--config` calls it.
+        settings: by section, without those that have their default.
+        published: the figure it is to reproduce, or None.
+    """
+
+    name: str
+    settings: Settings
+    published: Published | None
+
+
+def names() -> list[str]:
+    """Names of all shipped recipes but the default, sorted."""
+    return sorted(name for path in CONFIGS.glob("*/*.yaml") for name in _read(path))
+
+
+def find(name: str) -> Recipe:
+    """Return a recipe by its name, which may have its folder before it and .yaml behind it.
+
+    Raises:
+        ConfigError: there is none; the message names similar ones.
+    """
+    stem = name.removesuffix(".yaml").removeprefix("gmoe/").removeprefix("rbm/")
+    if stem == DEFAULT:
+        return Recipe(DEFAULT, _load_yaml(CONFIGS / "default.yaml"), None)
+    for path in CONFIGS.glob("*/*.yaml"):
+        if stem.startswith(path.stem) and stem in _read(path):
+            return _read(path)[stem]
+    close = get_close_matches(stem, names(), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else "fix: --list shows all recipes"
+    raise ConfigError(f"--config: no file and no shipped recipe '{name}'\n  {hint}")
+
+
+def listing(word: str = "") -> list[str]:
+    """One line per recipe whose name has ``word`` in it: the name and its published figure."""
+    chosen = [find(name) for name in names() if word in name]
+    if not chosen:
+        return [f"no shipped recipe has '{word}' in its name"]
+    width = max(len(recipe.name) for recipe in chosen)
+    return [f"{recipe.name:<{width}}  {recipe.published or 'no published figure'}" for recipe in chosen]
+
+
+@cache
+def _read(path: Path) -> dict[str, Recipe]:
+    content = _load_yaml(path)
+    blocks, common = content["blocks"], content["published"]
+    recipes = {}
+    for name, own in content["recipes"].items():
+        figure, parents = own.pop("published", None), own.pop("from", [])
+        settings: Settings = content["shared"]
+        for block in (*(blocks[parent] for parent in parents), own):
+            settings = _merge(settings, block)
+        recipes[name] = Recipe(name, settings, None if figure is None else Published(**common, **figure))
+    return recipes
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Settings:
+    """Both mappings in one, down to their leaves; values of ``above`` win."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys, of which PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' is given twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(), _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from error
