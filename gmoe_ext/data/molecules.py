@@ -219,27 +219,26 @@ def read_molecules(name: str, arrays: Arrays, metric: str | None = None, split: 
     Raises:
         DataError: an array is missing or bad, naming it.
     """
-    node_feat = arrays.take("node_feat", "integer", (None, len(ATOM_DIMS)))
-    bond_feat = arrays.take("bond_feat", "integer", (None, len(BOND_DIMS)))
+    node_feat = _read_categories(arrays, "node_feat", ATOM_DIMS)
+    bond_feat = _read_categories(arrays, "bond_feat", BOND_DIMS)
     atoms = _read_counts(arrays, "num_nodes", "node_feat", len(node_feat), least=1)
     bonds = _read_counts(arrays, "num_bonds", "bond_feat", len(bond_feat), least=0)
     if len(atoms) != len(bonds):
         arrays.fail(f"'num_nodes' has {len(atoms)} molecules, 'num_bonds' has {len(bonds)}")
-    _check_categories(arrays, "node_feat", ATOM_DIMS)
-    _check_categories(arrays, "bond_feat", BOND_DIMS)
-    labels = _read_labels(name, arrays, len(atoms))
-    metric = metric or metrics.infer(labels)
+    labels = _read_labels(arrays, len(atoms))
+    metric = metrics.infer(labels) if metric is None else metric
     metrics.check_labels(name, labels, metric)
     if split is None:
         split = splits.from_arrays(arrays, len(atoms), "official") if "train_idx" in arrays else splits.NONE
     offsets = np.concatenate([[0], np.cumsum(atoms)])
+    graph = _read_union(arrays, bond_feat, atoms, bonds, offsets)
     return MoleculeData(
-        name, torch.from_numpy(node_feat.astype(np.int64)), _read_union(arrays, atoms, bonds, offsets),
-        torch.from_numpy(offsets), labels, *split[:3], metric, split.rule, arrays.sha256,
+        name, torch.from_numpy(node_feat), graph, torch.from_numpy(offsets), labels, *split[:3], metric,
+        split.rule, arrays.sha256,
     )  # fmt: skip
 
 
-def _read_union(arrays: Arrays, atoms: Array, bonds: Array, offsets: Array) -> Graph:
+def _read_union(arrays: Arrays, bond_feat: Array, atoms: Array, bonds: Array, offsets: Array) -> Graph:
     molecule = np.repeat(np.arange(len(bonds)), bonds)
     bond_index = arrays.take("bond_index", "integer", (2, len(molecule)))
     bad = np.flatnonzero(((bond_index < 0) | (bond_index >= atoms[molecule])).any(0))
@@ -252,7 +251,7 @@ def _read_union(arrays: Arrays, atoms: Array, bonds: Array, offsets: Array) -> G
     ends = bond_index.astype(np.int64) + offsets[molecule]
     # Each bond, then its reverse: the order of OGB's loader.
     edge_index = np.stack([ends, ends[::-1]], axis=2).reshape(2, -1)
-    a, b, c = arrays.take("bond_feat", "integer", (None, len(BOND_DIMS))).astype(np.int64).T
+    a, b, c = bond_feat.T
     kinds = np.repeat((a * BOND_DIMS[1] + b) * BOND_DIMS[2] + c, 2)
     return Graph.from_edge_index(
         torch.from_numpy(edge_index), int(offsets[-1]), None, torch.from_numpy(kinds), NUM_BOND_TYPES
@@ -269,7 +268,7 @@ def _read_counts(arrays: Arrays, name: str, counted: str, total: int, least: int
     return counts
 
 
-def _check_categories(arrays: Arrays, name: str, dims: tuple[int, ...]) -> None:
+def _read_categories(arrays: Arrays, name: str, dims: tuple[int, ...]) -> Array:
     values = arrays.take(name, "integer", (None, len(dims)))
     bad = (values < 0) | (values >= np.array(dims))
     if bad.any():
@@ -278,9 +277,10 @@ def _check_categories(arrays: Arrays, name: str, dims: tuple[int, ...]) -> None:
             f"category out of range: '{name}'[{row}, {column}] is {values[row, column]}, "
             f"expected 0 <= category < {dims[column]}"
         )
+    return values.astype(np.int64)
 
 
-def _read_labels(name: str, arrays: Arrays, num_graphs: int) -> Tensor:
+def _read_labels(arrays: Arrays, num_graphs: int) -> Tensor:
     y = arrays.take("y", "real", (num_graphs,), (num_graphs, None))
     if y.ndim == 1:
         y = y[:, None]

@@ -45,16 +45,17 @@ def from_pyg(source: Any, name: str = "pyg", split_seed: int = 0) -> NodeData | 
 
 
 def _nodes(source: Any, name: str, split_seed: int) -> NodeData:
-    arrays = Arrays(f"data '{name}'", {key: _array(source, key, name) for key in ("x", "edge_index", "y")})
+    masks = ("train_mask", "val_mask", "test_mask") if getattr(source, "train_mask", None) is not None else ()
+    held = {key: _array(source, key, name) for key in ("x", "edge_index", "y", *masks)}
+    arrays = Arrays(f"data '{name}'", held)
     num_nodes = len(arrays.take("x", "real", (None, None)))
-    arrays.arrays["num_nodes"] = np.array(num_nodes)
-    has_masks = getattr(source, "train_mask", None) is not None
-    for part in ("train", "val", "test") if has_masks else ():
-        arrays.arrays[f"{part}_mask"] = _array(source, f"{part}_mask", name)
-        mask = arrays.take(f"{part}_mask", "boolean", (num_nodes,), (num_nodes, None))
-        arrays.arrays[f"{part}_idx"] = np.flatnonzero(mask if mask.ndim == 1 else mask[:, split_seed % mask.shape[1]])
+    held["num_nodes"] = np.array(num_nodes)
+    for key in masks:
+        mask = arrays.take(key, "boolean", (num_nodes,), (num_nodes, None))
+        chosen = mask if mask.ndim == 1 else mask[:, split_seed % mask.shape[1]]
+        held[key.replace("mask", "idx")] = np.flatnonzero(chosen)
     data = read_nodes(name, arrays, "public")
-    return data if has_masks else data.with_split(splits.per_class(data.y, seed=split_seed))
+    return data if masks else data.with_split(splits.per_class(data.y, seed=split_seed))
 
 
 def _molecules(graphs: Sequence[Any], split: Split, name: str) -> MoleculeData:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, GmoeError, MissingExtraError
 from ..terminal import Interrupted, Progress, catch_signals
-from .answers import CHOSEN, csv_header, csv_lines, records_of
+from .answers import CHOSEN, csv_header, csv_lines, to_records
 from .score import answer, load_student, score
 
 
@@ -75,7 +75,7 @@ def _print_answers(student_path: Path, rows: Path, threads: int | None) -> None:
     classes, problems = student.classes, 0
     sys.stdout.write(csv_header(classes))
     for some in answer(student, rows):
-        sys.stdout.write(csv_lines(some.begin, records_of(CHOSEN, some.logits), classes))
+        sys.stdout.write(csv_lines(some.begin, to_records(CHOSEN, some.logits), classes))
         for row, text in sorted(some.problems.items()):
             print(f"warning    row {row} has no answer: {text}", file=sys.stderr)
         problems += len(some.problems)

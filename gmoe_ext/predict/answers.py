@@ -14,12 +14,12 @@ CHOSEN = np.dtype([("class", "<i4"), ("probability", "<f4")])  # class -1: the r
 OUTPUTS = (".csv", ".npy", ".parquet")
 
 
-def record_of(suffix: str, outputs: int) -> np.dtype[Any]:
+def record_dtype(suffix: str, outputs: int) -> np.dtype[Any]:
     """Return the dtype of the record that is kept of each row until the output is written."""
     return np.dtype(("<f4", (outputs,))) if suffix == ".npy" else CHOSEN
 
 
-def records_of(record: np.dtype[Any], logits: NDArray[np.float32]) -> NDArray[Any]:
+def to_records(record: np.dtype[Any], logits: NDArray[np.float32]) -> NDArray[Any]:
     """Convert logits [N, C] to records [N]; the logits of a bad row are NaN."""
     if record is not CHOSEN:
         return logits.astype("<f4", copy=False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..atomic_write import atomic_write
 from ..errors import ConfigError, DataError
 from ..runtime import PackedStudent
-from .answers import OUTPUTS, record_of, records_of, write_csv, write_npy
+from .answers import OUTPUTS, record_dtype, to_records, write_csv, write_npy
 from .journal import Journal
 from .parquet import ParquetReader, arrow, write_parquet
 from .rows import ArrayReader, Chunk, CsvReader, Reader
@@ -167,12 +167,12 @@ def score(
     if output.suffix == ".parquet":
         arrow()
     packed, reader = load_student(student, threads), open_rows(rows)
-    record = record_of(output.suffix, packed.num_outputs)
+    record = record_dtype(output.suffix, packed.num_outputs)
     journal_path = output.with_name(output.name + ".partial")
     with Journal(journal_path, _identity(packed, rows, output.suffix), record, resume) as journal:
         resumed_at = journal.rows
         for some in answer(packed, rows, resumed_at):
-            journal.append(records_of(record, some.logits), some.problems)
+            journal.append(to_records(record, some.logits), some.problems)
             if on_rows is not None:
                 on_rows(journal.rows, resumed_at, reader.total)
         bad, bad_path = _write_bad_rows(journal, output)
@@ -185,7 +185,7 @@ def _identity(student: PackedStudent, rows: Path, suffix: str) -> bytes:
     with open(student.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     status = rows.stat()
-    what: dict[str, Any] = {
+    identity: dict[str, Any] = {
         "gmoe_ext.predict": _JOURNAL_VERSION,
         "student": digest,
         "input": str(rows.resolve()),
@@ -194,7 +194,7 @@ def _identity(student: PackedStudent, rows: Path, suffix: str) -> bytes:
         "output": suffix,
         "cpu": student.info()["cpu"],  # kernels of another instruction set round differently
     }
-    return json.dumps(what).encode() + b"\n"
+    return json.dumps(identity).encode() + b"\n"
 
 
 def _write_bad_rows(journal: Journal, output: Path) -> tuple[int, Path | None]:

@@ -80,7 +80,7 @@ def test_code_in_a_split_file_is_not_run(tmp_path):
     [
         ("raw/edge", [[0, 99]], "bond_index"),
         ("raw/num-node-list", [1] * 30, "'num_nodes' adds up to 30"),
-        ("raw/node-feat", np.full((3, 9), 200), "'num_nodes' adds up to"),
+        ("raw/node-feat", np.zeros((3, 9), int), "'num_nodes' adds up to"),
         ("split/scaffold/test", [[0]], "id 0 is in both the train and test part"),
         ("split/scaffold/valid", [[777]], "val id at position 0 is 777"),
         ("raw/graph-label", [[1.0]], r"'y' of shape .*, got \[1, 1\]; 'y' is raw/graph-label\.csv\.gz"),
