@@ -15,8 +15,6 @@ _EXTRAS = {
     "predict": ("pyarrow",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "serve": ("fastapi", "uvicorn"),
-    "chem": ("ogb", "rdkit"),
-    "tune": ("optuna", "ray"),
     "bench": ("pytest-benchmark", "torch-scatter"),
 }
 _VARIABLES = ("GMOE_EXT_DATA", "GMOE_EXT_BACKEND", "GMOE_EXT_REQUIRE_NATIVE", "GMOE_EXT_CPU", "OMP_NUM_THREADS")
