@@ -218,8 +218,8 @@ def read_nodes(name: str, arrays: Arrays, rule: str) -> NodeData:
         DataError: an array is missing or bad, naming it.
     """
     num_nodes = arrays.number("num_nodes")
-    y = read_classes(arrays, num_nodes)
     x = read_features(arrays, num_nodes)
+    y = read_classes(arrays, num_nodes)
     graph = undirected_graph(arrays.indices("edge_index", num_nodes, (2, None)), num_nodes)
     class_names: tuple[str, ...] = ()
     if "class_names" in arrays:
