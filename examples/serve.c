@@ -1,7 +1,6 @@
-/* Class and probability of each row of numbers on standard input, by a packed student.
- *   cc examples/serve.c $(python -m gmoe_ext.runtime --cflags --libs) -o serve && ./serve student.safetensors <
- * rows.txt
- */
+/* Prints the class, its probability and its name for each row of numbers on standard input, using a packed student:
+ *   cc examples/serve.c $(python -m gmoe_ext.runtime --cflags --libs) -o serve
+ *   ./serve student.safetensors < rows.txt */
 #include <gmoe_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -40,7 +40,7 @@ py::array_t<T, py::array::c_style> take(const py::handle& value, const char* cal
                                         const char* expected) {
   constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   using Dense = py::array_t<T, py::array::c_style>;
-  if (Dense::check_(value)) {  // most often: the general way would take longer than a small student's answer
+  if (Dense::check_(value)) {  // the common case: the general path would take longer than a small student's prediction
     const auto as_is = py::reinterpret_borrow<Dense>(value);
     if ((as_is.flags() & kAligned) != 0) return as_is;
   }
@@ -140,7 +140,7 @@ HeldRows hold_sparse(const py::object& x, const py::object& nodes, const char* c
   held.rows.columns = shape[1].cast<std::int64_t>();
   held.values = take_floats(x.attr("data"), call, "x.data");
   const IndexArray indices = take_integers<std::int64_t>(x.attr("indices"), call, "x.indices");
-  if (core::find_bad_index(indices.data(), indices.size(), held.rows.columns) >= 0) {  // before they are made narrow
+  if (core::find_bad_index(indices.data(), indices.size(), held.rows.columns) >= 0) {  // before they are narrowed
     refuse("x.indices leave [0, " + std::to_string(held.rows.columns) + ")");
   }
   held.columns = take_integers<std::int32_t>(indices, call, "x.indices");
@@ -158,7 +158,7 @@ HeldRows hold_sparse(const py::object& x, const py::object& nodes, const char* c
   return held;
 }
 
-// Opens the texts of check(...) with the call's name.
+// Prefixes the error texts of check(...) with the name of the call.
 template <typename F>
 void check(const char* call, const F& checks) {
   try {
@@ -293,7 +293,7 @@ PYBIND11_MODULE(_runtime, m) {
   namespace rt = gmoe::runtime;
   m.doc() = "Packed students on NumPy arrays, without torch; see gmoe_ext.runtime.";
   m.attr("__version__") = GMOE_VERSION;
-  gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported at import, not at the first answer
+  gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported at import, not at the first prediction
   m.def("cpu_capability", [] { return gmoe::core::isa_name(gmoe::core::active_isa()); });
   py::class_<rt::PackedStudent>(m, "PackedStudent")
       .def(py::init(&rt::load), py::arg("path"))

@@ -1,4 +1,4 @@
-// Stable sorts by small integer keys: one pass to count, one to place.
+// Stable sorts by small integer keys: one pass counts, one places.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 namespace gmoe::core {
 
-// order[n] = the places 0 to n - 1 by their key, ascending within a key; those of key e lie in
+// order[n] = the positions 0 to n - 1 by their key, ascending within a key; those of key e are in
 // [offsets[e], offsets[e + 1]), e < num_keys.
 inline void counting_sort(const std::int64_t* key, std::int64_t n, std::int64_t num_keys, std::int64_t* offsets,
                           std::int64_t* order) {

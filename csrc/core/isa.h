@@ -1,5 +1,5 @@
 // One binary for every x86-64: each file under core/cpu is compiled once per instruction set into a namespace of its
-// own (GMOE_ISA = baseline, avx2 or avx512), and the function of the active one is called. Other processors have
+// own (GMOE_ISA = baseline, avx2 or avx512), and the function of the active one is called. Other processors use
 // baseline.
 #pragma once
 
@@ -8,7 +8,7 @@ namespace gmoe::core {
 enum class Isa { baseline, avx2, avx512 };
 
 // The best set this processor and operating system support, or less when the environment variable GMOE_EXT_CPU
-// (baseline | avx2 | avx512) asks for it; read once. Asking for more than the processor has throws std::runtime_error.
+// (baseline | avx2 | avx512) asks for it; read once. An unsupported set throws std::runtime_error.
 Isa active_isa();
 const char* isa_name(Isa isa);
 

@@ -13,7 +13,7 @@ namespace gmoe::core {
 using RangeFunction = void (*)(std::int64_t begin, std::int64_t end, const void* context);
 
 struct ParallelBackend {
-  // Calls function on disjoint ranges that cover [0, n), each at least `grain` long but for the last.
+  // Calls function on disjoint ranges that cover [0, n), each at least `grain` long except the last.
   void (*run)(std::int64_t n, std::int64_t grain, RangeFunction function, const void* context);
   int (*num_threads)();
 };
@@ -37,13 +37,13 @@ void parallel_for(std::int64_t n, std::int64_t grain, const F& f) {
   parallel_backend().run(n, grain, call, &f);
 }
 
-// Rows a thread should take at least, so that handing out work stays small beside `work_per_row` units of arithmetic.
+// The least number of rows per task for which starting it is cheap, at `work_per_row` units of work per row.
 inline std::int64_t grain_rows(std::int64_t work_per_row) {
   constexpr std::int64_t kWorkPerTask = 1 << 16;  // ~10 us of vector work
   return work_per_row >= kWorkPerTask ? 1 : kWorkPerTask / (work_per_row < 1 ? 1 : work_per_row);
 }
 
-// Chunks of rows that have sums of their own, added in order at the end: the result depends on the sizes alone, not on
+// Chunks of rows with separate sums, which are added in order at the end: the result depends only on the sizes, not on
 // the number of threads.
 class RowChunks {
  public:

@@ -1,5 +1,5 @@
 // Vectors of one register (64 bytes on AVX-512, 32 on AVX2, 16 on SSE and NEON) through the compiler's vector
-// extension, and what kernels do with them: load, store, add up, transpose. Wider vectors would live in memory: GCC
+// extension, and what kernels do with them: load, store, sum, transpose. Wider vectors would live in memory: GCC
 // does not split them over registers. Everything is in the instruction set's namespace, so that the linker cannot pick
 // an inline function compiled for a newer processor in place of one for an older. Include only from files under
 // core/cpu.
@@ -177,8 +177,8 @@ inline void prefetch_row(const T* row, std::int64_t count) {
   }
 }
 
-// Packs the values of from[n] that are not zero (a NaN is not), and those whose `kept`, which may be null, is not zero;
-// place[j] is where value[j] stood. Returns how many. Up to a vector of lanes behind them is overwritten.
+// Packs the values of from[n] that are not zero (NaN is not zero) or whose `kept` is not zero; `kept` may be null.
+// place[j] is the position of value[j]. Returns their number. Up to a vector of values behind them is overwritten.
 template <typename T, typename Place>
 inline std::int64_t compress(const T* from, std::int64_t n, const Accumulator<T>* kept, Accumulator<T>* value,
                              Place* place) {
@@ -198,7 +198,7 @@ inline std::int64_t compress(const T* from, std::int64_t n, const Accumulator<T>
       } else {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(place + count), _mm512_maskz_cvtepi32_epi16(0xffff, packed));
       }
-      count += __builtin_popcount(keep);
+      count += __builtin_popcount(_cvtmask16_u32(keep));  // GCC 12 may read a spilled mask as 32 bits
     }
   }
 #endif
@@ -244,7 +244,7 @@ inline A squared_norm(const T* x, std::int64_t dim) {
   return square;
 }
 
-// NaN passes, as in torch.relu and its gradient: neither comparison holds for it.
+// NaN stays NaN, as in torch.relu and its gradient: neither comparison holds for it.
 template <typename V>
 inline V relu(V v) {
   return v < V{} ? V{} : v;
@@ -256,7 +256,7 @@ inline V relu_grad(V input, V grad) {
 
 // ---- lanes of several vectors
 
-// The lanes of a and b that `lane_of` names for each lane of the result, those of b counted from kLanes on.
+// Lane i of the result is lane lane_of(i) of a and b together; the lanes of b follow those of a.
 template <typename A, typename LaneOf, int... I>
 [[gnu::always_inline]] inline Vector<A> shuffle(Vector<A> a, Vector<A> b, LaneOf, std::integer_sequence<int, I...>) {
   constexpr LaneOf lane_of{};
@@ -271,7 +271,7 @@ template <typename A, typename LaneOf>
   return shuffle<A>(a, b, lane_of, std::make_integer_sequence<int, kLanes<A>>{});
 }
 
-// Vector j of the result is the sum of the lanes of sum[j], for as many sums as there are lanes: log2(lanes) rounds in
+// Lane j of the result is the sum of the lanes of sum[j], for as many sums as there are lanes: log2(lanes) rounds in
 // which neighbouring groups of Step lanes of a, then of b, are added.
 template <typename A, int Step = kLanes<A> / 2>
 [[gnu::always_inline]] inline Vector<A> sum_lanes(const Vector<A>* sum) {
@@ -286,7 +286,7 @@ template <typename A, int Step = kLanes<A> / 2>
 // Transposes a square of kLanes vectors in place.
 template <typename A, int Step = kLanes<A> / 2>
 [[gnu::always_inline]] inline void transpose(Vector<A>* r) {
-  // Blocks of Step lanes change places: the upper vector gets the even blocks of both, the lower one the odd blocks.
+  // Blocks of Step lanes are exchanged: the upper vector gets the even blocks of both, the lower one the odd blocks.
   constexpr auto even = [](int lane) { return lane & Step ? kLanes<A> + lane - Step : lane; };
   constexpr auto odd = [](int lane) { return lane & Step ? kLanes<A> + lane : lane + Step; };
 #pragma GCC unroll 16

@@ -1,5 +1,5 @@
 // gmoe_runtime.h on PackedStudent. Each function checks its pointers, and `guarded` turns what is thrown into a status
-// and a text, so that nothing passes the border of the library but numbers.
+// and a text, so that no exception leaves the library.
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
@@ -108,7 +108,7 @@ gmoe_status gmoe_student_load(const char* path, gmoe_student** student, gmoe_err
   return guarded("gmoe_student_load", error, [&] {
     need({{"path", path}, {"student", student}});
     *student = nullptr;
-    gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported here, not at the first answer
+    gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported here, not at the first prediction
     *student = open_student(path);
   });
 }

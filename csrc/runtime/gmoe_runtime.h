@@ -1,5 +1,5 @@
-/* Packed students from C, and from every language that can call it: files of gmoe_ext.export.pack answered without
- * Python and without torch. Link with libgmoe_runtime; `python -m gmoe_ext.runtime --cflags --libs` prints the flags.
+/* Packed students in C, and in every language that can call C: serves files of gmoe_ext.export.pack without Python and
+ * without torch. Link with libgmoe_runtime; `python -m gmoe_ext.runtime --cflags --libs` prints the flags.
  *
  *   gmoe_student *student;
  *   gmoe_error error;
@@ -8,10 +8,10 @@
  *   gmoe_predict(student, &x, logits, &error);
  *   gmoe_student_free(student);
  *
- * A student may be used by many threads at once, all calls but gmoe_student_free included; there is no global state.
- * Every function that can fail returns a status and, where `error` is not NULL, writes a text into it. No exception
- * leaves the library. Integers are 64 bits wide; arrays are dense and row-major, and the caller's own: nothing is kept
- * after a call returns. The answers are those of gmoe_ext.runtime.PackedStudent to the last bit. */
+ * Many threads may call any function on a student at once, except gmoe_student_free; there is no global state. Every
+ * function that can fail returns a status and, if `error` is not NULL, writes a text into it. No exception leaves the
+ * library. Integers are 64 bits wide; arrays are dense and row-major and belong to the caller: nothing is kept after a
+ * call returns. Results are those of gmoe_ext.runtime.PackedStudent to the last bit. */
 #ifndef GMOE_RUNTIME_H
 #define GMOE_RUNTIME_H
 
@@ -34,12 +34,12 @@ typedef enum gmoe_status {
   GMOE_OK = 0,
   GMOE_ERROR_ARGUMENT = 1, /* an argument is missing, out of range, or does not fit the student */
   GMOE_ERROR_SYSTEM = 2,   /* the file cannot be opened or mapped */
-  GMOE_ERROR_FORMAT = 3,   /* the file is damaged, or is no packed student of a version this library reads */
-  GMOE_ERROR_MEMORY = 4,   /* no memory */
-  GMOE_ERROR_INTERNAL = 5  /* anything else: a fault of the library, or a wrong GMOE_EXT_CPU in the environment */
+  GMOE_ERROR_FORMAT = 3,   /* the file is damaged, or not a packed student of a version this library reads */
+  GMOE_ERROR_MEMORY = 4,   /* out of memory */
+  GMOE_ERROR_INTERNAL = 5  /* anything else: a bug in the library, or an invalid GMOE_EXT_CPU in the environment */
 } gmoe_status;
 
-/* What went wrong in one call: UTF-8, zero-terminated, cut if it is longer. Left alone by a call that succeeds. */
+/* What went wrong in a call: UTF-8, zero-terminated, truncated if too long. A call that succeeds does not change it. */
 typedef struct gmoe_error {
   char text[512];
 } gmoe_error;
@@ -50,21 +50,22 @@ typedef struct gmoe_student gmoe_student;
 typedef struct gmoe_student_info {
   int64_t num_bytes;        /* of the file */
   int64_t num_inputs;       /* columns of the first layer: features and positions together */
-  int64_t num_features;     /* columns of features alone */
+  int64_t num_features;     /* columns of features only */
   int64_t position_columns; /* num_inputs - num_features */
   int64_t position_nodes;   /* rows of the position table in the file */
-  int64_t num_classes;      /* outputs of a row */
+  int64_t num_classes;      /* outputs per row */
   int64_t num_layers;
   int32_t has_class_names;
-  int32_t num_threads; /* most threads a call may use */
+  int32_t num_threads; /* maximum number of threads of a call */
   const char* model;
   const char* producer;
 } gmoe_student_info;
 
-/* `indptr` NULL: dense rows, `data` is [count, columns] and `indices` is not read. Else compressed sparse rows: row i
- * has the columns indices[indptr[i] .. indptr[i + 1]), ascending, with the values at the same places of `data`, and
- * indptr[0] is 0. `columns` is num_features with `nodes`, else num_inputs (positions last). `nodes`, which may be NULL,
- * holds the row of the position table for each row of x, or -1 for a node it does not hold. */
+/* With `indptr` NULL, rows are dense: `data` is [count, columns] and `indices` is not read. Otherwise they are
+ * compressed sparse rows: row i has the columns indices[indptr[i] .. indptr[i + 1]), ascending, and its values in the
+ * same range of `data`; indptr[0] is 0. `columns` is num_features with `nodes`, else num_inputs (positions last).
+ * `nodes`, which may be NULL, is the row of the position table for each row of x, or -1 for a node that is not in it.
+ */
 typedef struct gmoe_rows {
   int64_t count;
   int64_t columns;
@@ -77,22 +78,22 @@ typedef struct gmoe_rows {
 GMOE_API int32_t gmoe_abi_version(void);
 GMOE_API const char* gmoe_version(void); /* of the package, for example "0.1.0" */
 
-/* Maps the file after checking every size in it. It must stay as it is while the student lives; replace it by renaming
- * another over it. *student is NULL after a failure. */
+/* Maps the file after checking every size in it. The file must not change while the student is in use; replace it by
+ * renaming a new one over it. *student is NULL after a failure. */
 GMOE_API gmoe_status gmoe_student_load(const char* path, gmoe_student** student, gmoe_error* error);
-GMOE_API void gmoe_student_free(gmoe_student* student); /* NULL is fine */
+GMOE_API void gmoe_student_free(gmoe_student* student); /* NULL is allowed */
 
 GMOE_API gmoe_status gmoe_student_describe(const gmoe_student* student, gmoe_student_info* info, gmoe_error* error);
-/* *name is valid as long as the student; NULL if the student has no class names. */
+/* *name lives as long as the student; NULL if the student has no class names. */
 GMOE_API gmoe_status gmoe_student_class_name(const gmoe_student* student, int64_t output, const char** name,
                                              gmoe_error* error);
-/* How many experts a row is routed to in a layer and how many there are; 1 of 1 in a layer without a router. */
+/* The number of experts a row is routed to in a layer, and of all experts; 1 and 1 in a layer without a router. */
 GMOE_API gmoe_status gmoe_student_layer_experts(const gmoe_student* student, int64_t layer, int64_t* k,
                                                 int64_t* experts, gmoe_error* error);
-/* 1 to 1024; at first as many as there are cores. Fewer than six rows use one. */
+/* 1 to 1024, initially the number of cores. Fewer than six rows use one thread. */
 GMOE_API gmoe_status gmoe_student_set_threads(gmoe_student* student, int32_t threads, gmoe_error* error);
 
-/* logits[count, num_classes]. A row with a NaN or an infinity gets NaN, other rows are untouched. */
+/* logits[count, num_classes]. A row with a NaN or an infinity gets NaN; other rows are not affected. */
 GMOE_API gmoe_status gmoe_predict(const gmoe_student* student, const gmoe_rows* x, float* logits, gmoe_error* error);
 /* proba[count, num_classes], the softmax of the logits. */
 GMOE_API gmoe_status gmoe_predict_proba(const gmoe_student* student, const gmoe_rows* x, float* proba,

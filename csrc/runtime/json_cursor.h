@@ -1,6 +1,6 @@
-// A strict JSON reader for headers that may come from anywhere. It builds no tree: the caller walks the text in the
-// shape it expects, so nothing is allocated but the strings it asks for, and nesting is as deep as the caller's own
-// code. Accepted is RFC 8259 less what headers have no use for: numbers are integers from 0 to 2^53.
+// A strict JSON reader for untrusted headers. It builds no tree: the caller walks the text in the shape it expects, so
+// only the strings it asks for are allocated, and nesting is as deep as the caller's code. It accepts RFC 8259 except
+// that numbers are integers from 0 to 2^53.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace gmoe::runtime {
 
 // A file that cannot be served; the message says what is wrong and where. It may quote the file, so control characters
-// in it are spelled: a zero would end the text early, an escape would speak to the reader's terminal.
+// are escaped: a zero byte would end the text, an escape sequence would reach the terminal.
 struct FormatError : std::runtime_error {
   explicit FormatError(const std::string& message);
 };

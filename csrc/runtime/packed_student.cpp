@@ -13,12 +13,12 @@
 namespace gmoe::runtime {
 namespace {
 
-constexpr std::int64_t kFewRows = 6;        // below, rows are cheaper one by one than grouped by expert
-constexpr std::int64_t kMostRows = 32;      // above, rows are grouped in any case: they may be shared among threads
-constexpr double kRowReading = 0.6;         // time per byte of weights: one row fetches them ahead, a block does not
-constexpr double kHiddenDensity = 0.5;      // guess of how much of a hidden row its ReLU leaves
-constexpr double kWorkPerThread = 1 << 23;  // multiply-adds that take several times as long as starting a thread
-constexpr std::int64_t kRowsAtOnce = 4096;  // of which top_classes keeps all classes at a time
+constexpr std::int64_t kFewRows = 6;    // fewer rows are cheaper one by one than grouped by expert
+constexpr std::int64_t kMostRows = 32;  // more rows are always grouped, and may be shared among threads
+constexpr double kRowReading = 0.6;     // relative time per byte of weights: one row prefetches them, a block does not
+constexpr double kHiddenDensity = 0.5;  // assumed share of a hidden row that its ReLU leaves
+constexpr double kWorkPerThread = 1 << 23;  // multiply-adds that take much longer than starting a thread
+constexpr std::int64_t kRowsAtOnce = 4096;  // whose probabilities top_classes keeps at a time
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -73,7 +73,7 @@ std::int64_t weight_bytes(core::WeightType type) {
   return type == core::WeightType::float32 ? 4 : type == core::WeightType::bfloat16 ? 2 : 1;
 }
 
-// How much of dense rows is not zero, with the positions that come from the table, which are taken for dense.
+// The share of dense rows that is not zero; positions from the table count as dense.
 double dense_share(const Rows& rows, std::int64_t inputs) {
   const std::int64_t size = rows.count * rows.columns;
   std::int64_t values = rows.count * (inputs - rows.columns);
@@ -152,7 +152,7 @@ struct PackedStudent::Workspace {
   std::optional<BlockBuffers> block;  // made at the first batch
 };
 
-// A workspace for the time of a call: an idle one, or a new one where more calls run at once than ever before.
+// A workspace for the duration of a call: an idle one, or a new one if more calls run at once than ever before.
 class PackedStudent::Lease {
  public:
   explicit Lease(const PackedStudent& student) : student_(student) {
@@ -234,8 +234,9 @@ void PackedStudent::for_each_block(std::int64_t count, const F& block) const {
 
 // ---- answers
 
-// Few rows cost what they read of the weights. One by one each reads its k experts, but only the weights of features it
-// has and as narrow as they are stored; together they read every expert they need once, whole and as float32.
+// A few rows cost what they read of the weights. One by one, each reads its k experts, but only the weights of its
+// non-zero features and in their stored type; together, they read every expert they need once, all of it and as
+// float32.
 bool PackedStudent::one_by_one(const Rows& rows) const {
   if (rows.count < kFewRows) return true;
   if (rows.count > kMostRows) return false;
@@ -293,7 +294,7 @@ void PackedStudent::top_classes(const Rows& rows, std::int64_t k, std::int64_t* 
     for (std::int64_t i = 0; i < count; ++i, index += k, proba += k) {
       const float* row = all.data() + i * outputs;
       std::iota(order.begin(), order.end(), std::int64_t{0});
-      // The softmax leaves a row of numbers or a row of NaN, whose classes keep their order.
+      // After the softmax a row is all numbers or all NaN; the classes of the latter keep their order.
       std::partial_sort(order.begin(), order.begin() + k, order.end(), [row](std::int64_t a, std::int64_t b) {
         return row[a] > row[b] || (!(row[b] > row[a]) && a < b);
       });

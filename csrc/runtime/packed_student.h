@@ -1,4 +1,4 @@
-// A packed student that answers: torch-free, thread-safe, one row without allocation, many rows in parallel blocks.
+// A packed student ready to predict: torch-free, thread-safe, one row without allocation, many rows in parallel blocks.
 #pragma once
 
 #include <atomic>
@@ -29,7 +29,7 @@ void check_routed_layer(const StudentFile& file, std::int64_t layer);  // and ha
 void check_threads(std::int64_t threads);
 void check_top(const StudentFile& file, std::int64_t k);  // k is in [1, number of outputs]
 
-// Arguments are those that the checks let pass. Safe to call from many threads at once.
+// Arguments must have passed the checks. Many threads may call it at once.
 class PackedStudent {
  public:
   explicit PackedStudent(const std::string& path);

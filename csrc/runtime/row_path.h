@@ -1,4 +1,4 @@
-// Rows that a caller hands in, and the path of a single row through a student.
+// Rows as callers pass them, and the path of a single row through a student.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,7 @@ class RowPath {
   void first_layer(const Rows& rows, std::int64_t i, std::size_t l, RowBuffers& buffers, float* y) const;
 
  private:
-  // A row that a layer takes: its non-zeros, and the whole of it where it is at hand.
+  // A row that a layer takes: its non-zeros, and all its values if available.
   struct Input {
     core::SparseRow sparse;
     const float* dense;

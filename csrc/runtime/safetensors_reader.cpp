@@ -18,7 +18,7 @@ static_assert(std::endian::native == std::endian::little,
               "safetensors numbers are little-endian and are used in place");
 
 constexpr std::int64_t kLengthBytes = 8;            // the header's length comes first
-constexpr std::int64_t kMaxHeaderBytes = 16 << 20;  // class names of a large student fit many times
+constexpr std::int64_t kMaxHeaderBytes = 16 << 20;  // many times the class names of a large student
 constexpr std::size_t kMaxNameBytes = 128;
 // {"a":{"dtype":"F32","shape":[],"data_offsets":[0,0]}} less the outer braces: no entry is shorter.
 constexpr std::int64_t kMinEntryBytes = 50;
@@ -51,7 +51,7 @@ std::int8_t find_dtype(const std::string& tensor, const std::string& name) {
   fail_tensor(tensor, "unknown dtype '" + name.substr(0, 16) + "'");
 }
 
-// The bytes of the tensor by its shape; refuses a product that does not fit, which no file can hold.
+// The size of the tensor by its shape; refuses one that overflows, which no file can have.
 std::int64_t bytes_of(const TensorEntry& entry) {
   std::int64_t bytes = kDtypes[entry.dtype].bytes;
   for (int d = 0; d < entry.rank; ++d) {
@@ -118,7 +118,7 @@ SafetensorsReader::SafetensorsReader(const std::string& path, std::string_view m
     }
   });
   json.end();
-  tensors_.shrink_to_fit();  // the room for short entries, before others ask for theirs
+  tensors_.shrink_to_fit();  // frees the room reserved for short entries
   if (metadata_.empty()) {
     throw FormatError("the metadata has no '" + std::string(metadata_key) +
                       "': this is no packed student; make one with gmoe_ext.export.pack");

@@ -39,7 +39,7 @@ struct TensorEntry {
 
 class SafetensorsReader {
  public:
-  // Keeps the value of one key of __metadata__; FormatError if the file is not sound or has no such key.
+  // Keeps the value of one key of __metadata__; FormatError if the file is damaged or has no such key.
   SafetensorsReader(const std::string& path, std::string_view metadata_key);
 
   const std::string& metadata() const { return metadata_; }

@@ -68,7 +68,7 @@ std::int64_t size_in(JsonCursor& json, const char* what, std::int64_t low, std::
 
 std::string layer_text(std::size_t layer) { return "layers." + std::to_string(layer); }
 
-// The router takes the rows as unit vectors, or as vectors of a bounded length, the softmax's temperature.
+// Memories are unit vectors, or behind a projection vectors whose length is the temperature of the softmax, bounded.
 void check_memory(const core::RoutedLayer& layer, bool unit, const std::string& name) {
   for (std::int64_t e = 0; e < layer.experts; ++e) {
     double squares = 0;
@@ -86,11 +86,11 @@ void check_memory(const core::RoutedLayer& layer, bool unit, const std::string& 
   }
 }
 
-// An infinite weight times a zero feature is a NaN, or nothing where the feature is skipped: no one answer is right.
+// An infinite weight times a zero feature is NaN, but nothing if the feature is skipped: results would differ.
 template <typename Bits>
 void check_finite(const void* tensor, std::int64_t size, Bits exponent, const std::string& name) {
   const char* bytes = static_cast<const char*>(tensor);
-  constexpr std::int64_t kAtOnce = 4096;  // values whose answers are put together without a branch
+  constexpr std::int64_t kAtOnce = 4096;  // values checked without a branch
   for (std::int64_t begin = 0; begin < size; begin += kAtOnce) {
     bool bad = false;
     for (std::int64_t i = begin; i < std::min(size, begin + kAtOnce); ++i) {
@@ -149,7 +149,7 @@ std::int64_t StudentFile::widest() const {
 }
 
 StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) {
-  // Grown by halves they would take more than the file does.
+  // Growing by doubling, they could take more memory than the file.
   const std::size_t most_layers = std::min(kMaxLayers, reader_.metadata().size() / kMinLayerBytes + 1);
   layers.reserve(most_layers);
   projections.reserve(most_layers);

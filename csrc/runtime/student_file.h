@@ -1,4 +1,4 @@
-// What a packed student's file says, checked against itself and against its tensors (docs/reference/runtime_format.md).
+// A packed student's file (docs/reference/runtime_format.md): its document, checked against itself and its tensors.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ class StringList {
 };
 
 struct Features {
-  std::int64_t columns = 0;           // of the rows a caller hands in
+  std::int64_t columns = 0;           // of the rows that callers pass
   std::int64_t position_columns = 0;  // appended to each; 0 without a table
   std::int64_t position_nodes = 0;
   Normalize normalize = Normalize::none;
@@ -45,20 +45,20 @@ class StudentFile {
 
   std::int64_t num_bytes() const { return reader_.num_bytes(); }
   std::int64_t num_inputs() const { return layers.front().in; }  // features and positions
-  std::int64_t widest() const;                                   // columns of the longest row on its way
+  std::int64_t widest() const;                                   // columns of the widest input or output
   // Layers of a member.
   std::size_t depth() const { return layers.size() / static_cast<std::size_t>(members); }
-  // What rows go through before the router of a layer compares them; null where they are compared as they are.
+  // The projection of a layer's router, or null.
   const core::RoutedLayer* projection(std::size_t layer) const {
     return projections[layer].out == 0 ? nullptr : &projections[layer];
   }
 
   std::string producer, model;
-  StringList classes;  // empty, or one name an output
+  StringList classes;  // empty, or one name per output
   Features features;
   std::int64_t members = 1;                    // networks that vote, each on all features
   std::vector<core::RoutedLayer> layers;       // those of the first member, of the second, ...
-  std::vector<core::RoutedLayer> projections;  // one a layer, of one expert; `out` 0 where there is none
+  std::vector<core::RoutedLayer> projections;  // one per layer, of one expert; `out` is 0 if there is none
 
  private:
   void read_document();
@@ -68,7 +68,7 @@ class StudentFile {
   void bind_tensors();
 
   SafetensorsReader reader_;
-  std::vector<bool> routed_;  // one a layer
+  std::vector<bool> routed_;  // one per layer
 };
 
 }  // namespace gmoe::runtime

@@ -1,8 +1,8 @@
-// A row's sum stays in registers, a tile of columns at a time, while its neighbours' rows stream by. Neighbours lie
-// anywhere in memory, so the rows a few edges ahead are fetched into the cache first; the edges of all rows are one
-// flat array, so this runs on over row ends. Where the rows of x do not fit the second-level cache, but a slice of
-// their columns does and is read often enough, slices are copied there one after another. None of it changes the order
-// in which an element is summed. Floor: gathering M rows of x at the speed of the cache level x, or its slice, fits in.
+// A row's sum stays in registers, a tile of columns at a time, while its neighbours' rows stream by. Neighbours are
+// anywhere in memory, so rows a few edges ahead are prefetched; the edges of all rows are one flat array, so this
+// crosses row ends. If the rows of x do not fit into the second-level cache, but a slice of their columns does and is
+// read often enough, slices are copied there one after another. None of this changes the order in which an element is
+// summed. Floor: gathering M rows of x at the speed of the cache level that x, or its slice, fits into.
 #include "core/aggregate.h"
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace {
 constexpr std::int64_t kSliceBytes = 128;        // of a row; one line would read the edges twice as often
 constexpr std::int64_t kEdgesPerCopiedRow = 12;  // a row of 128 columns is copied in the time that 6 edges save
 
-// Columns that are summed together: all of them, or a slice.
+// Columns that are summed together: all, or a slice.
 template <typename T>
 struct Slice {
   const T* x;             // first column of the first row
@@ -40,7 +40,7 @@ struct Worker {
 
   template <bool Weighted, typename Tile, typename Out>
   void sum_edges(const Tile& tile, std::int64_t begin, std::int64_t end, Out* out) const {
-    // Counted from the tile's first column, a vector's place in a row is a constant.
+    // Relative to the tile's first column, a vector's offset in a row is a constant.
     const T* x = slice.x + tile.begin;
     Tile from = tile;
     from.begin = 0;
@@ -120,7 +120,7 @@ std::int64_t second_level_bytes() {
   return bytes > 0 ? bytes : std::int64_t{1} << 20;
 }
 
-// Columns at a time: all, but where copies of slices pay. bfloat16 rows, half as long, gained nothing.
+// Columns at a time: all, unless copying slices pays off. It did not for bfloat16 rows, which are half as long.
 template <typename T, typename Index>
 std::int64_t slice_width(const Aggregate<T, Index>& a, std::int64_t num_columns) {
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(T));

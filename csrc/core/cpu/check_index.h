@@ -1,5 +1,4 @@
-// Checks of index arrays and plans that come from the user: a full pass, so that a bad index is reported and never
-// followed.
+// Checks of index arrays and plans that come from the user: a full pass, so that a bad index is reported, never used.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +10,8 @@
 
 namespace gmoe::core {
 
-// Position of the first value outside [0, bound), or -1. The common case is one branch-free reduction over unsigned
-// numbers, as which negative ones are large.
+// Position of the first value outside [0, bound), or -1. The common case is one branch-free reduction over
+// unsigned numbers, in which negative values are large.
 template <typename Index>
 std::int64_t find_bad_index(const Index* values, std::int64_t n, std::int64_t bound) {
   using Unsigned = std::make_unsigned_t<Index>;
@@ -42,8 +41,8 @@ struct PlanFault {
   std::int64_t position;  // in offsets or order
 };
 
-// The first fault of a plan, whose offsets run from 0 to the number of slots; order names every slot once, ascending
-// within an expert.
+// The first fault of a plan. Its offsets must run from 0 to the number of slots, and its order must contain every slot
+// once, ascending within an expert.
 inline PlanFault find_plan_fault(const ExpertPlanView& plan) {
   const std::int64_t n = plan.num_slots();
   const std::int64_t bad_offset = find_bad_offset(plan.offsets, plan.num_experts, n);

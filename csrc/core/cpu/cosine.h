@@ -18,8 +18,8 @@
 
 namespace gmoe::core::GMOE_ISA {
 
-// Rows divided by their norms, or by eps where that is larger. They start at a cache line: read for every row routed, a
-// register that lies across two lines would cost two loads.
+// Rows divided by their norms, or by eps where that is larger. They start at a cache line: they are read for
+// every row, and a vector across two lines costs two loads.
 template <typename T, typename A = Accumulator<T>>
 Workspace<A> unit_rows(const T* rows, std::int64_t n, std::int64_t dim, A eps) {
   Workspace<A> memory(n * dim);
@@ -41,13 +41,13 @@ void softmax_bounded(A* value, std::int64_t k) {
 
 // ---- a block of rows
 
-// A tile gives one register full of sums: 4 x 4 on AVX-512, 4 x 2 on AVX2, with the rows and experts it reads beside.
+// A tile has as many sums as a vector has lanes: 4 x 4 on AVX-512, 4 x 2 on AVX2.
 template <typename A>
 inline constexpr int kTiledExperts = kLanes<A> >= 16 ? 4 : 2;
 template <typename A>
 inline constexpr int kTiledRows = static_cast<int>(kLanes<A>) / kTiledExperts<A>;
 
-// exp on [-1, 1] by its series; beyond it stays finite or NaN as the argument does, only less exact.
+// exp on [-1, 1] by its series. Outside it is less exact, but finite if the argument is, and NaN for NaN.
 template <typename A>
 inline Vector<A> exp_bounded(Vector<A> x) {
   constexpr int kTerms = sizeof(A) == 4 ? 11 : 19;
@@ -64,13 +64,13 @@ void exp_bounded(const T* x, std::int64_t n, A* out) {
   if (i < n) store_first(out + i, exp_bounded<A>(load_first(x + i, n - i)), n - i);
 }
 
-// One block's worth of work space and the routine that fills it.
+// Routes one block after another in the same buffers.
 template <typename T>
 class CosineBlock {
  public:
   using A = Accumulator<T>;
   static constexpr std::int64_t kRows = kLanes<A>;
-  static constexpr std::int64_t kInRegisters = 4;  // choices of a row
+  static constexpr std::int64_t kInRegisters = 4;  // choices per row
 
   // unit [num_experts, dim]: embeddings of norm 1, as accumulators.
   CosineBlock(const A* unit, std::int64_t num_experts, std::int64_t dim, std::int64_t k, A eps)
@@ -83,7 +83,7 @@ class CosineBlock {
         gate_(static_cast<std::size_t>(k > kInRegisters ? k : 0)),
         index_(static_cast<std::size_t>(k > kInRegisters ? k : 0)) {}
 
-  // Routes up to kRows rows from `first` on, none at or behind `end`, and returns how many.
+  // Routes up to kRows rows from `first` on, before `end`, and returns their number.
   std::int64_t route(const CosineTopk<T>& a, std::int64_t first, std::int64_t end) {
     const std::int64_t count = std::min(kRows, end - first);
     // Short blocks repeat their last row.
@@ -109,9 +109,8 @@ class CosineBlock {
     return v;
   }
 
-  // Cosines of the first `count` rows with all experts. The block `ahead`, if there is one, is fetched meanwhile, by
-  // the first two tiles of each row: evenly and in the order of its addresses, which the processor's own fetching
-  // follows.
+  // Cosines of the first `count` rows with all experts. The first two tiles of each row also prefetch the block
+  // `ahead`, if any: evenly and in the order of addresses, which the hardware prefetcher follows.
   void multiply(const T* const* rows, std::int64_t count, const T* ahead) {
     constexpr int kR = kTiledRows<A>, kE = kTiledExperts<A>;
     Vector<A> squares[kRows] = {};
@@ -139,7 +138,7 @@ class CosineBlock {
                      const T* ahead) {
     constexpr int kR = kTiledRows<A>, kE = kTiledExperts<A>;
     constexpr std::int64_t kStep = RowsAhead * kLanes<A>, kLine = 64 / sizeof(T);
-    const std::int64_t step = ahead != nullptr ? kStep : 0;  // without a block ahead the same lines again
+    const std::int64_t step = ahead != nullptr ? kStep : 0;  // without a block ahead, the same lines again
     if (ahead == nullptr) ahead = rows[0];
     const A* unit[kE];
     for (int e = 0; e < kE; ++e) unit[e] = unit_ + std::min(first_expert + e, num_experts_ - 1) * dim_;
@@ -161,7 +160,7 @@ class CosineBlock {
       Vector<A> x[kR], q[kE];
 #pragma GCC unroll 16
       for (int r = 0; r < kR; ++r) x[r] = load(rows[r] + d);
-      // Into the second level: the first has few requests under way at a time.
+      // Into the second level: the first allows few outstanding requests.
       for (std::int64_t i = 0; i < kStep; i += kLine) __builtin_prefetch(ahead + i, 0, 2);
       ahead += step;
 #pragma GCC unroll 16
@@ -186,7 +185,7 @@ class CosineBlock {
 
   static A* lanes(Vector<A>& v) { return reinterpret_cast<A*>(&v); }
 
-  // Top-k, softmax and the results of a block; K choices in registers, or with K = 0 any number in memory.
+  // Top-k, softmax and results of a block. K > 0 choices stay in registers; K = 0 means any number, in memory.
   template <int K>
   void choose(const CosineTopk<T>& a, std::int64_t first, std::int64_t count) {
     if constexpr (K > 0) {
@@ -204,7 +203,7 @@ class CosineBlock {
   void choose_into(Vector<A>* gate, Lanes<A>* index) const {
     const std::int64_t k = K > 0 ? K : k_;
     select_top<A>(cosine_.data(), num_experts_, k, gate, index);
-    // Cosines lie in [-1, 1]: no maximum is needed.
+    // Cosines are in [-1, 1], so no maximum is subtracted.
     Vector<A> sum = {};
 #pragma GCC unroll 4
     for (std::int64_t r = 0; r < k; ++r) sum += gate[r] = exp_bounded<A>(gate[r]);

@@ -1,5 +1,5 @@
 // A block's rows are added to the sums of their experts while they are in the first-level cache, where routing has just
-// brought them; a gate is at most 1, so its exp is safe. Floor: the time to read x.
+// loaded them. A gate is at most 1, so exp cannot overflow. Floor: the time to read x.
 #include "core/cosine_topk_update.h"
 
 #include <vector>
@@ -25,7 +25,7 @@ void cosine_topk_update(const CosineTopkUpdate<T>& update) {
     for (std::int64_t chunk = begin; chunk < end; ++chunk) {
       for (std::int64_t i = sums.chunks().begin(chunk); i < sums.chunks().end(chunk); i += block.kRows) {
         const std::int64_t count = block.route(a, i, sums.chunks().end(chunk));
-        // The gates as the caller sees them, rounded, so that the average is memory_update's.
+        // The rounded gates, as the caller sees them, so that the average equals that of memory_update.
         exp_bounded(a.gate + i * a.k, count * a.k, share.data());
         for (std::int64_t row = 0; row < count; ++row) scale[row] = update.normalize ? block.inverse_norm(row) : A{1};
         sums.add(chunk, a.x + i * a.dim, count, scale, share.data(), a.index + i * a.k, a.k, order);

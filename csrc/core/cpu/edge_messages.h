@@ -1,4 +1,4 @@
-// The loop that operators over typed edges share: messages are made in registers and added where they are made.
+// The loop that operators over typed edges share: messages are computed and added in registers.
 // Include only from files under core/cpu.
 #pragma once
 

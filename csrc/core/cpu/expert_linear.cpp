@@ -17,7 +17,7 @@ constexpr std::int64_t kMaxPacked = 16 << 20;  // elements of packed weights at 
 
 // ---- a routed product: passes over columns, blocks of rows, tasks
 
-// Panels lie one after another, or row by row beside each other where `together` > 1 of them are a group.
+// Panels follow one another; with `together` > 1, the panels of a group are side by side, row by row.
 template <typename T, typename A>
 void pack_pass(const RoutedProduct<T>& p, const std::vector<std::int64_t>& packed_experts, std::int64_t first_column,
                std::int64_t last_column, std::int64_t together, A* packed) {
@@ -34,7 +34,7 @@ void pack_pass(const RoutedProduct<T>& p, const std::vector<std::int64_t>& packe
   });
 }
 
-// Rows of a block. The cut into blocks and columns follows sizes and threads; it changes no bit of the result.
+// Rows of a block. How blocks and columns are cut depends on sizes and threads, and changes no bit of the result.
 template <typename T>
 std::int64_t block_rows(const RoutedProduct<T>& p, bool sparse) {
   std::int64_t rows;
@@ -48,15 +48,15 @@ std::int64_t block_rows(const RoutedProduct<T>& p, bool sparse) {
   return std::min(rows, std::max(kMinRowsPerTask, divide_up(p.out_rows, tasks)));
 }
 
-// Few blocks: cut the columns too, which repeats the gathering, so only as far as there are threads to feed. A dot
-// product sums over columns and stays whole.
+// With few blocks, the columns are cut too: only as far as there are threads, because it repeats the gathering. A dot
+// product sums over columns, so it is never cut.
 template <typename T>
 std::int64_t column_cuts(const RoutedProduct<T>& p, std::int64_t num_blocks, std::int64_t panels) {
   if (p.against != nullptr || num_threads() == 1 || num_blocks == 0) return 1;
   return std::clamp<std::int64_t>(divide_up(num_threads(), num_blocks), 1, panels);
 }
 
-// run(block, buffers) on every block of `rows` rows, with buffers = make() for each thread's share of them.
+// run(block, buffers) on every block of `rows` rows, with buffers = make() for each task.
 template <typename T, typename A, typename Make, typename Run>
 void for_each_block(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t rows, std::int64_t together,
                     const Make& make, const Run& run) {
@@ -77,7 +77,7 @@ void for_each_block(const RoutedProduct<T>& p, const Pass<A>& pass, std::int64_t
   });
 }
 
-// With a density, the input rows are mostly zeros.
+// A density > 0 means that the input rows are mostly zeros.
 template <typename T, typename A>
 void run_pass(const RoutedProduct<T>& p, const Pass<A>& pass, bool any_packed, double density) {
   const std::int64_t rows = block_rows(p, density > 0);
@@ -112,7 +112,7 @@ void run_routed_product(const RoutedProduct<T>& p) {
     if (p.is_packed(e) || (density > 0 && p.offsets[e + 1] > p.offsets[e])) packed_experts.push_back(e);
   }
   const auto num_packed = static_cast<std::int64_t>(packed_experts.size());
-  // A tile reads whole registers of bias; without tiles the array as it is will do.
+  // A tile reads whole vectors of bias; without tiles the array can be used as it is.
   const bool as_is = num_packed == 0 && std::is_same_v<T, A>;
   const std::int64_t bias_stride = as_is ? p.columns() : round_up(p.columns(), kTileColumns<A>);
   const std::vector<A> padded = as_is ? std::vector<A>{} : padded_bias(p, bias_stride);

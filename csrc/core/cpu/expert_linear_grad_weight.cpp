@@ -2,9 +2,9 @@
 //
 // Expert-major: the slots of an expert are contiguous in the plan. They are taken kSlotsPerStep at a time: rows of dy,
 // times the gate, and of x are gathered, and a register tile sums over the step before it touches dW. An element of dW
-// is owned by one task. An expert with many slots and a small dW is cut into parts of kSlotsPerPart with sums of their
-// own, added in order at the end: sizes alone decide the cut, so the result does not depend on threads. Floor: the same
-// multiply-adds at the register tile's peak.
+// is owned by one task. An expert with many slots and a small dW is cut into parts of kSlotsPerPart with separate
+// sums, added in order at the end. The cut depends only on sizes, so the result does not depend on threads. Floor: the
+// same multiply-adds at the register tile's peak.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -21,7 +21,7 @@ constexpr std::int64_t kBlock = 256;         // columns of dy and of x at a time
 constexpr std::int64_t kSlotsPerStep = 128;  // two gathered blocks of 128 x 256 floats are 0.25 MiB of L2
 template <typename A>
 constexpr int kStride = kBlock + kCacheLine / sizeof(A);  // gathered rows start in different sets
-constexpr std::int64_t kRowsAhead = 4;  // rows lie anywhere; so many are under way while one is copied
+constexpr std::int64_t kRowsAhead = 4;  // rows are scattered: this many are prefetched while one is copied
 constexpr std::int64_t kSlotsPerPart = 8192;
 constexpr std::int64_t kSparseBlock = 1024;  // columns of dy at a time where x is mostly zeros: x is read once for them
 constexpr std::int64_t kMaxPartSize = 1 << 18;  // elements of dW_e up to which parts are worth their memory
@@ -40,7 +40,7 @@ struct Sums {
   Workspace<A> memory;
 };
 
-// Parts of an expert write to a workspace, except that a single part of the right type writes to the result itself.
+// Parts of an expert write to a workspace; a single part of the right type writes to the result itself.
 template <typename T, typename A = Accumulator<T>>
 Sums<T, A> cut_into_parts(const ExpertPlanView& plan, std::int64_t size, T* result) {
   const bool cut = size <= kMaxPartSize;
@@ -228,7 +228,7 @@ void expert_linear_grad_weight(const ExpertLinear<T>& a, const T* grad_y, T* gra
   const Sums<T, A> sums = cut_into_parts(a.plan, size, grad_weight);
   const double density = sparse_density(a);
   const auto num_parts = static_cast<std::int64_t>(sums.parts.size());
-  // Rows of dW are cut further, which repeats the gathering of x, only as far as there are threads to feed.
+  // Rows of dW are cut further only as far as there are threads, because it repeats the gathering of x.
   const std::int64_t wanted = num_threads() == 1 ? 1 : divide_up(2 * num_threads(), num_parts);
   const std::int64_t unit = density > 0 ? kSegmentColumns<A> : kTileRows;
   const std::int64_t most = density > 0 ? kSparseBlock : kBlock;

@@ -22,8 +22,8 @@ constexpr std::int64_t kBlockRows = 32;  // rows whose slots stay in the second-
 template <typename Tile>
 constexpr int kVectorsOf = std::remove_cvref_t<Tile>::kVectors;
 
-// [num_experts, width]: for each expert the sums over its slots. add(tile, expert, first, order, sums) adds columns of
-// the slots first + order.slot(..) of the expert to its sums.
+// The sums over the slots of each expert, [num_experts, width]. add(tile, expert, first, order, sums) adds columns of
+// the expert's slots first + order.slot(..) to its sums.
 template <typename T, typename Add>
 std::vector<Accumulator<T>> sums_by_expert(const ExpertSlots<T>& a, std::int64_t width, const Add& add) {
   using A = Accumulator<T>;
@@ -96,7 +96,7 @@ void statistics(const ExpertNorm<T>& n) {
         for (int v = 0; v < kVectors; ++v) tile.write(sums, v, part[v]);
       });
   mean_or(sum, n.count, a.num_experts, a.dim, n.running_mean, n.mean);
-  // Squares of centered values: nothing cancels.
+  // Squares of centered values, so that nothing cancels.
   const auto square = sums_by_expert(
       a, a.dim, [&](const auto& tile, std::int64_t e, std::int64_t first, const SlotOrder& order, A* sums) {
         constexpr int kVectors = kVectorsOf<decltype(tile)>;
@@ -117,7 +117,7 @@ void statistics(const ExpertNorm<T>& n) {
   mean_or(square, n.count, a.num_experts, a.dim, n.running_var, n.var);
 }
 
-// What a slot is multiplied by after its mean is taken away, and what is added then; [num_experts, dim] each.
+// Factor and addend of a slot after its mean is subtracted; [num_experts, dim] each.
 template <typename T, typename A = Accumulator<T>>
 struct Affine {
   std::vector<A> inverse, scale, bias;

@@ -1,4 +1,4 @@
-// Sums behind the moving average of the expert embeddings: for each expert, sum of share * row and sum of share, in
+// Sums for the moving average of the expert embeddings: for each expert, the sums of share * row and of share, in
 // chunks of rows. Include only from files under core/cpu.
 #pragma once
 
@@ -58,8 +58,8 @@ class MemorySums {
     }
   }
 
-  // out = rate * memory / |memory| + (1 - rate) * numerator / denominator, without the second term for an expert that
-  // has no rows.
+  // out = rate * memory / |memory| + (1 - rate) * numerator / denominator, without the second term for an expert
+  // without rows.
   template <typename T>
   void average(const T* memory, double rate, A eps, T* out) {
     parallel_for(num_experts_, grain_rows(dim_ * (chunks_.count() + 2)), [&](std::int64_t begin, std::int64_t end) {

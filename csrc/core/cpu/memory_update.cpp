@@ -1,6 +1,6 @@
 // x is read once: while a row is in the first-level cache its norm is taken and it is added, times exp(gate), to the
 // sums of its experts. The largest gate of each expert is found first, in a pass over [num_rows, k] that costs a few
-// percent, so any finite gate is safe. Floor: the time to read x.
+// percent, so that no finite gate can overflow. Floor: the time to read x.
 #include "core/memory_update.h"
 
 #include <algorithm>

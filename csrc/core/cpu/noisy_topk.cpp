@@ -1,6 +1,6 @@
-// Rows are lanes: a block of as many rows as a vector has lanes is turned once, and then every step, the choice
-// included, is the same for all of its rows and knows no branch. Floor: reading three arrays of [num_rows, num_experts]
-// and the arithmetic of exp.
+// Rows are lanes: a block of as many rows as a vector has lanes is transposed once; after that every step, including
+// the choice of experts, is the same for all its rows and free of branches. Floor: reading three arrays of [num_rows,
+// num_experts] and the arithmetic of exp.
 #include "core/noisy_topk.h"
 
 #include <algorithm>
@@ -75,9 +75,9 @@ inline Normal<double> standard_normal(DoubleVector z) {
 
 // ---- blocks of rows
 
-// Columns of up to kLanes rows, turned: one vector per column. Short blocks repeat their last row.
+// Columns of up to kLanes rows as one vector each. Short blocks repeat their last row.
 template <typename T, typename A = Accumulator<T>>
-void turn(const T* rows, std::int64_t columns, std::int64_t count, Vector<A>* out) {
+void to_lanes(const T* rows, std::int64_t columns, std::int64_t count, Vector<A>* out) {
   A* lane = reinterpret_cast<A*>(out);
   for (std::int64_t i = 0; i < kLanes<A>; ++i) {
     const T* row = rows + std::min(i, count - 1) * columns;
@@ -85,7 +85,7 @@ void turn(const T* rows, std::int64_t columns, std::int64_t count, Vector<A>* ou
   }
 }
 template <typename A>
-void turn(const std::int64_t* rows, std::int64_t columns, std::int64_t count, Lanes<A>* out) {
+void to_lanes(const std::int64_t* rows, std::int64_t columns, std::int64_t count, Lanes<A>* out) {
   Lane<A>* lane = reinterpret_cast<Lane<A>*>(out);
   for (std::int64_t i = 0; i < kLanes<A>; ++i) {
     const std::int64_t* row = rows + std::min(i, count - 1) * columns;
@@ -93,7 +93,7 @@ void turn(const std::int64_t* rows, std::int64_t columns, std::int64_t count, La
   }
 }
 template <typename T, typename A = Accumulator<T>>
-void turn_back(const Vector<A>* vectors, std::int64_t columns, std::int64_t count, T* rows) {
+void to_rows(const Vector<A>* vectors, std::int64_t columns, std::int64_t count, T* rows) {
   const A* lane = reinterpret_cast<const A*>(vectors);
   for (std::int64_t i = 0; i < count; ++i) {
     for (std::int64_t e = 0; e < columns; ++e) rows[i * columns + e] = narrow<T>(lane[e * kLanes<A> + i]);
@@ -110,9 +110,9 @@ struct Block {
 
   void load_rows(const NoisyLogits<T>& a, std::int64_t first, std::int64_t count) {
     const std::int64_t begin = first * num_experts;
-    turn(a.clean + begin, num_experts, count, clean.data());
-    turn(a.sigma + begin, num_experts, count, sigma.data());
-    turn(a.noise + begin, num_experts, count, noise.data());
+    to_lanes(a.clean + begin, num_experts, count, clean.data());
+    to_lanes(a.sigma + begin, num_experts, count, sigma.data());
+    to_lanes(a.noise + begin, num_experts, count, noise.data());
     for (std::int64_t e = 0; e < num_experts; ++e) noisy[e] = clean[e] + noise[e] * sigma[e];
   }
   bool all() const { return k == num_experts; }
@@ -129,7 +129,7 @@ Lanes<A> lanes_of(const Lanes<A>* index, std::int64_t k, std::int64_t expert) {
   return found;
 }
 
-// What the lanes that chose the expert gave it, 0 in the others.
+// The values of the lanes that chose the expert, 0 in the others.
 template <typename A>
 Vector<A> given(const Vector<A>* value, const Lanes<A>* index, std::int64_t k, std::int64_t expert) {
   Vector<A> sum = {};
@@ -186,7 +186,7 @@ class Forward {
       load_[e] += real ? chance(e, threshold) : Vector<A>{};
     }
   }
-  // Of being chosen.
+  // The probability of being chosen.
   Vector<A> chance(std::int64_t e, const Threshold<A>& threshold) const {
     if (block_.all()) return Vector<A>{} + A{1};
     const Lanes<A> chosen = lanes_of<A>(order_.data(), block_.k, e);
@@ -202,8 +202,8 @@ class Forward {
 };
 
 // With a_e = grad_load_e phi(z_e) / sigma_e, the gradients of clean and sigma through z are a_e and -a_e z_e, and that
-// of the logit that is the threshold -a_e. What reaches a noisy logit, by the gates or as a threshold, goes to clean as
-// it is and to sigma times the noise.
+// of the logit that is the threshold -a_e. The gradient of a noisy logit, through the gates or as a
+// threshold, is passed to clean unchanged and to sigma times the noise.
 template <typename T>
 class Backward {
  public:
@@ -223,9 +223,9 @@ class Backward {
   void run(std::int64_t first, std::int64_t count) {
     const std::int64_t k = block_.k, experts = block_.num_experts;
     block_.load_rows(g_.logits, first, count);
-    turn(g_.gate + first * k, k, count, gate_.data());
-    turn(g_.grad_gate + first * k, k, count, grad_gate_.data());
-    turn<A>(g_.index + first * k, k, count, chosen_.data());
+    to_lanes(g_.gate + first * k, k, count, gate_.data());
+    to_lanes(g_.grad_gate + first * k, k, count, grad_gate_.data());
+    to_lanes<A>(g_.index + first * k, k, count, chosen_.data());
     through_gates();
     std::fill(clean_.begin(), clean_.end(), Vector<A>{});
     std::fill(sigma_.begin(), sigma_.end(), Vector<A>{});
@@ -234,8 +234,8 @@ class Backward {
       clean_[e] += noisy_[e];
       sigma_[e] += noisy_[e] * block_.noise[e];
     }
-    turn_back(clean_.data(), experts, count, g_.grad_clean + first * experts);
-    turn_back(sigma_.data(), experts, count, g_.grad_sigma + first * experts);
+    to_rows(clean_.data(), experts, count, g_.grad_clean + first * experts);
+    to_rows(sigma_.data(), experts, count, g_.grad_sigma + first * experts);
   }
 
  private:

@@ -1,5 +1,5 @@
 // A step waits for two dependent reads, the row's range and the chosen column, anywhere in memory. So kWalksTogether
-// walks take each step together and every read is asked for one pass before it is needed. Floor: cache misses in
+// walks take each step together, and every read is prefetched one pass before it is needed. Floor: cache misses in
 // flight.
 #include "core/random_walk.h"
 

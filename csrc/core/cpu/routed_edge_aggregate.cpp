@@ -1,9 +1,10 @@
-// Messages are made in registers and added where they are made: nothing of size [M, D] exists. A batch of molecules is
-// ~800 nodes and ~2,500 edges, so x, the tables and y live in the second-level cache; what counts there is to decide
-// everything (tile width, weights) once per piece and not once per edge. Floor: three loads per edge, slot and column.
+// Messages are computed and added in registers: nothing of size [M, D] is stored. A batch of molecules is
+// ~800 nodes and ~2,500 edges, so x, the tables and y stay in the second-level cache; what matters there is to decide
+// everything (tile width, weights) once per piece instead of once per edge. Floor: three loads per edge, slot and
+// column.
 //
 // The gradient of x walks the rows of sources, so each row of it has one owner; the same pass adds the gradient of the
-// table into one table per task. Tasks are cut by the graph alone and their tables are added in order.
+// table into one table per task. Tasks depend only on the graph, and their tables are added in order.
 #include "core/routed_edge_aggregate.h"
 
 #include <algorithm>
@@ -124,7 +125,7 @@ struct GradWorker {
   }
 };
 
-// A task has enough edges to be worth a table of its own to zero and to add, and the tables fit in kMaxTables.
+// A task has enough edges to be worth clearing and adding its own table, and all tables fit in kMaxTables.
 template <typename T, typename Index>
 std::int64_t pieces_per_task(const EdgeMessages<T, Index>& m, std::int64_t num_pieces, bool tables) {
   if (!tables) return 1;

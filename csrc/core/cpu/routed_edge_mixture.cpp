@@ -1,5 +1,5 @@
-// routed_edge_aggregate with what follows it in evaluation done in registers: nothing of size [N, k, D] is written.
-// Only hubs, whose edges several tasks share, keep their slots' sums apart until all parts are in.
+// routed_edge_aggregate together with the operations that follow it in evaluation, in registers: nothing of size [N, k,
+// D] is written. Only the slots of hubs, whose edges several tasks share, are summed in memory.
 #include "core/routed_edge_mixture.h"
 
 #include <algorithm>

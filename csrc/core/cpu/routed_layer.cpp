@@ -2,9 +2,9 @@
 // outputs in registers, so that every weight is read once and a ReLU's zeros cost nothing; the floor is the time to
 // stream k experts' used rows. Many rows: grouped by expert inside a block that stays in the second-level cache, then a
 // register tile over panels of the weights. Both add in one order (experts ascending, bias first, features ascending,
-// the gate and then an int8 row's scale multiplied into the feature), so a row's answer does not depend on the batch it
-// came in. Narrow weights are widened in registers; bfloat16 dot products would round differently, and run at half the
-// rate of float32 on Zen 4.
+// the gate and then an int8 row's scale multiplied into the feature), so a row's result does not depend on its batch.
+// Narrow weights are widened in registers; bfloat16 dot products would round differently, and run at half the rate of
+// float32 on Zen 4.
 #include "core/cpu/routed_layer.h"
 
 #include <algorithm>
@@ -24,17 +24,17 @@ using V = FloatVector;
 constexpr int kLane = kLanes<float>;
 constexpr float kEps = 1e-12f;  // smallest norm, as in ops.cosine_topk
 
-// Output vectors kept in registers, all but those for the operands: of 32 with AVX-512, else of 16.
+// Output vectors kept in registers: all but those for the operands, of 32 with AVX-512, else of 16.
 #if defined(__AVX512F__)
 constexpr int kRowVectors = 16, kTileRows = 6, kTileVectors = 4;
 #else
 constexpr int kRowVectors = 12, kTileRows = 4, kTileVectors = 3;
 #endif
 
-constexpr std::int64_t kFeaturesAhead = 8;  // rows of weights asked for early: zero features leave gaps that the
-constexpr int kLineBytes = 64;              // processor's own prefetching does not follow
+constexpr std::int64_t kFeaturesAhead = 8;  // rows of weights prefetched: zero features leave gaps that the
+constexpr int kLineBytes = 64;              // hardware prefetcher does not follow
 
-// The compiler fuses vector products and sums wherever the processor can; single values must round the same way.
+// The compiler fuses vector multiplications and additions where the processor can; scalars must round the same way.
 inline float multiply_add(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return __builtin_fmaf(a, b, c);
@@ -50,7 +50,7 @@ struct Row {
   const std::int64_t* index;
 };
 
-// What feature n is multiplied with for choice r.
+// The factor of feature n's weights for choice r.
 template <typename W>
 inline float feature(const Row& row, std::int64_t r, std::int64_t n) {
   const float value = row.gate[r] * row.x.value[n];
@@ -58,7 +58,7 @@ inline float feature(const Row& row, std::int64_t r, std::int64_t n) {
   return value * row.layer.weight_scale[row.index[r] * row.layer.in + row.x.column[n]];
 }
 
-// N vectors of outputs from `column` on; the last of them ends at column + width, over the one before it if need be.
+// N vectors of outputs from `column` on; the last ends at column + width and may overlap the one before it.
 template <typename W, int N>
 void wide_columns(const Row& row, std::int64_t column, std::int64_t width, float* y) {
   const RoutedLayer& a = row.layer;
@@ -133,7 +133,7 @@ void all_columns(const Row& row, float* y) {
     return;
   }
   for (std::int64_t column = 0; column < out;) {
-    // A rest narrower than a vector joins the pass before it.
+    // A remainder narrower than a vector joins the pass before it.
     const std::int64_t width = std::min<std::int64_t>(out - column, kRowVectors * kLane);
     const bool short_rest = out - column - width > 0 && out - column - width < kLane;
     const std::int64_t taken = short_rest ? width - kLane : width;
@@ -166,7 +166,7 @@ void dot_products(const float* x, const float* memory, std::int64_t experts, std
   }
 }
 
-// The cosines are multiplied by the memories' norms, so they are no longer bounded by 1.
+// The scores are cosines times the memories' norms, so they are not bounded by 1.
 void gates_of(const RoutedLayer& a, float norm, float* cosine, float* gate, std::int64_t* index) {
   // Written so that a NaN norm stays NaN: fmax would drop it.
   const float scale = 1.0f / (norm < kEps ? kEps : norm);

@@ -8,8 +8,7 @@
 
 namespace gmoe::core {
 
-// How weights are stored. Sums are float32: narrow weights are widened on their way, and what is saved is their
-// traffic.
+// How weights are stored. Sums are float32: narrow weights are widened when loaded, which saves memory traffic.
 enum class WeightType { float32, bfloat16, int8 };
 
 // All arrays are dense and row-major.
@@ -20,7 +19,7 @@ struct RoutedLayer {
   const float* bias;          // [experts, out]
   const float* panels;        // weight and bias as pack_panels leaves them; only routed_block reads it
   std::int64_t in, out, experts, k;
-  std::int64_t compared;  // columns of what is routed: `in`, or those of another form of the row
+  std::int64_t compared;  // columns that are compared: `in`, or those of the projected row
   WeightType type;
   bool relu;
   bool over_all;  // gates are a softmax over all experts, not over the chosen ones
@@ -33,7 +32,7 @@ struct SparseRow {
   std::int64_t count;
 };
 
-// What routed_block needs beside its arguments; sized by the caller for `rows` rows of the widest layer.
+// Buffers of routed_block, sized by the caller for `rows` rows of the widest layer.
 struct BlockScratch {
   float* scaled;          // [rows, in]: rows of one expert times their gates
   std::int64_t* offsets;  // [experts + 1]
@@ -55,7 +54,7 @@ GMOE_DECLARE_PER_ISA(
                     const std::int64_t* index, const BlockScratch& scratch, float* y))
 // clang-format on
 
-// The non-zero values of x[n] (a NaN counts) and their columns; returns how many.
+// The non-zero values of x[n] (NaN included) and their columns; returns their number.
 inline std::int64_t compress(const float* x, std::int64_t n, float* value, std::int32_t* column) {
   GMOE_CALL_ACTIVE_ISA(compress(x, n, value, column));
 }
@@ -70,7 +69,7 @@ inline void route_sparse_row(const RoutedLayer& a, const SparseRow& x, float* co
   GMOE_CALL_ACTIVE_ISA(route_sparse_row(a, x, cosine, gate, index));
 }
 
-// y[out]; reorders gate and index by expert, the order in which routed_block adds too.
+// y[out]; sorts gate and index by expert, the order in which routed_block adds.
 inline void routed_row(const RoutedLayer& a, const SparseRow& x, float* gate, std::int64_t* index, float* y) {
   GMOE_CALL_ACTIVE_ISA(routed_row(a, x, gate, index, y));
 }

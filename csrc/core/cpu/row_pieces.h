@@ -1,9 +1,9 @@
-// Cuts compressed rows into pieces of equal cost, so that threads get equal work whatever the degrees.
+// Cuts compressed rows into pieces of equal cost, so that threads get equal work for any degrees.
 //
-// A row costs its edges + kRowCost, and the rows stand one after another on a line of costs that is cut every
-// kPieceCost. A row belongs to the piece in which it starts, and that piece works it out whole. Only hubs, rows longer
-// than kHubEdges, are split at the cuts: each piece sums its part into a buffer and the parts are added in order
-// afterwards. All of this depends on the offsets alone, so results are the same for any number of threads.
+// A row costs its edges + kRowCost. The rows in sequence form a line of costs, which is cut every kPieceCost. A row
+// belongs to the piece in which it starts, and that piece computes all of it. Only hubs, rows longer than kHubEdges,
+// are split at the cuts: each piece sums its part into a buffer, and the parts are added in order afterwards. All of
+// this depends only on the offsets, so results are the same for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace gmoe::core::GMOE_ISA {
 
 inline constexpr std::int64_t kRowCost = 2;       // starting a row and storing it costs about two edges
 inline constexpr std::int64_t kPieceCost = 2048;  // ~20 us at 128 columns: far above the cost of handing it out
-inline constexpr std::int64_t kHubEdges = 8192;   // at least four pieces, so that a piece meets at most two hubs
+inline constexpr std::int64_t kHubEdges = 8192;   // at least four pieces, so that at most two hubs overlap a piece
 
 class RowLine {
  public:
@@ -29,7 +29,7 @@ class RowLine {
   std::int64_t begin(std::int64_t row) const { return offsets_[row]; }
   std::int64_t end(std::int64_t row) const { return offsets_[row + 1]; }
   bool is_hub(std::int64_t row) const { return end(row) - begin(row) > kHubEdges; }
-  // Edge of `row` that stands at `cost`, clamped to the row.
+  // Edge of `row` at `cost` on the line, clamped to the row.
   std::int64_t edge_at(std::int64_t row, std::int64_t cost) const {
     return std::clamp(cost - kRowCost * row, begin(row), end(row));
   }
@@ -62,7 +62,7 @@ inline std::int64_t grain_pieces(std::int64_t width) {
   return grain_rows(kPieceCost * std::max<std::int64_t>(1, width / 16));
 }
 
-// f(row, begin, end) on ranges that cover every edge once; for work in which edges do not meet.
+// f(row, begin, end) on ranges that cover every edge once; for work that is independent for each edge.
 template <typename F>
 void for_each_edge_range(const RowLine& line, std::int64_t width, const F& f) {
   parallel_for(pieces_of(line), grain_pieces(width), [&](std::int64_t first, std::int64_t last) {
@@ -74,20 +74,20 @@ void for_each_edge_range(const RowLine& line, std::int64_t width, const F& f) {
   });
 }
 
-// Works out rows whose edges add up. Each task gets a worker of its own, worker = make_worker(task), that is handed
-// kPieceCost x pieces_per_task of cost, one piece after another, as
-//   worker.rows(first, last)            rows to work out whole, none of them a hub
+// Computes rows that are sums over their edges. Each task has its own worker = make_worker(task), which gets
+// pieces_per_task pieces, one after another, as
+//   worker.rows(first, last)            rows to compute, none of them a hub
 //   worker.part(row, begin, end, sum)   some edges of a hub, whose sum goes to sum[width]
 // finish(row, sum) then stores the total of a hub.
 template <typename A, typename MakeWorker, typename Finish>
 void for_each_row(const RowLine& line, std::int64_t width, std::int64_t pieces_per_task, const MakeWorker& make_worker,
                   const Finish& finish) {
   const std::int64_t num_pieces = pieces_of(line);
-  // Two sums per piece: of a hub that started before it and of a hub that starts in it. Untouched where there is none.
+  // Two sums per piece: of a hub that started before it and of a hub that starts in it. Untouched if there is none.
   const bool split = line.has_hub();
   const std::unique_ptr<A[]> sums(split ? new A[static_cast<std::size_t>(2 * num_pieces * width)] : nullptr);
 
-  const auto work_out = [&](auto& worker, std::int64_t piece) {
+  const auto compute = [&](auto& worker, std::int64_t piece) {
     const std::int64_t low = piece * kPieceCost, high = low + kPieceCost;
     const std::int64_t last = line.first_row(high);
     std::int64_t row = line.first_row(low);
@@ -107,7 +107,7 @@ void for_each_row(const RowLine& line, std::int64_t width, std::int64_t pieces_p
     for (std::int64_t task = first; task < last; ++task) {
       auto worker = make_worker(task);
       const std::int64_t end = std::min(num_pieces, (task + 1) * pieces_per_task);
-      for (std::int64_t piece = task * pieces_per_task; piece < end; ++piece) work_out(worker, piece);
+      for (std::int64_t piece = task * pieces_per_task; piece < end; ++piece) compute(worker, piece);
     }
   });
   if (!split) return;

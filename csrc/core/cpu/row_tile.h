@@ -12,8 +12,8 @@
 
 namespace gmoe::core::GMOE_ISA {
 
-// Sums that stay in registers: half of what most sets have, enough to hide the latency of the addition. 16 on AVX-512
-// would double the compile time of every kernel over tiles.
+// Sums that stay in registers: half the registers of most instruction sets, enough to hide the latency of an addition.
+// 16 on AVX-512 would double the compile time of every kernel over tiles.
 inline constexpr int kMaxVectors = 8;
 #if defined(__AVX512F__)
 inline constexpr bool kMaskedLoads = true;  // a masked load costs no more than a plain one
@@ -37,7 +37,7 @@ struct Tile {
   }
   template <typename T>
   void prefetch(const T* row) const {
-    // By a constant count, which a loop over the columns there are would not have.
+    // A constant number of prefetches, unlike a loop over the actual columns.
     constexpr int kVectorsPerLine = std::max<int>(1, 64 / static_cast<int>(kLanes<A> * sizeof(T)));
 #pragma GCC unroll 16
     for (int v = 0; v < V; v += kVectorsPerLine) __builtin_prefetch(row + begin + v * kLanes<A>);

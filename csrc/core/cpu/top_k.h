@@ -1,5 +1,5 @@
 // The k best of a short list, for routers: descending, NaN first as in torch.sort, ties to the lower expert. For one
-// row, and with rows as lanes, where no step depends on what the rows choose. Include only from files under core/cpu.
+// row, and with rows as lanes, where no step depends on the choices. Include only from files under core/cpu.
 #pragma once
 
 #include <cmath>
@@ -39,9 +39,9 @@ template <typename A>
   return ~(a <= b) & (b == b);
 }
 
-// Offers an expert's values to lists of `held` choices in descending order. A later equal value never passes an earlier
-// one, so ties go to the lower expert; below the offered value all move down, equal ones too. Of k choices held the
-// last drops out.
+// Inserts an expert's values into lists of `held` choices in descending order. A later equal value never passes an
+// earlier one, so ties go to the lower expert; everything below the inserted value moves down. The last of k choices
+// drops out.
 template <typename A>
 [[gnu::always_inline]] inline void insert(Vector<A> value, std::int64_t of, std::int64_t held, std::int64_t k,
                                           Vector<A>* top, Lanes<A>* index) {

@@ -1,5 +1,5 @@
-// Rows are independent; each is read once and its k best are kept sorted by insertion, which beats a heap for the few
-// experts a router has. Floor: the time to read the logits.
+// Rows are independent; each is read once and its k best are kept sorted by insertion, which is faster than a heap for
+// the few experts of a router. Floor: the time to read the logits.
 #include "core/topk_softmax.h"
 
 #include <cmath>

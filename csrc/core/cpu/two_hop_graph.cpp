@@ -1,6 +1,6 @@
-// A row's paths are walked with the lowest intermediate node first, so the first path to a column is the one that
-// counts; a table of stamps, one per node, tells seen columns from new ones and is never cleared between rows. What a
-// row found is sorted at its end. Time goes with the number of paths, memory with the number of edges of the result.
+// A row's paths are walked with the lowest intermediate node first, and the first path to a column counts. A table of
+// stamps, one per node, tells seen columns from new ones without being cleared between rows. The columns of a row are
+// sorted at its end. Time is proportional to the number of paths, memory to the number of edges of the result.
 #include "core/two_hop_graph.h"
 
 #include <algorithm>

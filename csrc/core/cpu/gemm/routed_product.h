@@ -30,7 +30,7 @@ inline constexpr std::int64_t kResidentWeights = 1 << 18;    // elements of an e
 inline constexpr std::int64_t kGatherRows = 18 * kTileRows;  // rows to share a read of weights that are larger
 inline constexpr std::int64_t kMinBlockRows = 512;           // 512 rows of 256 floats are 0.5 MiB of L2
 inline constexpr std::int64_t kMaxBlockRows = 2048;
-inline constexpr std::int64_t kMinRowsPerTask = 64;  // however many threads wait
+inline constexpr std::int64_t kMinRowsPerTask = 64;  // for any number of threads
 inline constexpr std::int64_t kRowsPerExpert = 128;  // wanted in a block, so that tiles are mostly full
 inline constexpr std::int64_t kFewRows = 8;          // up to here packing costs more than it saves
 
@@ -91,7 +91,7 @@ struct RoutedProduct {
   }
 };
 
-// What a pass over a range of columns works with.
+// The weights of a pass over a range of columns.
 template <typename A>
 struct Pass {
   std::int64_t first_column, last_column;
@@ -267,7 +267,7 @@ void gather(const RoutedProduct<T>& p, const SlotRange& slots, std::int64_t dept
   }
 }
 
-// Fetches the part-th of `parts` shares of input rows that are wanted soon, the block of depth from `depth_begin` on.
+// Prefetches the part-th of `parts` shares of the next input rows, in the block of depth from `depth_begin` on.
 template <typename T>
 void fetch_ahead(const RoutedProduct<T>& p, const SlotRange& slots, std::int64_t part, std::int64_t parts,
                  std::int64_t depth_begin) {
@@ -312,7 +312,7 @@ void multiply_gathered(const RoutedProduct<T>& p, const Pass<A>& pass, const Blo
 template <typename T, typename A>
 void multiply_packed(const RoutedProduct<T>& p, const Pass<A>& pass, const Block& block, std::int64_t expert,
                      const SlotRange& slots, BlockBuffers<T>& buffers) {
-  // Every chunk reads the packed weights again: cheap from L2, a tile at a time; else in few chunks of about equal
+  // Every chunk reads the packed weights again: cheap from L2, a tile at a time; otherwise use few chunks of equal
   // size.
   const std::int64_t most = p.depth() * p.columns() <= kResidentWeights ? kTileRows : kGatherRows;
   const std::int64_t chunk = round_up(divide_up(slots.n, divide_up(slots.n, most)), kTileRows);

@@ -14,9 +14,9 @@
 
 namespace gmoe::core::GMOE_ISA {
 
-inline constexpr std::int64_t kOuterAhead = 4;  // rows lie anywhere; so many are under way while one is copied
+inline constexpr std::int64_t kOuterAhead = 4;  // rows are scattered: this many are prefetched while one is copied
 
-// What the slots of a run read and write, without the types of the operator around it.
+// The inputs of a run of slots.
 template <typename T, typename A = Accumulator<T>>
 struct SparseOuter {
   const T* x;

@@ -25,7 +25,7 @@ inline constexpr double kSegmentValues = 24;             // wanted, so that read
 inline constexpr double kMostDense = 0.55;               // share of values that are not zero
 inline constexpr std::int64_t kMinSparseWork = 1 << 22;  // multiply-adds; below, looking for zeros would not pay
 inline constexpr std::int64_t kSparseEntries = 1 << 21;  // values at a time: 12 MiB if none is zero
-inline constexpr std::int64_t kSegmentsAhead = 3;        // segments that are used need not be neighbours
+inline constexpr std::int64_t kSegmentsAhead = 3;        // consecutive segments need not be adjacent
 inline constexpr std::int64_t kSampledRows = 64;
 
 // ---- segments
@@ -60,7 +60,7 @@ A zero_times(const T* values, std::int64_t n) {
   return total;
 }
 
-// As long as the density asks for, in a few steps: two samples of one matrix mostly agree.
+// Longer for lower densities, in a few steps, so that two samples of a matrix mostly agree.
 template <typename A>
 std::int64_t longest_segment(double density) {
   std::int64_t length = 1;
@@ -157,9 +157,9 @@ void multiply_segments(std::int64_t panels, const SegmentProduct<A>& p) {
 
 inline constexpr std::int64_t kSparseBlockRows = 2048;  // every block reads all the packed weights
 inline constexpr std::int64_t kSparseSlots = 1024;      // sums of 1,024 x 128 floats are 0.5 MiB of L2
-inline constexpr std::int64_t kFinishAhead = 4;         // output rows lie apart; so many are under way
+inline constexpr std::int64_t kFinishAhead = 4;         // output rows are scattered: this many are prefetched
 
-// The density to work with where zeros are worth skipping, or 0.
+// The density of the input rows if zeros are worth skipping, else 0.
 template <typename T>
 double sparse_density(const RoutedProduct<T>& p) {
   if (p.out == nullptr || p.against != nullptr || p.in_against != nullptr || p.out_row.table != nullptr) return 0;
@@ -167,7 +167,7 @@ double sparse_density(const RoutedProduct<T>& p) {
   return density_to_skip<T>(p.num_slots(), p.depth(), p.columns(), row_of);
 }
 
-// For every feature NaN if a weight of it is NaN or infinite, so that its zeros count, else 0; empty if all are finite.
+// For every feature 0, or NaN if one of its weights is not finite, so that its zeros count; empty if all are finite.
 template <typename T, typename A = Accumulator<T>>
 std::vector<A> kept_features(const RoutedProduct<T>& p) {
   const std::int64_t size = p.num_experts * p.columns() * p.depth();
@@ -208,7 +208,7 @@ struct SparseBuffers {
   OutputRows<T> out_rows;
 };
 
-// Lines are input rows where each serves all its row's slots, else slots.
+// A line is an input row if all slots of a row share it, else a slot.
 template <typename T, typename A>
 void compress_block(const RoutedProduct<T>& p, const Block& block, const std::vector<SlotRange>& slots,
                     SparseBuffers<T, A>& buffers) {
