@@ -16,7 +16,6 @@ from .arrays import Arrays, read_npz
 from .molecules import MoleculeData, read_molecules
 from .node import LinkData, NodeData, read_links, read_nodes
 
-ROOT_VARIABLE = "GMOE_EXT_DATA"
 SYNTHETIC: dict[str, Callable[..., NodeData | MoleculeData]] = {
     "communities": synthetic.communities,
     "molecules": synthetic.molecules,
@@ -82,7 +81,7 @@ def load(
 
 def resolve_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Return the data folder: the argument, else the environment variable GMOE_EXT_DATA, else ``data``."""
-    return Path(root if root is not None else os.environ.get(ROOT_VARIABLE) or "data")
+    return Path(root if root is not None else os.environ.get("GMOE_EXT_DATA") or "data")
 
 
 def _read(

@@ -17,15 +17,7 @@ from ..errors import DataError
 from . import metrics, splits
 from .arrays import Array, Arrays, read_csv, sha256
 from .molecules import MoleculeData, read_molecules
-from .node import (
-    LinkData,
-    NodeData,
-    count_classes,
-    read_classes,
-    read_features,
-    read_links,
-    undirected_graph,
-)
+from .node import LinkData, NodeData, count_classes, read_classes, read_features, read_links, undirected_graph
 
 _HITS = {"ppa": 100, "collab": 50, "ddi": 20}
 
@@ -70,9 +62,12 @@ class _RawFolder(Arrays):
     def has(self, file: str) -> bool:
         return (self.folder / "raw" / f"{file}.csv.gz").is_file()
 
-    def add_csv(self, name: str, file: str, kind: str, missing: bool = False, folder: str = "raw") -> Array:
+    def add_csv(
+        self, name: str, file: str, kind: str, *, flat: bool = False, missing: bool = False, folder: str = "raw"
+    ) -> Array:
         path = self.folder / folder / f"{file}.csv.gz"
-        self.add(name, read_csv(path, kind, missing), path)
+        table = read_csv(path, kind, missing)
+        self.add(name, table.reshape(-1) if flat else table, path)
         return self.arrays[name]
 
     def add(self, name: str, array: Array, path: Path) -> None:
@@ -86,7 +81,7 @@ class _RawFolder(Arrays):
         self.arrays[name] = self.add_csv(name, "edge", "integer").reshape(-1, 2).T
 
     def add_num_nodes(self) -> int:
-        counts = self.add_csv("num_nodes", "num-node-list", "integer").reshape(-1)
+        counts = self.add_csv("num_nodes", "num-node-list", "integer", flat=True)
         if len(counts) != 1:
             self.fail(f"expected one graph, got 'num_nodes' of {len(counts)}")
         self.arrays["num_nodes"] = counts[0]
@@ -95,8 +90,7 @@ class _RawFolder(Arrays):
     def add_split(self) -> None:
         folder = self.split_folder().relative_to(self.folder).as_posix()
         for part in ("train", "valid", "test"):
-            ids = self.add_csv(f"{part}_idx", part, "integer", folder=folder)
-            self.arrays[f"{part}_idx"] = ids.reshape(-1)
+            self.add_csv(f"{part}_idx", part, "integer", flat=True, folder=folder)
 
     def split_folder(self) -> Path:
         found = sorted(path for path in self.folder.glob("split/*") if path.is_dir())
@@ -117,8 +111,8 @@ def _graphs(name: str, raw: _RawFolder, metric: str | None) -> MoleculeData:
     bond_feat = raw.add_csv("bond_feat", "edge-feat", "integer")
     if not bond_feat.size:
         raw.arrays["bond_feat"] = bond_feat.reshape(-1, 3)
-    for array, file in (("num_nodes", "num-node-list"), ("num_bonds", "num-edge-list")):
-        raw.arrays[array] = raw.add_csv(array, file, "integer").reshape(-1)
+    raw.add_csv("num_nodes", "num-node-list", "integer", flat=True)
+    raw.add_csv("num_bonds", "num-edge-list", "integer", flat=True)
     raw.add_edges("bond_index")
     raw.add_csv("y", "graph-label", "real", missing=True)
     raw.add_split()
