@@ -54,7 +54,6 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     where = "dry run, writes nothing" if config.dry_run else str(directory)
     how = f"{describe_backend()} | {device} | {config.train.precision}"
     progress.write(f"gmoe_ext {__version__} | {how} | seed {config.seed} | {where}")
-    check_networks(config)
     check_extras(config)  # before an earlier run in the same place is moved away
     growable = ("train.epochs",) if config.student.model is None else ()
     run = Run(config, directory, progress, stop, growable)
@@ -65,19 +64,6 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
         progress.write(f"dry run    everything works; a real run trains up to {config.train.epochs} epochs")
         return
     leave(config, run, outcome, device)
-
-
-def check_networks(config: Config) -> None:
-    """Refuse settings without a network to train.
-
-    Raises:
-        ConfigError: names the flags that choose one.
-    """
-    if config.student.model is None and config.model.name is None:
-        raise ConfigError(
-            f"no model is set for data '{config.data.name}'\n"
-            "  fix: pass --config RECIPE, or --model.name gmoe-gcn, or --teacher.model sage --student.model rbm"
-        )
 
 
 def check_extras(config: Config) -> None:

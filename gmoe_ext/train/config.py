@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 from ..errors import ConfigError
 
 DEFAULT_DATA = "synthetic"  # data.name of the embedded default; needs no file
+_TEACHER_TRAINING = ("epochs", "lr", "weight_decay", "patience")
+_NO_OPTIONS = ("name", "model", *_TEACHER_TRAINING)  # fields of networks that `models.build` does not get
 
 
 @dataclass
@@ -85,8 +87,8 @@ class NetworkConfig:
     input_attention: bool | None = None
 
     def build_args(self) -> dict[str, Any]:
-        """The set values of the network fields, as keyword arguments for `models.build`."""
-        names = (f.name for f in dataclasses.fields(NetworkConfig))
+        """Return the options that are set, as keyword arguments for `models.build`."""
+        names = (f.name for f in dataclasses.fields(self) if f.name not in _NO_OPTIONS)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -147,11 +149,6 @@ class StudentConfig(NetworkConfig):
     normalize_inputs: bool | None = None
     annealing: float | None = None
     annealing_epochs: int | None = None
-
-    def build_args(self) -> dict[str, Any]:
-        """The set values, as keyword arguments for `models.build`."""
-        names = (f.name for f in dataclasses.fields(self) if f.name != "model")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass
@@ -323,8 +320,7 @@ class Config:
 
     def teacher_train(self) -> TrainConfig:
         """The optimisation of the teacher: `train` with what `teacher` sets."""
-        names = ("epochs", "lr", "weight_decay", "patience")
-        own = {name: value for name in names if (value := getattr(self.teacher, name)) is not None}
+        own = {name: value for name in _TEACHER_TRAINING if (value := getattr(self.teacher, name)) is not None}
         return dataclasses.replace(self.train, **own)
 
 

@@ -19,8 +19,7 @@ from ..export import pack, preparation
 from ..models.registry import Model
 from ..runtime import PackedStudent
 from .config import Config
-from .fit_state import FitResult
-from .report import Outcome, align
+from .report import Outcome, Trained, align
 from .run import Run
 from .speed import NodeServer, microseconds
 from .tasks.distill import Distilled, distill
@@ -48,7 +47,7 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
     data = done.scene.data
     positions = done.rows[:, data.num_features :] if positioned(done) else None
     normalize = preparation(config.data.row_normalize)
-    pack(done.student[0], path, class_names=data.class_names or None, normalize=normalize, positions=positions)
+    pack(done.student.model, path, class_names=data.class_names or None, normalize=normalize, positions=positions)
     packed = PackedStudent.load(path)
     check_packed(done, packed)
     costs = [gnn_cost(model, done) for model, _ in done.candidates] + [student_cost(packed, done)]
@@ -64,7 +63,7 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
     return outcome
 
 
-def table(models: list[tuple[Model, FitResult]], costs: list[Cost]) -> list[str]:
+def table(models: list[Trained], costs: list[Cost]) -> list[str]:
     """Return one line per model: test score at the best validation epoch, size, cost of an answer."""
     metric = models[0][1].metric
     rows: list[tuple[str, ...]] = [
@@ -95,7 +94,7 @@ def check_packed(done: Distilled, packed: PackedStudent) -> None:
     """
     nodes = done.scene.data.test_idx[:BATCH]
     with torch.inference_mode():
-        expected = done.student[0].eval()(done.rows[nodes]).logits.cpu().numpy()
+        expected = done.student.model.eval()(done.rows[nodes]).logits.cpu().numpy()
     difference = float(np.abs(packed.predict(*requests(done, nodes)) - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise GmoeError(f"the packed student's logits differ from the trained one's by {difference:.3g}")

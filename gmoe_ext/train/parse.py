@@ -142,6 +142,13 @@ def check(config: Config) -> None:
     """
     if config.recipe is not None:
         recipes.find(config.recipe)
+    if config.student.model is None and config.model.name is None:
+        raise ConfigError(
+            f"no model is set for data '{config.data.name}'\n"
+            "  fix: pass --config RECIPE, or --model.name gmoe-gcn, or --teacher.model sage --student.model rbm"
+        )
+    if config.student.model is not None and config.teacher.model is None:
+        raise ConfigError("student.model is set, but no teacher\n  fix: --teacher.model sage")
     for section, network in config.networks().items():
         student = section == "student"
         if graph_free(network.name) != student:

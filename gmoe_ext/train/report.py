@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import _native
 from ..atomic_write import atomic_write
+from ..data import MoleculeData, NodeData
 from ..errors import MissingExtraError
 from ..models.registry import Model
 from .config import Config, config_hash
@@ -21,29 +21,28 @@ from .fit_state import FitResult
 from .parse import published
 
 
-@dataclass
-class Trained:
-    """One trained model of a run.
+class Trained(NamedTuple):
+    """One trained model of a run, with the result of its fit."""
 
-    Attributes:
-        model: its name.
-        fit: scores and lengths of its training.
-        params_active: parameters that serve one row.
-        params_total: all parameters.
-        options: what `models.build` builds the network from, defaults included.
-    """
-
-    model: str
+    model: Model
     fit: FitResult
-    params_active: int
-    params_total: int
-    options: dict[str, Any]
 
-    @classmethod
-    def of(cls, model: Model, fit: FitResult) -> Trained:
-        """Combine a model with the result of its fit."""
-        active, total = model.num_parameters()
-        return cls(model.name, fit, active, total, model.config)
+    def record(self) -> dict[str, Any]:
+        """Return its entries in result.json."""
+        fit, (active, total) = self.fit, self.model.num_parameters()
+        return {
+            "model": self.model.name,
+            "val_best": fit.val_best,
+            "test_at_best_val": fit.test_at_best_val,
+            "test_best": fit.test_best,
+            "best_epoch": fit.best_epoch,
+            "epochs": fit.epochs,
+            "steps": fit.steps,
+            "wall_s": round(fit.wall_s, 3),
+            "params_total": total,
+            "params_active": active,
+            "options": self.model.config,  # what `models.build` builds it from, defaults included
+        }
 
 
 @dataclass
@@ -52,20 +51,18 @@ class Outcome:
 
     Attributes:
         main: the model the run is about (the student of a distillation).
+        data: what it was trained on.
         teacher: the model it was distilled from.
         others: further models of the run, in order.
-        split: rule of the split, as the data name it.
-        sha256: digest of each data file, by file name; empty for synthetic data.
         extra: further entries of result.json.
         lines: lines to print instead of `table`.
         next_command: a command to suggest to the user.
     """
 
     main: Trained
+    data: NodeData | MoleculeData
     teacher: Trained | None = None
     others: list[Trained] = field(default_factory=list)
-    split: str = ""
-    sha256: Mapping[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     next_command: str = ""
@@ -84,17 +81,16 @@ def result_record(config: Config, outcome: Outcome, device: torch.device) -> dic
     main, figure = outcome.main, published(config)
     record: dict[str, Any] = {
         "dataset": config.data.name,
-        "model": main.model,
         "setting": config.data.setting,
         "seed": config.seed,
         "metric": main.fit.metric,
-        **_scores(main),
-        "split": outcome.split,
+        **main.record(),
+        "split": outcome.data.split,
         "version": __version__,
         "recipe": config.recipe,
         "published": None if figure is None else dataclasses.asdict(figure),
         "config_hash": config_hash(config),
-        "data_sha256": dict(outcome.sha256),
+        "data_sha256": dict(outcome.data.sha256),
         "commit": commit(),
         "device": str(device),
         "backend": _native.backend(),
@@ -102,26 +98,10 @@ def result_record(config: Config, outcome: Outcome, device: torch.device) -> dic
         "threads": torch.get_num_threads(),
     }
     if outcome.teacher is not None:
-        record["teacher"] = {"model": outcome.teacher.model, **_scores(outcome.teacher)}
+        record["teacher"] = outcome.teacher.record()
     if outcome.others:
-        record["others"] = [{"model": one.model, **_scores(one)} for one in outcome.others]
+        record["others"] = [one.record() for one in outcome.others]
     return record | outcome.extra
-
-
-def _scores(trained: Trained) -> dict[str, Any]:
-    fit = trained.fit
-    return {
-        "val_best": fit.val_best,
-        "test_at_best_val": fit.test_at_best_val,
-        "test_best": fit.test_best,
-        "best_epoch": fit.best_epoch,
-        "epochs": fit.epochs,
-        "steps": fit.steps,
-        "wall_s": round(fit.wall_s, 3),
-        "params_total": trained.params_total,
-        "params_active": trained.params_active,
-        "options": trained.options,
-    }
 
 
 def commit() -> str | None:
@@ -180,11 +160,11 @@ def table(outcome: Outcome) -> list[str]:
     metric = outcome.main.fit.metric
     header = ("model", f"val {metric}", "test at best val", "test best", "epoch", "params active/total", "seconds")
     lines: list[tuple[str, ...]] = [header]
-    for one in rows:
-        fit = one.fit
+    for model, fit in rows:
+        active, total = model.num_parameters()
         scores = (f"{value:.3f}" for value in (fit.val_best, fit.test_at_best_val, fit.test_best))
-        params = f"{one.params_active:,}/{one.params_total:,}"
-        lines.append((one.model, *scores, f"{fit.best_epoch}/{fit.epochs}", params, f"{fit.wall_s:.1f}"))
+        params = f"{active:,}/{total:,}"
+        lines.append((model.name, *scores, f"{fit.best_epoch}/{fit.epochs}", params, f"{fit.wall_s:.1f}"))
     return align(lines)
 
 

@@ -73,6 +73,8 @@ def test_flags_are_frozen():
         ),
         (["--recipe", "molesol_gcn"], "did you mean --config"),
         (["--config", str(recipes.CONFIGS / "gmoe" / "molesol.yaml")], "several recipes\n.*--list molesol names them"),
+        (["--student.model", "mlp"], "student.model is set, but no teacher\n  fix: --teacher.model sage"),
+        (["--teacher.model", "sage"], "no model is set for data 'synthetic'\n  fix: pass --config"),
         (["--config", "nowhere/none.yaml"], "no file and no shipped recipe 'nowhere/none.yaml'"),
     ],
 )

@@ -26,15 +26,13 @@ from ...distill import (
 from ...errors import ConfigError
 from ...models.registry import Model
 from ..config import Config, NetworkConfig, fingerprint
-from ..fit_state import FitResult, check_same
+from ..fit_state import check_same
 from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
 from .node import node_task
 from .scene import Inputs, Scene, load_data
 from .student import build_task
-
-Fitted = tuple[Model, FitResult]
 
 # What the paper says, and what the code released with it does. They fill in only what is not set (None), so a recipe
 # can mix the two. The released code also reports the best test score over epochs: `test_best` in every result here.
@@ -82,18 +80,15 @@ class Distilled:
     """
 
     scene: Scene
-    candidates: list[Fitted]
-    teacher: Fitted
-    student: Fitted
+    candidates: list[Trained]
+    teacher: Trained
+    student: Trained
     rows: Tensor
 
     def outcome(self) -> Outcome:
         """Return what the report needs."""
-        others = [Trained.of(*fitted) for fitted in self.candidates if fitted is not self.teacher]
-        data = self.scene.data
-        return Outcome(
-            Trained.of(*self.student), Trained.of(*self.teacher), others, split=data.split, sha256=data.sha256
-        )
+        others = [one for one in self.candidates if one is not self.teacher]
+        return Outcome(self.student, self.scene.data, self.teacher, others)
 
 
 def resolve_protocol(config: Config, split: str) -> Config:
@@ -130,10 +125,10 @@ def distill(config: Config, run: Run, device: torch.device) -> Distilled:
     config = resolve_protocol(config, data.split)
     scene = Scene.of(config, data.to(device))
     candidates = [train_teacher(config, run, scene, *named) for named in _teachers(config)]
-    teacher = max(candidates, key=lambda one: one[1].val_best)
+    teacher = max(candidates, key=lambda one: one.fit.val_best)
     positions = find_positions(config, run, scene)
     rows = student_inputs(scene.data.x, positions, config.distill.position_scale, scene.observed_nodes)
-    student = train_student(config, run, scene, teacher[0], rows)
+    student = train_student(config, run, scene, teacher.model, rows)
     if not run.dry_run:
         keep_inputs(run, scene, rows)
     return Distilled(scene, candidates, teacher, student, rows)
@@ -142,24 +137,18 @@ def distill(config: Config, run: Run, device: torch.device) -> Distilled:
 def _teachers(config: Config) -> list[tuple[str, str, NetworkConfig]]:
     """Return phase, model name and settings of each network that may teach."""
     model, teacher = config.model.name, config.teacher.model
-    if model is not None and teacher is not None:
-        return [
-            (model, model, config.model),
-            (f"{teacher}-teacher" if teacher == model else teacher, teacher, config.teacher),
-        ]
-    if teacher is not None:
+    assert teacher is not None  # see parse.check
+    if model is None:
         return [("teacher", teacher, config.teacher)]
-    raise ConfigError("student.model is set, but no teacher\n  fix: --teacher.model sage")
+    other = f"{teacher}-teacher" if teacher == model else teacher
+    return [(model, model, config.model), (other, teacher, config.teacher)]
 
 
-def train_teacher(
-    config: Config, run: Run, scene: Scene, phase: str, name: str, network: NetworkConfig
-) -> tuple[Model, FitResult]:
+def train_teacher(config: Config, run: Run, scene: Scene, phase: str, name: str, network: NetworkConfig) -> Trained:
     """Fit a GNN in the setting of the run; held-out nodes join its graph only for the test."""
     settings = config.teacher_train()
     task = node_task(phase, name, network, scene.data, config, settings, run)
-    result = fit(task, settings, run)
-    return task.model, result
+    return Trained(task.model, fit(task, settings, run))
 
 
 def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
@@ -225,7 +214,7 @@ def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets
     return StudentTargets(logits, sampler, settings.tau, bool(settings.normalized_tau))
 
 
-def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Fitted:
+def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Trained:
     """Fit the student; the pre-training epochs of its experts come before those of `train`."""
     assert config.student.model is not None
     inputs = Inputs.of(scene, rows)
@@ -239,4 +228,4 @@ def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: 
     ).to(inputs.seen_ND.device)
     task = build_task(student, scene, inputs, targets, config)
     settings = dataclasses.replace(config.train, epochs=config.train.epochs + task.pretrain_epochs)
-    return student, fit(task, settings, run)
+    return Trained(student, fit(task, settings, run))

@@ -98,4 +98,4 @@ def train(config: Config, run: Run, device: torch.device, data: MoleculeData) ->
     two_hop = isinstance(model, ExpertGNN) and model.needs_two_hop
     task = MoleculeTask(name, model, data.to(device), config.train, config.seed, two_hop)
     result = fit(task, config.train, run)
-    return Outcome(Trained.of(model, result), split=data.split, sha256=data.sha256)
+    return Outcome(Trained(model, result), data)

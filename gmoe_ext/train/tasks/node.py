@@ -123,4 +123,4 @@ def train(config: Config, run: Run, device: torch.device, data: NodeData) -> Out
     data = data.to(device)
     task = node_task(config.model.name, config.model.name, config.model, data, config, config.train, run)
     result = fit(task, config.train, run)
-    return Outcome(Trained.of(task.model, result), split=data.split, sha256=data.sha256)
+    return Outcome(Trained(task.model, result), data)
