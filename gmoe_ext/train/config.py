@@ -1,7 +1,7 @@
-"""Settings of a run: one tree of dataclasses, read from YAML recipes and from flags by the same types.
+"""Settings of a run: one tree of dataclasses, whose types both YAML files and flags are read by.
 
-A value of None means "not set": the model, the data set or another section decides. Only set values are handed on, so a
-recipe for another model never has to unset what does not concern it.
+None means not set: the model, the data or another section decides. Only values that are set are passed on, so a recipe
+need not unset options that its model does not have.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class DataConfig:
     """Which data, and how it is split.
 
     Args:
-        name: data set; NAME.npz or NAME_graphs.npz under root, or "synthetic" (communities, made on the spot).
-        root: folder with the data files; else the environment variable GMOE_EXT_DATA, else "data".
-        setting: transductive sees all nodes in training, inductive holds part of the test nodes out.
-        split: auto takes the files' split or draws one; file, per_class, random or the RULE of NAME_split_RULE.npz.
-        split_seed: seed of a drawn split, of the held-out nodes and of synthetic data; None takes the run's seed.
+        name: data set; NAME.npz or NAME_graphs.npz under root, or "synthetic" (a generated graph of communities).
+        root: folder of the data files; None: the environment variable GMOE_EXT_DATA, or "data".
+        setting: transductive training sees all nodes, inductive training does not see some of the test nodes.
+        split: auto takes the file's split or draws one; file, per_class, random or the RULE of NAME_split_RULE.npz.
+        split_seed: seed of a drawn split, of the held-out nodes and of synthetic data; None: the run's seed.
         train_per_class: training nodes of each class in a per_class split.
         val_per_class: validation nodes of each class in a per_class split.
         row_normalize: divide node features by their row's sum.
-        allow_partial: accept a file with the features of some nodes only.
+        allow_partial: accept a file that has the features of only some nodes.
         heldout_rate: share of the test nodes held out in the inductive setting; None: 0.2, or all of them
             under the released code's protocol where the split is public.
-        metric: accuracy, rocauc or rmse; None infers it from the labels.
-        num_nodes: size of the synthetic graph; None takes its default.
+        metric: accuracy, rocauc or rmse; None: inferred from the labels.
+        num_nodes: size of the synthetic graph; None: its default.
     """
 
     name: str = DEFAULT_DATA
@@ -55,21 +55,21 @@ class DataConfig:
 
 @dataclass
 class NetworkConfig:
-    """The shape of a network: what `gmoe_ext.models.build` receives.
+    """The shape of a network: options of `gmoe_ext.models.build`.
 
     Args:
-        num_layers: layers, input and output layer included.
+        num_layers: number of layers, input and output layer included.
         hidden_dim: width of the hidden layers.
         dropout: dropout rate.
         norm: between layers: none, batch, layer (students); per expert of a GMoE layer: routed (batch statistics over
             the rows an expert got), all_nodes (over all rows, dense in training). None: the model's default.
         num_experts: experts per layer (n in GMoE, E in RbM).
         num_hop1: how many of them are hop-1 experts (m in GMoE); None: all.
-        k: experts every node picks; None for an MoE student: by protocol (paper: 3, released_code: 4).
+        k: experts that every node picks; None for an MoE student: by protocol (paper: 3, released_code: 4).
         aux_weight: weight of the importance and load losses (lambda, GMoE eq. 9).
         aux_over: mean or sum of these losses over the layers.
-        combine: sum of gate x expert (GMoE eq. 2), or that divided by the number of experts.
-        scale_hidden: divide hidden_dim by sqrt(k), so that the cost equals the base network's (GMoE, section 3.2).
+        combine: sum of gate times expert (GMoE eq. 2), or mean, that sum divided by the number of experts.
+        scale_hidden: divide hidden_dim by sqrt(k), so that the network costs as much as its base (GMoE, section 3.2).
         input_attention: per-expert input attention (RbM eq. 5).
     """
 
@@ -105,14 +105,14 @@ class ModelConfig(NetworkConfig):
 
 @dataclass
 class TeacherConfig(NetworkConfig):
-    """The GNN a student is distilled from; what is not set here is taken from `train`.
+    """The GNN that a student is distilled from; training settings that are not set are those of `train`.
 
     Args:
         model: sage, gcn, gmoe-gcn, ...
-        epochs: most epochs.
+        epochs: maximum number of epochs.
         lr: learning rate of Adam.
         weight_decay: L2 penalty of Adam.
-        patience: epochs without a better validation score before it stops; 0 never stops.
+        patience: epochs without a better validation score before training stops; 0: it never does.
     """
 
     model: str | None = None
@@ -124,17 +124,17 @@ class TeacherConfig(NetworkConfig):
 
 @dataclass
 class StudentConfig(NetworkConfig):
-    """The graph-free student; it is trained with the settings of `train` and `distill`.
+    """The student, which needs no graph; it is trained with the settings of `train` and `distill`.
 
     Args:
         model: rbm, moe, mlp or ensemble.
-        num_members: ensemble: how many MLPs vote.
-        variant: MoE: paper or released_code, of the router and of pre-training. None: by protocol.
+        num_members: ensemble: number of MLPs that vote.
+        variant: MoE: router and pre-training of the paper or of the released_code. None: by protocol.
         first_layer_dropout: RbM, MoE: also drop inputs of the first layer's experts. None: by protocol (paper: no).
         shared_dropout: RbM, MoE: one dropout mask per row instead of one per row and expert.
         gate_gradient: RbM: let the task's gradient flow through the gates.
         memory: RbM: a buffer moved by averages and its own loss, or a parameter of Adam. None: by protocol (buffer).
-        normalize_inputs: RbM: average directions of rows into the memory; false averages the rows as they are.
+        normalize_inputs: RbM: average the directions of rows into the memory; false: average the rows as they are.
         annealing: RbM: Delta of eq. 14; 0 keeps the memory's rate constant.
         annealing_epochs: RbM: T of eq. 14.
     """
@@ -155,42 +155,42 @@ class StudentConfig(NetworkConfig):
 class DistillConfig:
     """Losses, targets and schedule of the distillation (RbM, section 4; defaults follow the paper).
 
-    What is None is decided by `protocol`; see `gmoe_ext.train.tasks.distill`.
+    Values of None are decided by `protocol`; see `gmoe_ext.train.tasks.distill`.
 
     Args:
-        ce_weight: weight nu of the labels' cross entropy, 1 - nu goes to the teacher (eqs. 9 and 12).
+        ce_weight: weight nu of the labels' cross entropy; the teacher's targets have 1 - nu (eqs. 9 and 12).
         tau: temperature of teacher and student in the distillation loss.
-        normalized_tau: softmax after the division by tau; false divides the log-probabilities (released code).
+        normalized_tau: softmax after the division by tau; false: divide the log-probabilities (released code).
         reliable: sample neighbours as extra targets by the teacher's reliability (KRD).
-        pair_weight: weight of a kept edge (v, u): degree 1/|N(v)| (eq. 12), kept 1/(kept edges of v), equal
+        pair_weight: weight of a kept edge (v, u): degree, 1/|N(v)| (eq. 12); kept, 1/(kept edges of v); equal
             (released code).
-        noise_std: standard deviation of the feature noise that reliability is measured with (eq. 10).
-        noise_draws: noise draws (released code: 1).
-        squared_reliability: squared change of entropy (eq. 10); false its absolute value (released code).
-        power_momentum: share of the sampling power kept at an update.
+        noise_std: standard deviation of the feature noise by which reliability is measured (eq. 10).
+        noise_draws: number of noise draws (released code: 1).
+        squared_reliability: squared change of entropy (eq. 10); false: its absolute value (released code).
+        power_momentum: share of the sampling power that an update keeps.
         power_warmup: evaluations before the power begins to move.
-        power_bins: bins of the fit of the power.
+        power_bins: bins that the power is fitted to.
         power_bin_offset: where in a bin the curve is read; None: by protocol (its centre; released code: 0.05).
         positions: append DeepWalk positions to the features.
-        position_of: own gives observed nodes the position walked for them; neighbours the mean of their neighbours', as
-            a held-out node has it.
-        position_scale: none, or features to give positions the features' mean norm.
+        position_of: own gives observed nodes the position of their own walks; neighbours gives them the mean of their
+            neighbours' positions, as held-out nodes have it.
+        position_scale: none, or features, which gives positions the mean norm of the features.
         walk_length: nodes per walk.
         num_walks: walks per node.
         window: window of the skip-gram model.
         walk_epochs: passes of the skip-gram model over the walks.
         position_dim: length of a position.
-        pretrain_epochs: RbM, MoE: epochs with one expert, before those of `train`; then it is cloned, and routing
-            starts.
+        pretrain_epochs: RbM, MoE: epochs with one expert, before those of `train`; then the expert is cloned and
+            routing starts.
         reset_optimizer: RbM, MoE: a new Adam when routing starts (released code: no).
-        kmeans_restarts: RbM: runs of k-means per layer.
+        kmeans_restarts: RbM: number of k-means runs per layer.
         ema_rate: RbM: share of the old memory that an update keeps (eq. 4).
         memory_lr: RbM: step of a buffer memory along its self-similarity gradient; None: train.lr.
         commitment: RbM: weight of the commitment loss (eq. 6).
         self_similarity: RbM: weight of the self-similarity loss (eq. 7).
         load_balance: RbM, MoE: weight of the load-balance loss (eq. 8).
-        batch_weights: weigh cross entropy, distillation and memory losses by how many batches of this many rows each
-            has, as code that sums their gradients does, and in full batch move an RbM's memories once per such
+        batch_weights: batch size of code that sums gradients over batches: weigh cross entropy, distillation and
+            memory losses by the number of such batches each has, and in full batch move an RbM's memories once per
             batch; 0: plain means, one move per forward. None: by protocol (0; released code: 4096).
         protocol: paper, or released_code to follow the released code wherever the two differ.
     """
@@ -232,17 +232,17 @@ class TrainConfig:
     """The optimisation.
 
     Args:
-        epochs: most epochs.
-        batch_size: graphs (molecules) or nodes (students) per step; 0: all in one. Node GNNs always take all.
+        epochs: maximum number of epochs.
+        batch_size: graphs (molecules) or nodes (students) per step; 0: all. Node GNNs always take all.
         lr: learning rate of Adam.
         weight_decay: L2 penalty of Adam.
-        patience: epochs without a better validation score before it stops; 0 never stops.
+        patience: epochs without a better validation score before training stops; 0: it never does.
         eval_every: epochs between two evaluations.
-        keep_ties: an epoch that equals the best validation score replaces it.
+        keep_ties: an epoch with the same validation score as the best one replaces it.
         step_per: one optimizer step per batch, or one per epoch with summed gradients.
         precision: float32, or bf16-mixed: the forward under torch.autocast with bfloat16; weights, optimizer and scores
             stay float32.
-        checkpoint_s: least seconds between two checkpoints; 0 writes one after every step.
+        checkpoint_s: minimum number of seconds between two checkpoints; 0: one after every step.
     """
 
     epochs: int = 100
@@ -258,7 +258,7 @@ class TrainConfig:
 
 
 class Network(NamedTuple):
-    """A network that is set: the key that names its model, the name, and the options that are set."""
+    """A network of a run: the key of its model setting, the model's name, and the options that are set."""
 
     key: str
     name: str
@@ -276,13 +276,13 @@ class Config:
         student: the graph-free student.
         distill: losses, targets and schedule of the distillation.
         train: the optimisation.
-        recipe: the shipped recipe that `--config` named; it decides nothing by itself.
+        recipe: the shipped recipe that `--config` named; a label, which decides no number.
         run_dir: where everything is written; None: runs/NAME, see `parse.default_directory`.
         seed: seed of weights, dropout, batches and drawn splits.
         device: auto, cpu, cuda or cuda:N.
-        resume: auto continues a run found in run_dir, never starts afresh, a path continues that run.
-        dry_run: load the data, build the model, run one step, write nothing.
-        offline: never ask the network for data.
+        resume: auto continues the run in run_dir, never starts from scratch, a path continues that run.
+        dry_run: load the data, build the models, run one step of each, write nothing.
+        offline: never download data.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -310,7 +310,7 @@ class Config:
         return 0.2 if self.data.heldout_rate is None else self.data.heldout_rate
 
     def networks(self) -> dict[str, Network]:
-        """The networks that are set, by section."""
+        """Return the networks of the run, by section."""
         sections: list[tuple[str, str | None, NetworkConfig]] = [
             ("model.name", self.model.name, self.model),
             ("teacher.model", self.teacher.model, self.teacher),
@@ -319,7 +319,7 @@ class Config:
         return {key.split(".")[0]: Network(key, name, part.build_args()) for key, name, part in sections if name}
 
     def teacher_train(self) -> TrainConfig:
-        """The optimisation of the teacher: `train` with what `teacher` sets."""
+        """Return the optimisation of the teacher: `train`, with what `teacher` sets."""
         own = {name: value for name in _TEACHER_TRAINING if (value := getattr(self.teacher, name)) is not None}
         return dataclasses.replace(self.train, **own)
 

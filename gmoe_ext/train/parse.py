@@ -22,7 +22,7 @@ from .config import Config, fingerprint, flatten, from_dict, settings_hash
 
 _MODEL_KEYS = {"model.name", "teacher.model", "student.model"}
 _SIZES = ("num_layers", "hidden_dim")
-_SWITCHES = ("dry_run", "offline")
+_SWITCHES = {"dry_run": "run one step of everything and write nothing", "offline": "never download data"}
 # Flags that choose what to train; without any of them the embedded default is read.
 _CHOOSERS = re.compile(r"--(config|model|model\.name|teacher|teacher\.model|student|student\.model)(=.*)?")
 
@@ -54,12 +54,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
         help="list the shipped recipes (with WORD in their name) and their published figures",
     )
     parser.add_class_arguments(Config, skip=set(_SWITCHES))
-    parser.add_argument(
-        "--dry_run", nargs="?", const=True, default=False, type=bool, help="one step of everything, nothing is written"
-    )
-    parser.add_argument(
-        "--offline", nargs="?", const=True, default=False, type=bool, help="never ask the network for data"
-    )
+    for name, text in _SWITCHES.items():
+        parser.add_argument(f"--{name}", nargs="?", const=True, default=False, type=bool, help=text)
     return parser
 
 
