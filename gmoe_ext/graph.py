@@ -1,4 +1,4 @@
-"""Graph: a validated sparse adjacency with its degrees, normalisations and transpose cached. It knows no operator.
+"""Graph: a validated sparse adjacency that caches its degrees, normalisations and transpose.
 
 Row i of the compressed rows (CSR) holds what flows into node i: ``columns[offsets[i]:offsets[i + 1]]`` are the
 sources j of the edges j -> i, in the order in which the caller gave them.
@@ -11,22 +11,45 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ._graph_checks import check_ascending, check_distinct, check_edge_index, check_edge_type, check_weight
+from .indices import (
+    check_ascending,
+    check_distinct,
+    check_edge_index,
+    check_edge_type,
+    check_weight,
+    gather_ranges,
+    row_offsets,
+)
 
 _INT32_LIMIT = 2**31
+
+# Graphs that are made from another one and kept with it: norms of the default arguments, and with the other choice of
+# self loops.
+_Derivation = Literal["transpose", "with_self_loops", "gcn_norm", "unlooped_gcn_norm", "mean_norm", "looped_mean_norm"]
+
+
+@dataclass(slots=True)
+class _Structure:
+    """What depends on the edges alone, shared by graphs that differ only in weight; None until it is asked for."""
+
+    rows: Tensor | None = None
+    edges_by_type: tuple[Tensor, Tensor] | None = None
+    transpose_order: Tensor | None = None
+    transposed: tuple[Tensor, Tensor, Tensor | None] | None = None  # offsets, columns, edge type of the transpose
+    transposed_by: Tensor | None = None  # the order that made this graph a transpose
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True, weakref_slot=True)
 class Graph:
     """A directed graph as compressed rows: row i lists the sources of the edges that end in node i.
 
-    Make one with :meth:`from_edge_index`, which checks everything. The constructor itself trusts its arguments.
-    A graph is immutable; what is derived from it (transpose, normalisations, ...) is computed once and kept.
+    :meth:`from_edge_index` makes one and checks everything; the constructor itself trusts its arguments. A graph is
+    immutable, so whatever is derived from it (transpose, normalisations, ...) is computed once and kept.
 
     Attributes:
         num_nodes: N.
@@ -50,10 +73,11 @@ class Graph:
     edge_type: Tensor | None = None
     num_edge_types: int = 0
     edge_id: Tensor | None = None
-    # What depends on the edges alone, shared by graphs that differ only in weight.
-    _structure: dict[str, Any] = field(default_factory=dict, init=False)
-    # What depends on the weights too.
-    _derived: dict[Any, Any] = field(default_factory=dict, init=False)
+    _structure: _Structure = field(default_factory=_Structure, init=False)
+    # Depends on the weights, too.
+    _derived: dict[_Derivation, Graph] = field(default_factory=dict, init=False)
+    # The graph that this one is the transpose of: weak, because a reference cycle would delay the release of a batch.
+    _original: weakref.ref[Graph] | None = field(default=None, init=False)
 
     @classmethod
     def from_edge_index(
@@ -64,7 +88,7 @@ class Graph:
         edge_type: Tensor | None = None,
         num_edge_types: int | None = None,
     ) -> Graph:
-        """Build a graph from a list of edges, checking everything.
+        """Build a graph from a list of edges and check everything.
 
         Args:
             edge_index: integers [2, M]; edge_index[0] = source j, edge_index[1] = destination i, as in PyG.
@@ -74,8 +98,8 @@ class Graph:
             num_edge_types: T; default is the largest edge type + 1.
 
         Returns:
-            The graph on the device of ``edge_index``; duplicates and self loops are kept, edges of a row keep
-            their order. Indices are int32 where nodes and edges number fewer than 2^31.
+            The graph on the device of ``edge_index``. Duplicates and self loops are kept, and the edges of a row stay
+            in order. Indices are int32 if there are fewer than 2^31 nodes and edges.
 
         Raises:
             GraphIndexError: a node id or edge type is out of its range; the first bad one is named.
@@ -89,7 +113,7 @@ class Graph:
         rows, order = torch.sort(edge_index[1].to(width), stable=True)
         graph = cls(
             num_nodes,
-            _row_offsets(rows, num_nodes),
+            row_offsets(rows, num_nodes),
             edge_index[0].to(width).index_select(0, order),
             _take(edge_weight, order),
             None if edge_type is None else edge_type.to(width).index_select(0, order),
@@ -105,59 +129,58 @@ class Graph:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors live."""
+        """The device of all tensors."""
         return self.columns.device
 
     @property
     def rows(self) -> Tensor:
         """Destination of each edge, [M], ascending, in the dtype of ``columns``."""
-        if "rows" not in self._structure:
+        if self._structure.rows is None:
             ids = torch.arange(self.num_nodes, dtype=self.columns.dtype, device=self.device)
-            self._structure["rows"] = torch.repeat_interleave(ids, self.degree(), output_size=self.num_edges)
-        return cast(Tensor, self._structure["rows"])
+            self._structure.rows = torch.repeat_interleave(ids, self.degree(), output_size=self.num_edges)
+        return self._structure.rows
 
     def degree(self) -> Tensor:
-        """In-degree of each node, int64 [N]."""
+        """Return the in-degree of each node, int64 [N]."""
         return self.offsets.diff()
 
     def edge_index(self) -> Tensor:
-        """The edges as int64 [2, M], sources first, in the order of the rows."""
+        """Return the edges as int64 [2, M], sources first, in the order of the rows."""
         return torch.stack([self.columns, self.rows]).long()
 
     def edges_by_type(self) -> tuple[Tensor, Tensor]:
-        """Edges grouped by type: (type_offsets int64 [T + 1], order int64 [M]), stable within a type."""
+        """Group the edges by type: (type_offsets int64 [T + 1], order int64 [M]), stable within a type."""
         if self.edge_type is None:
             raise ValueError("Graph.edges_by_type: expected a graph with edge types, got none; pass edge_type")
-        if "edges_by_type" not in self._structure:
+        if self._structure.edges_by_type is None:
             kinds, order = torch.sort(self.edge_type, stable=True)
-            self._structure["edges_by_type"] = _row_offsets(kinds, self.num_edge_types), order
-        return cast(tuple[Tensor, Tensor], self._structure["edges_by_type"])
+            self._structure.edges_by_type = row_offsets(kinds, self.num_edge_types), order
+        return self._structure.edges_by_type
 
     @property
     def transpose_order(self) -> Tensor:
         """Position in this graph of each edge of :meth:`transpose`, int64 [M]."""
-        if "transpose_order" not in self._structure:
-            order = self._structure.get("transposed_by")
-            if order is None:
-                self._structure["transpose_order"] = torch.sort(self.columns, stable=True).indices
+        structure = self._structure
+        if structure.transpose_order is None:
+            if structure.transposed_by is None:
+                structure.transpose_order = torch.sort(self.columns, stable=True).indices
             else:
-                inverse = torch.empty_like(order)
-                inverse[order] = torch.arange(self.num_edges, device=self.device)
-                self._structure["transpose_order"] = inverse
-        return cast(Tensor, self._structure["transpose_order"])
+                inverse = torch.empty_like(structure.transposed_by)
+                inverse[structure.transposed_by] = torch.arange(self.num_edges, device=self.device)
+                structure.transpose_order = inverse
+        return structure.transpose_order
 
     def transpose(self) -> Graph:
-        """The graph with every edge reversed, weights and types carried along; transposing twice gives self back.
+        """Reverse every edge, keeping its weight and type; transposing twice returns self.
 
         Raises:
-            GraphIndexError: a column given to the trusted constructor is no node.
+            GraphIndexError: a column given to the trusted constructor is not a node.
         """
-        back = self._derived.get("transpose_of")
-        original: Graph | None = None if back is None else back()
+        original = None if self._original is None else self._original()
         return self._keep("transpose", self._make_transpose) if original is None else original
 
     def with_weight(self, weight: Tensor | None) -> Graph:
-        """The same edges with other weights, [M] in the order of the rows; shares every cache of the structure."""
+        """Give the same edges other weights, [M] in the order of the rows; caches of the structure are shared."""
         if weight is not None and weight.shape != self.columns.shape:
             raise ValueError(
                 f"Graph.with_weight: expected 'weight' of shape [{self.num_edges}], got {list(weight.shape)}"
@@ -176,24 +199,26 @@ class Graph:
         return self._keep("with_self_loops", self._make_self_loops)
 
     def gcn_norm(self, add_self_loops: bool = True) -> Graph:
-        """Symmetric normalisation: w_ij becomes d_i^-1/2 w_ij d_j^-1/2, d_i the sum of the weights into i (GCN).
+        """Normalise symmetrically: w_ij becomes d_i^-1/2 w_ij d_j^-1/2, d_i the sum of the weights into i (GCN).
 
         Args:
-            add_self_loops: first give every node without a self loop one of weight 1 (see :meth:`with_self_loops`).
+            add_self_loops: first add a self loop of weight 1 to every node without one (:meth:`with_self_loops`).
 
         Returns:
-            The weighted graph; a node whose weights do not sum to something positive has factor 0.
+            The weighted graph; a node whose weights do not have a positive sum gets factor 0.
         """
-        return self._keep(("gcn_norm", add_self_loops), lambda: self._make_gcn_norm(add_self_loops))
+        name: _Derivation = "gcn_norm" if add_self_loops else "unlooped_gcn_norm"
+        return self._keep(name, lambda: self._make_gcn_norm(add_self_loops))
 
     def mean_norm(self, add_self_loops: bool = False) -> Graph:
-        """Row normalisation: w_ij becomes w_ij / sum_j w_ij, which is 1 / in-degree without weights."""
-        return self._keep(("mean_norm", add_self_loops), lambda: self._make_mean_norm(add_self_loops))
+        """Normalise rows: w_ij becomes w_ij / sum_j w_ij, which is 1 / in-degree without weights."""
+        name: _Derivation = "looped_mean_norm" if add_self_loops else "mean_norm"
+        return self._keep(name, lambda: self._make_mean_norm(add_self_loops))
 
     def subgraph(self, nodes: Tensor) -> Graph:
-        """The graph induced by ``nodes`` [S], distinct ids; node ``nodes[s]`` becomes node s.
+        """Extract the graph induced by ``nodes`` [S], distinct ids; node ``nodes[s]`` becomes node s.
 
-        Edges of a row keep their order; ``edge_id`` still names positions in the original list of edges.
+        Edges of a row stay in order; ``edge_id`` still refers to the original list of edges.
         """
         nodes = check_distinct(nodes, self.num_nodes).to(self.device)
         local = torch.full((self.num_nodes,), -1, dtype=self.columns.dtype, device=self.device)
@@ -206,7 +231,7 @@ class Graph:
         edges = edges[taken]
         graph = Graph(
             len(nodes),
-            _row_offsets(rows, len(nodes)),
+            row_offsets(rows, len(nodes)),
             columns[taken],
             _take(self.weight, edges),
             _take(self.edge_type, edges),
@@ -216,7 +241,7 @@ class Graph:
         return graph.prefill(rows=rows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Graph:
-        """This graph on another device, its caches left behind; self when it is there already."""
+        """Move the graph to another device, without its caches; return self if it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
 
@@ -233,28 +258,40 @@ class Graph:
             move(self.edge_id),
         )
 
-    def prefill(self, **cached: Any) -> Graph:
-        """Hand in what is already known, so that it is not computed again; returns self. Trusted, for batching.
+    def prefill(
+        self,
+        *,
+        rows: Tensor | None = None,
+        transpose_order: Tensor | None = None,
+        transposed: tuple[Tensor, Tensor, Tensor | None] | None = None,
+        transpose: Graph | None = None,
+        gcn_norm: Graph | None = None,
+        mean_norm: Graph | None = None,
+        looped_mean_norm: Graph | None = None,
+    ) -> Graph:
+        """Store results that the caller already knows, so that they are not computed again; return self.
+
+        Trusts its arguments; meant for batching.
 
         Args:
-            cached: any of ``rows``, ``transpose_order``, ``edges_by_type`` (as the members of that name return),
-                ``transposed`` (offsets, columns and edge type of the transpose), ``gcn_norm``, ``mean_norm``,
-                ``transpose`` (graphs, of the default arguments), ``looped_mean_norm`` (that of ``mean_norm`` with self
-                loops added), ``transpose_of`` (whose transpose this graph is).
+            rows, transpose_order: as the properties return them.
+            transposed: offsets, columns and edge type of the transpose.
+            transpose, gcn_norm, mean_norm: as the methods return them for their default arguments.
+            looped_mean_norm: as :meth:`mean_norm` returns it with self loops added.
         """
-        for name, value in cached.items():
-            if name in ("rows", "transpose_order", "edges_by_type", "transposed"):
-                self._structure[name] = value
-            elif name in ("gcn_norm", "mean_norm"):
-                self._derived[name, name == "gcn_norm"] = value
-            elif name == "looped_mean_norm":
-                self._derived["mean_norm", True] = value
-            elif name == "transpose":
-                self._derived[name] = value.prefill(transpose_of=self)
-            elif name == "transpose_of":
-                self._derived[name] = weakref.ref(value)
-            else:
-                raise TypeError(f"Graph.prefill: unknown cache '{name}'")
+        structure = self._structure
+        structure.rows = structure.rows if rows is None else rows
+        structure.transpose_order = structure.transpose_order if transpose_order is None else transpose_order
+        structure.transposed = structure.transposed if transposed is None else transposed
+        derived: dict[_Derivation, Graph | None] = {
+            "transpose": transpose,
+            "gcn_norm": gcn_norm,
+            "mean_norm": mean_norm,
+            "looped_mean_norm": looped_mean_norm,
+        }
+        self._derived.update({name: graph for name, graph in derived.items() if graph is not None})
+        if transpose is not None:
+            object.__setattr__(transpose, "_original", weakref.ref(self))
         return self
 
     def __repr__(self) -> str:
@@ -272,28 +309,30 @@ class Graph:
         fields = (self.offsets, self.columns, self.weight, self.edge_type, self.num_edge_types, self.edge_id)
         return Graph, (self.num_nodes, *fields)
 
-    def _keep(self, key: Any, make: Callable[[], Graph]) -> Graph:
-        # A weight that learns changes between calls and carries its own autograd graph: nothing of it can be kept.
+    def _keep(self, name: _Derivation, make: Callable[[], Graph]) -> Graph:
+        # A learned weight changes between calls and carries its own autograd graph, so nothing of it can be kept.
         if self.weight is not None and self.weight.requires_grad:
             return make()
-        if key not in self._derived:
-            self._derived[key] = make()
-        return cast(Graph, self._derived[key])
+        if name not in self._derived:
+            self._derived[name] = make()
+        return self._derived[name]
 
     def _make_transpose(self) -> Graph:
         order = self.transpose_order
-        if "transposed" not in self._structure:
+        if self._structure.transposed is None:
             columns = self.columns.index_select(0, order)
-            # The trusted constructor has not looked.
+            # The trusted constructor did not check the columns.
             check_ascending("Graph.transpose", "columns", self.columns, columns, self.num_nodes)
-            offsets = _row_offsets(columns, self.num_nodes)
-            self._structure["transposed"] = offsets, self.rows.index_select(0, order), _take(self.edge_type, order)
-        offsets, columns, edge_type = self._structure["transposed"]
+            offsets = row_offsets(columns, self.num_nodes)
+            self._structure.transposed = offsets, self.rows.index_select(0, order), _take(self.edge_type, order)
+        offsets, columns, edge_type = self._structure.transposed
         weight, edge_id = _take(self.weight, order), _take(self.edge_id, order)
         graph = Graph(self.num_nodes, offsets, columns, weight, edge_type, self.num_edge_types, edge_id)
-        # Tensors only: this graph itself would close a reference cycle and delay the release of every batch.
-        graph._structure.update(transposed_by=order, transposed=(self.offsets, self.columns, self.edge_type))
-        return graph.prefill(transpose_of=self)
+        # Tensors only: a reference to this graph would close a cycle and delay the release of every batch.
+        graph._structure.transposed_by = order
+        graph._structure.transposed = self.offsets, self.columns, self.edge_type
+        object.__setattr__(graph, "_original", weakref.ref(self))
+        return graph
 
     def _make_self_loops(self) -> Graph:
         rows, columns = self.rows, self.columns
@@ -302,14 +341,14 @@ class Graph:
         shift = missing.cumsum(0)
         offsets = self.offsets.clone()
         offsets[1:] += shift
-        # The loop goes last in its row, so an edge moves by the number of loops added in the rows before its own.
+        # The loop goes last in its row, so an edge moves by the number of loops added to earlier rows.
         old = torch.arange(self.num_edges, device=self.device) + (shift - missing.long()).index_select(0, rows)
         loops = missing.nonzero().squeeze(1)
         new = offsets[loops + 1] - 1
         total = self.num_edges + len(loops)
 
         def merge(values: Tensor, loop_values: Tensor | float) -> Tensor:
-            # index_put without in-place writes keeps gradients to a learned weight.
+            # index_put instead of in-place writes keeps gradients to a learned weight.
             empty = torch.empty(total, dtype=values.dtype, device=self.device)
             fill = torch.as_tensor(loop_values, dtype=values.dtype, device=self.device)
             return empty.index_put((new,), fill).index_put((old,), values)
@@ -341,7 +380,7 @@ class Graph:
         return base.with_weight((factor.index_select(0, base.rows) * weight).to(weight.dtype))
 
     def _weight_sums(self) -> tuple[Tensor, Tensor]:
-        # float64 sums: the rows of a hub can hold millions of weights.
+        # float64 sums: the row of a hub can hold millions of weights.
         if self.weight is None:
             return self.degree().double(), torch.ones(self.num_edges, device=self.device)
         total = torch.zeros(self.num_nodes, dtype=torch.float64, device=self.device)
@@ -350,34 +389,5 @@ class Graph:
         return total, self.weight
 
 
-def gather_ranges(starts: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
-    """Concatenate the ranges starts[r]:starts[r] + counts[r].
-
-    Args:
-        starts: int64 [R].
-        counts: int64 [R], not negative.
-        total: counts.sum() when the caller knows it, which spares a device a synchronisation.
-
-    Returns:
-        int64 [sum of counts].
-
-    Example:
-        >>> gather_ranges(torch.tensor([7, 0]), torch.tensor([2, 3])).tolist()
-        [7, 8, 0, 1, 2]
-    """
-    if total is None:
-        total = int(counts.sum())
-    # A range starts where the ranges before it end; the difference to `starts` is what each of its items is moved by.
-    moved = starts - counts.cumsum(0) + counts
-    ids = torch.arange(total, dtype=starts.dtype, device=starts.device)
-    return ids + torch.repeat_interleave(moved, counts, output_size=total)
-
-
 def _take(values: Tensor | None, index: Tensor) -> Tensor | None:
     return None if values is None else values.index_select(0, index)
-
-
-def _row_offsets(sorted_rows: Tensor, num_rows: int) -> Tensor:
-    offsets = torch.zeros(num_rows + 1, dtype=torch.int64, device=sorted_rows.device)
-    offsets[1:] = torch.bincount(sorted_rows, minlength=num_rows).cumsum(0)
-    return offsets

@@ -116,9 +116,8 @@ def _graph(graph: Graph, memo: Any) -> Graph:
     placed = Graph(*(copy.deepcopy(getattr(graph, name), memo) for name in names))
     memo[id(graph)] = placed
     object.__setattr__(placed, "_structure", copy.deepcopy(graph._structure, memo))
-    for key, derived in graph._derived.items():
-        if key == "transpose":
-            placed.prefill(transpose=copy.deepcopy(derived, memo))
-        elif key != "transpose_of":
-            placed._derived[key] = copy.deepcopy(derived, memo)
+    for name, derived in graph._derived.items():
+        placed._derived[name] = copy.deepcopy(derived, memo)
+    if "transpose" in placed._derived:
+        placed.prefill(transpose=placed._derived["transpose"])
     return placed

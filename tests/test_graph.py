@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmoe_ext.errors import GraphIndexError
-from gmoe_ext.graph import Graph, gather_ranges
+from gmoe_ext.graph import Graph
+from gmoe_ext.indices import gather_ranges
 from tests.graphs import edge_lists, graphs, random_graph
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..graph import Graph, gather_ranges
+from ..graph import Graph
+from ..indices import gather_ranges
 from .arrays import Array
 
 

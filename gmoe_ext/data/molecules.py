@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._graph_checks import check_range
 from ..graph import Graph
+from ..indices import check_range
 from ..ops import two_hop_graph
 from . import metrics, splits
 from .arrays import Array, Arrays

@@ -9,7 +9,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ..graph import Graph, gather_ranges
+from ..graph import Graph
+from ..indices import gather_ranges
 from ..models.gnn import ExpertGNN
 from ..models.registry import Model
 

@@ -1,4 +1,4 @@
-"""What a graph is refused for: one function per argument, each error naming what was expected and what came."""
+"""Index tensors under :class:`gmoe_ext.Graph`: checks of its arguments, and arithmetic with offsets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_edge_index(edge_index: Tensor, num_nodes: int) -> int:
-    """Integers [2, M] in [0, num_nodes); returns num_nodes as int."""
+    """Check integers [2, M] in [0, num_nodes); return num_nodes as int."""
     if not isinstance(edge_index, Tensor):
         _refuse(TypeError, "edge_index", "an integer tensor of shape [2, M]", type(edge_index).__name__)
     if edge_index.dtype not in _INT_DTYPES:
         _refuse(TypeError, "edge_index", "an integer dtype", str(edge_index.dtype), "pass edge_index.long()")
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-        mend = "row 0 holds the sources, row 1 the destinations"
-        _refuse(ValueError, "edge_index", "shape [2, M]", str(list(edge_index.shape)), mend)
+        fix = "row 0 holds the sources, row 1 the destinations"
+        _refuse(ValueError, "edge_index", "shape [2, M]", str(list(edge_index.shape)), fix)
     num_nodes = int(num_nodes)
     if num_nodes < 0:
         _refuse(ValueError, "num_nodes", "a number >= 0", str(num_nodes))
@@ -30,7 +30,7 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> int:
 
 
 def check_weight(weight: Tensor | None, edge_index: Tensor) -> None:
-    """None, or finite floating [M]."""
+    """Check finite floating [M], or None."""
     if weight is None:
         return
     _check_beside("edge_weight", weight, edge_index)
@@ -43,7 +43,7 @@ def check_weight(weight: Tensor | None, edge_index: Tensor) -> None:
 
 
 def check_edge_type(edge_type: Tensor | None, edge_index: Tensor, num_edge_types: int | None) -> int:
-    """None, or integers [M] in [0, T); returns T, by default the largest type + 1."""
+    """Check integers [M] in [0, T), or None; return T, by default the largest type + 1."""
     if edge_type is None:
         if num_edge_types:
             _refuse(ValueError, "edge_type", f"shape [M] beside num_edge_types={num_edge_types}", "None")
@@ -58,7 +58,7 @@ def check_edge_type(edge_type: Tensor | None, edge_index: Tensor, num_edge_types
 
 
 def check_distinct(nodes: Tensor, num_nodes: int) -> Tensor:
-    """Integers [S] in [0, num_nodes), none twice; returns them as int64."""
+    """Check distinct integers [S] in [0, num_nodes); return them as int64."""
     if not isinstance(nodes, Tensor) or nodes.ndim != 1 or nodes.dtype not in _INT_DTYPES:
         got = f"{nodes.dtype} {list(nodes.shape)}" if isinstance(nodes, Tensor) else type(nodes).__name__
         raise TypeError(f"Graph.subgraph: expected 'nodes' as an integer tensor of shape [S], got {got}")
@@ -74,7 +74,7 @@ def check_distinct(nodes: Tensor, num_nodes: int) -> Tensor:
 
 
 def check_range(op: str, argument: str, values: Tensor, bound: int) -> None:
-    """0 <= values < bound, else GraphIndexError with the first bad element in flat order."""
+    """Check 0 <= values < bound; raise GraphIndexError for the first bad element in flat order."""
     if values.numel() == 0:
         return
     low, high = values.aminmax()
@@ -85,12 +85,42 @@ def check_range(op: str, argument: str, values: Tensor, bound: int) -> None:
 
 
 def check_ascending(op: str, argument: str, values: Tensor, ascending: Tensor, bound: int) -> None:
-    """As `check_range`, for the price of two elements: ``ascending`` holds the values in order, so its ends tell."""
-    # A compiler cannot branch on what a tensor holds.
+    """Check ``values`` as `check_range` does, but read two elements only: the ends of the sorted ``ascending``."""
+    # A compiler cannot branch on the contents of a tensor.
     if torch.compiler.is_compiling() or ascending.numel() == 0:
         return
     if int(ascending[0]) < 0 or int(ascending[-1]) >= bound:
         check_range(op, argument, values, bound)
+
+
+def gather_ranges(starts: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
+    """Concatenate the ranges starts[r]:starts[r] + counts[r].
+
+    Args:
+        starts: int64 [R].
+        counts: int64 [R], non-negative.
+        total: counts.sum() if the caller knows it, which avoids a device synchronisation.
+
+    Returns:
+        int64 [sum of counts].
+
+    Example:
+        >>> gather_ranges(torch.tensor([7, 0]), torch.tensor([2, 3])).tolist()
+        [7, 8, 0, 1, 2]
+    """
+    if total is None:
+        total = int(counts.sum())
+    # A range starts where the ranges before it end; its items shift by the difference from `starts`.
+    moved = starts - counts.cumsum(0) + counts
+    ids = torch.arange(total, dtype=starts.dtype, device=starts.device)
+    return ids + torch.repeat_interleave(moved, counts, output_size=total)
+
+
+def row_offsets(sorted_rows: Tensor, num_rows: int) -> Tensor:
+    """Compute the offsets [num_rows + 1] of rows from the ascending row of each edge."""
+    offsets = torch.zeros(num_rows + 1, dtype=torch.int64, device=sorted_rows.device)
+    offsets[1:] = torch.bincount(sorted_rows, minlength=num_rows).cumsum(0)
+    return offsets
 
 
 def _check_beside(argument: str, values: Tensor, edge_index: Tensor) -> None:
@@ -103,5 +133,5 @@ def _check_beside(argument: str, values: Tensor, edge_index: Tensor) -> None:
         _refuse(ValueError, argument, f"device {edge_index.device} to match 'edge_index'", str(values.device))
 
 
-def _refuse(kind: type[Exception], argument: str, expected: str, got: str, mend: str = "") -> NoReturn:
-    raise kind(f"{_OP}: expected '{argument}' of {expected}, got {got}{'; ' + mend if mend else ''}")
+def _refuse(kind: type[Exception], argument: str, expected: str, got: str, fix: str = "") -> NoReturn:
+    raise kind(f"{_OP}: expected '{argument}' of {expected}, got {got}{'; ' + fix if fix else ''}")
