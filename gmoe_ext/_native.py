@@ -1,4 +1,4 @@
-"""Finds and loads the compiled operators.
+"""Find and load the compiled operators.
 
 ``available`` is decided once, when this module is first imported. Without the library the operators run on
 ``gmoe_ext.reference``: one warning says so, ``backend()`` tells, and ``GMOE_EXT_REQUIRE_NATIVE=1`` makes it an error.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,30 +20,30 @@ import torch
 
 from .errors import GraphIndexError, NativeError
 
-_NOT_BUILT = (
-    "gmoe_ext: the compiled operators are not built for Python {python}.\n"
-    "  mend: pip install --no-build-isolation . (in the source tree: python setup.py build_ext --inplace)"
-)
-_DOES_NOT_LOAD = (
-    "gmoe_ext: the compiled operators do not load in this environment (torch {torch}, Python {python}): {reason}\n"
-    "  mend: build them again here: pip install --no-build-isolation --force-reinstall --no-deps ."
-)
-_NO_CUDA = (
-    "gmoe::{name}: got tensors on CUDA, and {reason}\n"
-    "  mend: build on a machine with nvcc, beside a torch with CUDA:"
-    " GMOE_CUDA=ON pip install --no-build-isolation --force-reinstall --no-deps .\n"
-    "  or move the tensors to the CPU"
-)
+_BUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+_BUILD_CUDA = f"on a machine with nvcc, with a torch that has CUDA: GMOE_CUDA=ON {_BUILD}"
 
 
-def _load() -> ModuleType:
+def _load(module: str = "_C", build: str = _BUILD) -> ModuleType:
+    """Import a compiled module of the package, or say why that is impossible and what to do about it."""
     python = sys.version.split()[0]
-    if find_spec("gmoe_ext._C") is None:
-        raise NativeError(_NOT_BUILT.format(python=python))
+    if find_spec(f"gmoe_ext.{module}") is None:
+        others = sorted(path.name for path in Path(__file__).parent.glob(f"{module}.*.so"))
+        reason = f"; there is {', '.join(others)}, which is for another Python" if others else ""
+        raise NativeError(
+            f"gmoe_ext: the compiled module {module} is not built for Python {python}{reason}\n  fix: {build}"
+        )
     try:
-        return importlib.import_module("gmoe_ext._C")
+        return importlib.import_module(f"gmoe_ext.{module}")
     except ImportError as error:
-        raise NativeError(_DOES_NOT_LOAD.format(torch=torch.__version__, python=python, reason=error)) from error
+        lacking = re.match(r"(\S+): cannot open shared object file", str(error))
+        fix = f"rebuild it in this environment: {build}"
+        if lacking:
+            fix = f"install what provides {lacking[1]}, or add its directory to LD_LIBRARY_PATH; otherwise {fix}"
+        raise NativeError(
+            f"gmoe_ext: the compiled module {module} does not load with Python {python} and torch {torch.__version__}: "
+            f"{error}\n  fix: {fix}"
+        ) from error
 
 
 def _required() -> bool:
@@ -61,15 +63,13 @@ def _load_or_fall_back() -> ModuleType | None:
 
 
 def _load_cuda() -> tuple[ModuleType | None, str]:
-    """The kernels for CUDA tensors, or why there are none. Loading them starts no device."""
+    # Loading the kernels starts no device.
     if torch.version.cuda is None:
-        return None, "this torch has no CUDA"
-    if find_spec("gmoe_ext._cuda") is None:
-        return None, "gmoe_ext was built without its CUDA kernels"
+        return None, f"gmoe_ext: this torch ({torch.__version__}) has no CUDA\n  fix: {_BUILD_CUDA}"
     try:
-        return importlib.import_module("gmoe_ext._cuda"), ""
-    except ImportError as error:
-        return None, f"gmoe_ext's CUDA kernels do not load beside torch {torch.__version__}: {error}"
+        return _load("_cuda", _BUILD_CUDA), ""
+    except NativeError as error:
+        return None, str(error)
 
 
 _library = _load_or_fall_back()
@@ -79,44 +79,49 @@ available: bool = _library is not None
 
 
 def backend() -> str:
-    """What the operators run on: ``"native"`` (compiled) or ``"reference"`` (pure PyTorch).
+    """Tell what the operators run on: ``"native"`` (compiled) or ``"reference"`` (pure PyTorch).
 
-    ``GMOE_EXT_BACKEND=reference`` chooses the reference on purpose, for instance to check a result.
+    ``GMOE_EXT_BACKEND=reference`` selects the reference on purpose, for instance to check a result.
     """
     return "native" if available else "reference"
 
 
 def build_info() -> dict[str, Any]:
-    """Facts about the compiled library: version, torch and compiler it was built with, active instruction set.
+    """Describe the compiled library: its version, the torch and compiler that built it, the active instruction set.
 
-    ``cuda`` is the version of CUDA that the kernels for CUDA tensors were built with, False where they are not loaded.
+    ``cuda`` is the CUDA version that built the kernels for CUDA tensors, or False if they are not loaded.
 
     Raises:
-        NativeError: the library is not built or does not load here.
+        NativeError: the library is not built or does not load.
     """
     library = _library if _library is not None else _load()
     info: dict[str, Any] = {"cuda": False, **library.build_info()}
     return {**info, **_cuda.build_info()} if _cuda is not None else info
 
 
+def why_no_cuda() -> str | None:
+    """Say why there are no operators for CUDA tensors and how to get them; None if there are."""
+    return None if _cuda is not None else _no_cuda
+
+
 def expect_cuda(name: str, operands: tuple[Any, ...]) -> None:
-    """Raise :class:`NativeError` where an operator got CUDA tensors and has no kernels for them."""
+    """Raise :class:`NativeError` if an operator got CUDA tensors but has no kernels for them."""
     if _cuda is None and any(isinstance(operand, torch.Tensor) and operand.is_cuda for operand in operands):
-        raise NativeError(_NO_CUDA.format(name=name, reason=_no_cuda))
+        raise NativeError(f"gmoe::{name}: got tensors on CUDA, but {_no_cuda}\n  or move the tensors to the CPU")
 
 
 def raise_index_faults(device: torch.device) -> None:
-    """Raise for a bad index that an operator has noted on a CUDA device.
+    """Raise an error for a bad index that an operator recorded on a CUDA device.
 
-    Operators there leave a bad index out and note its position; the next one raises. Who has waited for the device
-    anyway, at the end of an epoch, calls this, so that no index goes unnoticed. It waits for nothing itself.
+    Operators on CUDA skip a bad index and record its position; the next operator raises. Call this where the device
+    has been waited for anyway, such as at the end of an epoch, so that no bad index goes unnoticed. It does not wait.
 
     Raises:
-        GraphIndexError: without a value.
+        GraphIndexError: a bad index, without its value.
         RuntimeError: offsets or a plan that no operator of this package makes.
     """
     raise_noted = getattr(_cuda if device.type == "cuda" else _library, "raise_index_faults", None)
-    if raise_noted is None:  # of the CPU, where operators raise at once
+    if raise_noted is None:  # on the CPU, operators raise at once
         return
     index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     try:
@@ -129,5 +134,5 @@ def raise_index_faults(device: torch.device) -> None:
 
 
 def num_threads() -> int:
-    """Threads the CPU operators use: ``torch.get_num_threads()``."""
+    """Return the number of threads of the CPU operators: ``torch.get_num_threads()``."""
     return torch.get_num_threads()

@@ -73,7 +73,8 @@ class Graph:
     edge_type: Tensor | None = None
     num_edge_types: int = 0
     edge_id: Tensor | None = None
-    _structure: _Structure = field(default_factory=_Structure, init=False)
+    # A lambda, because torch.compile can construct a class that a function names, but not one that is a factory itself.
+    _structure: _Structure = field(default_factory=lambda: _Structure(), init=False)
     # Depends on the weights, too.
     _derived: dict[_Derivation, Graph] = field(default_factory=dict, init=False)
     # The graph that this one is the transpose of: weak, because a reference cycle would delay the release of a batch.

@@ -1,4 +1,4 @@
-"""Importing gmoe_ext is quick, lazy and without effect; the compiled library is found, refused or replaced aloud."""
+"""Importing gmoe_ext is quick, lazy and without side effects; a missing compiled library is replaced with a warning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAX_IMPORT_S = 0.4  # beyond torch's own import
 OPTIONAL = {"gensim", "sklearn", "scipy", "matplotlib", "ogb", "rdkit", "ray", "optuna", "onnx", "pandas"}
-ROOMS = ("ops", "graph", "nn", "models", "data", "distill", "export", "train", "runtime")
+PACKAGES = ("ops", "graph", "nn", "models", "data", "distill", "export", "train", "runtime")
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +25,7 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def answer(code: str, **env: str) -> Any:
-    """What the last line of code's output says, as JSON."""
+    """Return the last line of code's output, parsed as JSON."""
     done = python(code, **env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -39,14 +39,14 @@ def test_bare_import_loads_no_torch() -> None:
 def test_runtime_imports_no_torch() -> None:
     loaded = answer("import gmoe_ext.runtime, json, sys; print(json.dumps(sorted(sys.modules)))")
     assert not [name for name in loaded if name.split(".")[0] == "torch"]
-    rooms = {name.split(".")[1] for name in loaded if name.startswith("gmoe_ext.")}
-    assert rooms <= {"runtime", "errors", "_runtime"}
+    packages = {name.split(".")[1] for name in loaded if name.startswith("gmoe_ext.")}
+    assert packages <= {"runtime", "errors", "_runtime"}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_optional_libraries_wait_until_needed(room: str) -> None:
-    loaded = set(answer(f"import gmoe_ext.{room}, json, sys; print(json.dumps(sorted(sys.modules)))"))
-    assert not loaded & OPTIONAL, f"importing gmoe_ext.{room} loads {loaded & OPTIONAL}"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_optional_libraries_wait_until_needed(package: str) -> None:
+    loaded = set(answer(f"import gmoe_ext.{package}, json, sys; print(json.dumps(sorted(sys.modules)))"))
+    assert not loaded & OPTIONAL, f"importing gmoe_ext.{package} loads {loaded & OPTIONAL}"
 
 
 def test_import_is_quick() -> None:
@@ -76,15 +76,17 @@ before = state()
 warnings.simplefilter("default")
 before[6] = warnings.filters[:]
 import importlib
-for room in ROOMS:
-    importlib.import_module("gmoe_ext." + room)
+for package in PACKAGES:
+    importlib.import_module("gmoe_ext." + package)
 after = state()
 assert [a == b for a, b in zip(before, after)] == [True] * len(before), [a == b for a, b in zip(before, after)]
 """
 
 
 def test_import_changes_nothing_and_says_nothing(tmp_path: Path) -> None:
-    done = python(f"import os; os.chdir({str(tmp_path)!r})\nROOMS = {ROOMS!r}\n{EFFECTS}", GMOE_EXT_BACKEND="reference")
+    done = python(
+        f"import os; os.chdir({str(tmp_path)!r})\nPACKAGES = {PACKAGES!r}\n{EFFECTS}", GMOE_EXT_BACKEND="reference"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "" and done.stderr == ""
     assert not list(tmp_path.iterdir())
@@ -124,7 +126,7 @@ def test_missing_library_warns_once_and_falls_back() -> None:
         "        gate, index = gmoe_ext.ops.cosine_topk(torch.ones(1, 4), torch.eye(4), 2)\n"
         "    assert gmoe_ext.backend() == 'reference' and index.tolist() == [[0, 1]]\n"
         "    (warning,) = [w for w in seen if w.category is RuntimeWarning]\n"
-        "    assert 'not built' in str(warning.message) and 'mend:' in str(warning.message), warning.message\n"
+        "    assert 'not built' in str(warning.message) and 'fix:' in str(warning.message), warning.message\n"
     )
     done = python(code)
     assert done.returncode == 0, done.stderr

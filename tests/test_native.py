@@ -1,4 +1,4 @@
-"""The compiled library is found, refused with what mends it, or replaced by the reference aloud."""
+"""The compiled library is found, refused with a reason and a fix, or replaced by the reference with a warning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import pickle
 import warnings
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,13 +50,30 @@ def test_build_info_says_what_was_built_and_what_runs() -> None:
 
 
 def test_missing_library_warns_and_falls_back(not_built: None) -> None:
-    with pytest.warns(RuntimeWarning, match=r"not built(.|\n)*mend: pip install(.|\n)*reference is used"):
+    with pytest.warns(RuntimeWarning, match=r"not built(.|\n)*fix: pip install(.|\n)*reference is used"):
         assert _native._load_or_fall_back() is None
 
 
 def test_library_that_does_not_load_says_why(built_for_another_torch: None) -> None:
-    with pytest.warns(RuntimeWarning, match=r"do not load(.|\n)*undefined symbol: aoti_torch_of_tomorrow(.|\n)*mend:"):
+    with pytest.warns(RuntimeWarning, match=r"does not load(.|\n)*undefined symbol: aoti_torch_of_tomorrow(.|\n)*fix:"):
         assert _native._load_or_fall_back() is None
+
+
+def test_library_for_another_python_is_named(not_built: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "_C.cpython-399-x86_64-linux-gnu.so").touch()
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+    with pytest.raises(NativeError, match=r"_C\.cpython-399-x86_64-linux-gnu\.so, which is for another Python"):
+        _native._load()
+
+
+def test_missing_shared_library_is_named_in_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:
+        raise ImportError("libcudart.so.13: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(_native, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(NativeError, match=r"fix: install what provides libcudart\.so\.13"):
+        _native._load("_cuda")
 
 
 @pytest.mark.parametrize("fault", ["not_built", "built_for_another_torch"])
@@ -64,7 +82,7 @@ def test_fallback_is_an_error_where_native_is_required(
 ) -> None:
     request.getfixturevalue(fault)
     monkeypatch.setenv("GMOE_EXT_REQUIRE_NATIVE", "1")
-    with pytest.raises(NativeError, match="mend:"):
+    with pytest.raises(NativeError, match="fix:"):
         _native._load_or_fall_back()
 
 
@@ -89,7 +107,7 @@ def test_build_info_without_a_library_is_an_error(not_built: None, monkeypatch: 
 
 @pytest.mark.native
 def test_library_older_than_the_python_files_is_named_as_such() -> None:
-    with pytest.raises(NativeError, match=r"older than the Python files: gmoe::of_tomorrow is missing(.|\n)*mend:"):
+    with pytest.raises(NativeError, match=r"older than the Python files: gmoe::of_tomorrow is missing(.|\n)*fix:"):
         _dispatch.register("of_tomorrow", lambda x: x)
 
 
@@ -102,15 +120,19 @@ def test_other_runtime_errors_of_an_operator_pass_unchanged() -> None:
 @pytest.fixture
 def no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "_cuda", None)
-    monkeypatch.setattr(_native, "_no_cuda", "gmoe_ext was built without its CUDA kernels")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_native, "find_spec", lambda name: None)
+    monkeypatch.setattr(_native, "_no_cuda", _native._load_cuda()[1])
 
 
 def test_cuda_kernels_are_looked_for_only_where_torch_has_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert _native._load_cuda() == (None, "this torch has no CUDA")
+    library, reason = _native._load_cuda()
+    assert library is None and "has no CUDA\n  fix:" in reason
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(_native, "find_spec", lambda name: None)
-    assert _native._load_cuda() == (None, "gmoe_ext was built without its CUDA kernels")
+    library, reason = _native._load_cuda()
+    assert library is None and "module _cuda is not built" in reason and "fix: on a machine with nvcc" in reason
 
 
 def test_cuda_kernels_that_do_not_load_say_why(built_for_another_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +145,10 @@ def test_cuda_tensors_without_cuda_kernels_are_an_error_that_says_how_to_build_t
     with FakeTensorMode(), pytest.raises(NativeError) as caught:
         _native.expect_cuda("cosine_topk", (torch.empty(2, 3, device="cuda"), 1))
     text = str(caught.value)
-    assert text.startswith("gmoe::cosine_topk: got tensors on CUDA, and gmoe_ext was built without")
-    assert "mend: " in text and "GMOE_CUDA=ON pip install" in text
+    assert text.startswith(
+        "gmoe::cosine_topk: got tensors on CUDA, but gmoe_ext: the compiled module _cuda is not built"
+    )
+    assert "fix: " in text and "GMOE_CUDA=ON pip install" in text and _native.why_no_cuda() in text
     _native.expect_cuda("cosine_topk", (torch.ones(2), 1))
 
 

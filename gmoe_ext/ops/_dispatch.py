@@ -136,7 +136,7 @@ def register(
     if not hasattr(torch.ops.gmoe, name):
         raise NativeError(
             f"gmoe_ext: the compiled operators are older than the Python files: {qualified} is missing\n"
-            "  mend: build them again (in the source tree: python setup.py build_ext --inplace)"
+            "  fix: build them again (in the source tree: python setup.py build_ext --inplace)"
         )
     torch.library.register_fake(qualified, fake)
     if backward is None:

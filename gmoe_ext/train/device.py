@@ -33,17 +33,14 @@ def resolve(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices\n  mend: --device cpu")
     if device.type == "cuda" and not _operators_on_cuda():
-        raise ConfigError(
-            f"--device {name}: gmoe_ext was built without its CUDA kernels\n"
-            "  mend: GMOE_CUDA=ON pip install --no-build-isolation --force-reinstall --no-deps ., or --device cpu"
-        )
+        raise ConfigError(f"--device {name}: {_native.why_no_cuda()}\n  or pass --device cpu")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def _operators_on_cuda() -> bool:
-    return not _native.available or bool(_native.build_info()["cuda"])  # the reference runs anywhere
+    return not _native.available or _native.why_no_cuda() is None  # the reference runs anywhere
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

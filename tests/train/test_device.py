@@ -24,11 +24,11 @@ def test_a_gpu_without_operators_for_it_is_refused_and_never_chosen(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": False, "cpu": "avx2"})
+    monkeypatch.setattr(_native, "why_no_cuda", lambda: "the kernels do not load\n  fix: rebuild")
     assert resolve("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="built without its CUDA kernels"):
+    with pytest.raises(ConfigError, match=r"cuda:0: the kernels do not load\n  fix: rebuild\n  or pass --device cpu"):
         resolve("cuda:0")
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": "13.0", "cpu": "avx2"})
+    monkeypatch.setattr(_native, "why_no_cuda", lambda: None)
     assert resolve("auto") == resolve("cuda") == torch.device("cuda", 1)
 
 
