@@ -1,6 +1,7 @@
 // Message passing over typed edges for chosen (destination, expert) pairs (the message of OGB's molecule networks):
 //   y_ir = sum_{j -> i} w_ij relu(x_ej + table[e, type_ij]),  e = index_ir - first_expert
-// Slots whose expert lies outside [0, num_experts) are zeros. edge_aggregate is the case of one expert and no index.
+// Slots whose expert lies outside [0, num_experts) are zeros. Without an index every destination has one slot, for the
+// only expert: edge_aggregate.
 #pragma once
 
 #include <cstdint>

@@ -18,9 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/cpu/check_index.h"
-#include "core/workspace.h"
 #include "core/types.h"
+#include "core/workspace.h"
 
 // Its name in the headers of torch 2.11.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
@@ -92,18 +91,10 @@ inline void check_size(const char* op, const char* name, const Tensor& t, std::i
         ", got ", shape(t));
 }
 
-// The text is parsed by gmoe_ext/ops/_dispatch.py into a GraphIndexError: change both together.
-[[noreturn]] inline void throw_bad_index(const char* op, const char* name, std::int64_t position, std::int64_t value,
-                                         std::int64_t bound) {
-  throw std::runtime_error(join(op, ": index out of range: '", name, "' at position ", position, " is ", value,
-                                ", expected 0 <= index < ", bound));
-}
-
 // ---- tensors as dense pointers
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-inline OptionalTensor dense(const OptionalTensor& t) { return t ? OptionalTensor(dense(*t)) : std::nullopt; }
 inline Tensor dense_int64(const Tensor& index) {
   return dense(index.scalar_type() == ScalarType::Long ? index : torch::stable::to(index, ScalarType::Long));
 }
@@ -171,16 +162,6 @@ auto dispatch_index(const char* op, ScalarType dtype, const F& f) {
     default: break;
   }
   throw std::runtime_error(join(op, ": expected dtype int32 or int64"));
-}
-
-// Raises at the first value of t (dense, int32 or int64) outside [0, bound).
-inline void check_indices(const char* op, const char* name, const Tensor& t, std::int64_t bound) {
-  dispatch_index(op, t.scalar_type(), [&](auto type) {
-    using Index = typename decltype(type)::type;
-    const Index* values = data<Index>(t);
-    const std::int64_t bad = core::find_bad_index(values, t.numel(), bound);
-    if (bad >= 0) throw_bad_index(op, name, bad, static_cast<std::int64_t>(values[bad]), bound);
-  });
 }
 
 }  // namespace gmoe::ops

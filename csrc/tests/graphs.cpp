@@ -3,7 +3,6 @@
 
 #include "core/aggregate.h"
 #include "core/cpu/check_index.h"
-#include "core/edge_aggregate.h"
 #include "core/random_walk.h"
 #include "core/routed_edge_aggregate.h"
 #include "core/routed_edge_mixture.h"
@@ -166,7 +165,7 @@ GMOE_PARALLEL_TEST(routed_edge_mixture) {
   });
 }
 
-GMOE_TEST(edge_aggregate_is_one_expert_that_all_chose) {
+GMOE_TEST(routed_edge_aggregate_without_index_is_one_expert_that_all_chose) {
   Random random(2);
   constexpr Sizes s{40, 40, 300, 0, 19};
   constexpr Routing r{false, true, 1, 1, 4};
@@ -174,26 +173,32 @@ GMOE_TEST(edge_aggregate_is_one_expert_that_all_chose) {
   for (const bool rows_are_sources : {false, true}) {
     const Messages<float, std::int64_t> m(random, r, rows, s.columns, s.dim, nullptr, rows_are_sources);
     const NaiveMessages want = naive(m, rows_are_sources);
-    const core::EdgeAggregate<float, std::int64_t> call{m.x.data(),
-                                                        m.table.data(),
-                                                        rows.offsets.data(),
-                                                        rows.columns.data(),
-                                                        m.edge_type.data(),
-                                                        nullptr,
-                                                        s.columns,
-                                                        s.rows,
-                                                        rows.num_edges(),
-                                                        r.types,
-                                                        s.dim};
+    const core::EdgeMessages<float, std::int64_t> messages{.x = m.x.data(),
+                                                           .table = m.table.data(),
+                                                           .expert = nullptr,
+                                                           .first_expert = 0,
+                                                           .num_experts = 1,
+                                                           .k = 1,
+                                                           .shared = true,
+                                                           .offsets = rows.offsets.data(),
+                                                           .columns = rows.columns.data(),
+                                                           .edge_type = m.edge_type.data(),
+                                                           .weight = nullptr,
+                                                           .num_sources = s.columns,
+                                                           .num_destinations = s.rows,
+                                                           .num_edges = rows.num_edges(),
+                                                           .num_types = r.types,
+                                                           .dim = s.dim};
     std::vector<float> y = unwritten<float>(s.rows * s.dim), grad_x = y, grad_table = unwritten<float>(r.types * s.dim);
     std::vector<float> grad_weight = unwritten<float>(rows.num_edges());
     if (rows_are_sources) {
-      core::edge_aggregate_grad(call, m.grad_y.data(), grad_x.data(), grad_table.data());
+      core::routed_edge_aggregate_grad<float, std::int64_t>(
+          {messages, m.grad_y.data(), grad_x.data(), grad_table.data()});
       CHECK_CLOSE(grad_x, want.grad_x);
       CHECK_CLOSE(grad_table, want.grad_table);
     } else {
-      core::edge_aggregate(call, y.data());
-      core::edge_aggregate_grad_weight(call, m.grad_y.data(), grad_weight.data());
+      core::routed_edge_aggregate<float, std::int64_t>({messages, y.data()});
+      core::routed_edge_aggregate_grad_weight<float, std::int64_t>({messages, m.grad_y.data(), grad_weight.data()});
       CHECK_CLOSE(y, want.y);
       CHECK_CLOSE(grad_weight, want.grad_weight);
     }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -63,45 +60,9 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
         return reference.edge_aggregate(graph, x, edge_table)
     x, edge_table = _rows.common_dtype(x, edge_table)
     reverse = _rows.transpose_for(name, graph, x, edge_table)
+    # The routed operator without an index: every row has one slot, for the only expert.
     y: Tensor = op.call(
-        name, x, edge_table, graph.offsets, graph.columns, edge_type, _rows.weight_like(graph, x),
-        reverse.offsets, reverse.columns, reverse.edge_type, reverse.weight,
+        "routed_edge_aggregate", x, edge_table.unsqueeze(0), None, 0, graph.offsets, graph.columns, edge_type,
+        _rows.weight_like(graph, x), reverse.offsets, reverse.columns, reverse.edge_type, reverse.weight,
     )  # fmt: skip
-    return y
-
-
-def _fake(x: Tensor, edge_table: Tensor, offsets: Tensor, *_: Tensor | None) -> Tensor:
-    return x.new_empty(offsets.shape[0] - 1, x.shape[1])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, table, offsets, columns, edge_type, _, *reverse = ctx.saved_tensors
-    want_x, want_table, *_, want_weight = ctx.needs_input_grad[:6]
-    grad_x = grad_table = grad_weight = None
-    if want_x or want_table:
-        _rows.expect_transpose("edge_aggregate", reverse[0], "'x' and 'edge_table'")
-        grad_x, grad_table = torch.ops.gmoe.edge_aggregate_grad(grad_y, x, table, *reverse, want_x, want_table)
-    if want_weight:
-        grad_weight = torch.ops.gmoe.edge_aggregate_grad_weight(grad_y, x, table, offsets, columns, edge_type)
-    return (grad_x if want_x else None, grad_table if want_table else None, *[None] * 3, grad_weight, *[None] * 4)
-
-
-def _fake_grad(
-    grad_y: Tensor, x: Tensor, edge_table: Tensor, offsets: Tensor, columns: Tensor, edge_type: Tensor,
-    weight: Tensor | None, want_x: bool, want_table: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    dim = x.shape[1]
-    return x.new_empty(x.shape[0] if want_x else 0, dim), x.new_empty(edge_table.shape[0] if want_table else 0, dim)
-
-
-def _fake_grad_weight(grad_y: Tensor, x: Tensor, table: Tensor, offsets: Tensor, columns: Tensor, _: Tensor) -> Tensor:
-    return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
-op.register("edge_aggregate", _fake, backward=_backward, setup_context=_setup_context)
-op.register("edge_aggregate_grad", _fake_grad)
-op.register("edge_aggregate_grad_weight", _fake_grad_weight)
+    return y.squeeze(1)

@@ -96,8 +96,10 @@ def expect_routed_edges(name: str, graph: Graph, x: Tensor, edge_table: Tensor, 
     )
 
 
-def _fake(x: Tensor, edge_table: Tensor, index: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(index.shape[0], index.shape[1], x.shape[-1])
+# Without an index every row has one slot, for the only expert: edge_aggregate.
+def _fake(x: Tensor, edge_table: Tensor, index: Tensor | None, first: int, offsets: Tensor, *_: Any) -> Tensor:
+    rows, k = (offsets.shape[0] - 1, 1) if index is None else index.shape
+    return x.new_empty(rows, k, x.shape[-1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,8 +124,8 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _fake_grad(
-    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor, first_expert: int, offsets: Tensor, columns: Tensor,
-    edge_type: Tensor, weight: Tensor | None, want_x: bool, want_table: bool,
+    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor | None, first_expert: int, offsets: Tensor,
+    columns: Tensor, edge_type: Tensor, weight: Tensor | None, want_x: bool, want_table: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     experts, types, dim = edge_table.shape
     rows = x.shape[-2] if want_x else 0
@@ -132,8 +134,8 @@ def _fake_grad(
 
 
 def _fake_grad_weight(
-    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor, first_expert: int, offsets: Tensor, columns: Tensor,
-    edge_type: Tensor,
+    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor | None, first_expert: int, offsets: Tensor,
+    columns: Tensor, edge_type: Tensor,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 

@@ -1,11 +1,11 @@
-// One call of an operator on a device: what every wrapper under csrc/ops/cuda does beside its own arguments.
+// One call of an operator on a device; the interface is CpuCall's (ops/call.h), and launch() beside it.
 #pragma once
 
-#include <initializer_list>
+#include <array>
 #include <vector>
 
 #include "core/cuda/launch.h"
-#include "ops/compat.h"
+#include "ops/checks.h"
 #include "ops/cuda/device.h"
 #include "ops/cuda/index_faults.h"
 
@@ -13,6 +13,7 @@ namespace gmoe::ops {
 
 // Makes the device of `on` current, and raises what earlier calls there have noted. Lives until the wrapper returns:
 // results and workspaces come from torch's allocator in the order of its current stream, which launches are on too.
+// Kernels note bad indices, and a later call raises for them.
 class DeviceCall {
  public:
   DeviceCall(const char* op, const Tensor& on) : op_(op), on_(on), device_(index_of(op, on)), scope_(device_) {
@@ -31,16 +32,31 @@ class DeviceCall {
     check_device(name, t);
     return dense_int64(t);
   }
-
-  // For one launcher: a workspace that lives as long as this, and torch's stream.
-  core::cuda::Call launch(std::int64_t workspace_bytes = 0) {
-    return {workspace(workspace_bytes), nullptr, current_stream(device_)};
+  OptionalTensor read_int64(const char* name, const OptionalTensor& t) const {
+    return t ? OptionalTensor(read_int64(name, *t)) : std::nullopt;
   }
-  // For a launcher that follows indices: what they are, in the order of their positions, and what it expects beside.
-  core::cuda::Call launch(std::int64_t workspace_bytes, std::initializer_list<IndexArgument> indices,
-                          const char* beyond = nullptr) {
-    core::cuda::BadIndex* word = index_fault_word(device_, op_, indices, beyond);
-    return {workspace(workspace_bytes), word, current_stream(device_)};
+
+  // The kernel will follow these indices, in the order of the positions that it notes.
+  void follow(const char* name, const Tensor& index, std::int64_t bound) { note(name, index.numel(), bound); }
+  void follow(const char* name, const OptionalTensor& index, std::int64_t bound) {
+    note(name, index ? index->numel() : 0, bound);
+  }
+  void follow_rows(const Tensor& offsets, const Tensor& columns, std::int64_t num_columns) {
+    // Kernels stay within the rows that exist, so without rows no edge would be checked.
+    check(offsets.size(0) > 1 || columns.size(0) == 0, op_, ": expected 'offsets' to rise from 0 to ", columns.size(0),
+          ", got no rows");
+    follow("columns", columns, num_columns);
+    beyond_ = "'offsets' to rise from 0 to the number of 'columns'";
+  }
+  void follow_plan(const core::ExpertPlanView& /*plan*/) {
+    beyond_ = "'order' to name every slot once, ascending within an expert; fix: make the plan with expert_plan";
+  }
+
+  // For one launcher: a workspace that lives as long as this, where to note bad indices, and torch's stream.
+  core::cuda::Call launch(std::int64_t workspace_bytes = 0) {
+    core::cuda::BadIndex* word =
+        follows_none() ? nullptr : index_fault_word(device_, op_, indices_.data(), num_indices_, beyond_);
+    return {.workspace = workspace(workspace_bytes), .bad_index = word, .stream = current_stream(device_)};
   }
 
   // The value at `from` once all launches so far are over; raises what they have noted.
@@ -64,6 +80,11 @@ class DeviceCall {
     check(false, op_, ": expected '", name, "' on ", device_name(device_), ", got ",
           on_device(t) ? device_name(t.get_device()) : "a tensor that is elsewhere");
   }
+  bool follows_none() const { return num_indices_ == 0 && beyond_ == nullptr; }
+  void note(const char* name, std::int64_t size, std::int64_t bound) {
+    check(num_indices_ < indices_.size(), op_, ": too many arrays of indices");
+    indices_[num_indices_++] = {.name = name, .size = size, .bound = bound};
+  }
   void* workspace(std::int64_t bytes) {
     if (bytes == 0) return nullptr;
     workspaces_.push_back(new_like(on_, {bytes}, ScalarType::Byte));
@@ -74,6 +95,9 @@ class DeviceCall {
   Tensor on_;
   std::int32_t device_;
   DeviceScope scope_;
+  std::array<IndexArgument, kMaxIndexArguments> indices_{};
+  std::size_t num_indices_ = 0;
+  const char* beyond_ = nullptr;
   std::vector<Tensor> workspaces_;
 };
 

@@ -9,12 +9,6 @@
 #include "core/cuda/launch.h"
 #include "ops/compat.h"
 
-#ifdef GMOE_EMULATED_DEVICE
-#define GMOE_DEVICE_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(gmoe, CPU, m)
-#else
-#define GMOE_DEVICE_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(gmoe, CUDA, m)
-#endif
-
 namespace gmoe::ops {
 
 // Whether t lies on a device, whichever.

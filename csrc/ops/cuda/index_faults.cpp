@@ -15,12 +15,11 @@ using core::cuda::BadIndex;
 using core::cuda::kNoBadIndex;
 
 constexpr std::size_t kMaxOperators = 128;
-constexpr std::size_t kMaxArguments = 4;
 
 // What the last call of an operator said about its indices.
 struct LastCall {
   const char* op;
-  std::array<IndexArgument, kMaxArguments> arguments;
+  std::array<IndexArgument, kMaxIndexArguments> arguments;
   std::size_t num_arguments;
   const char* beyond;
 };
@@ -44,7 +43,7 @@ std::string describe(const LastCall& call, BadIndex position, const std::string&
   auto at = static_cast<std::int64_t>(position);
   for (std::size_t i = 0; i < call.num_arguments; ++i) {
     const IndexArgument& a = call.arguments[i];
-    // The text is parsed by gmoe_ext/ops/_dispatch.py into a GraphIndexError: change both together.
+    // gmoe_ext/errors.py parses the text into a GraphIndexError: change both together.
     if (at < a.size) {
       return join(call.op, ": index out of range: '", a.name, "' at position ", at, ", expected 0 <= index < ", a.bound,
                   where);
@@ -56,9 +55,8 @@ std::string describe(const LastCall& call, BadIndex position, const std::string&
 
 }  // namespace
 
-BadIndex* index_fault_word(std::int32_t device, const char* op, std::initializer_list<IndexArgument> arguments,
-                           const char* beyond) {
-  check(arguments.size() <= kMaxArguments, op, ": too many arrays of indices");
+BadIndex* index_fault_word(std::int32_t device, const char* op, const IndexArgument* arguments,
+                           std::size_t num_arguments, const char* beyond) {
   const std::lock_guard lock(g_mutex);
   DeviceWords& own = g_devices[device];
   std::size_t i = 0;
@@ -68,8 +66,8 @@ BadIndex* index_fault_word(std::int32_t device, const char* op, std::initializer
   LastCall& call = own.calls[i];
   call.op = op;
   call.beyond = beyond;
-  call.num_arguments = arguments.size();
-  std::copy(arguments.begin(), arguments.end(), call.arguments.begin());
+  call.num_arguments = num_arguments;
+  std::copy_n(arguments, num_arguments, call.arguments.begin());
   return own.words.on_device + i;
 }
 

@@ -3,8 +3,8 @@
 // for it: the next operator on that device, or who has waited for the device anyway.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 
 #include "core/cuda/launch.h"
 
@@ -17,11 +17,13 @@ struct IndexArgument {
   std::int64_t size, bound;
 };
 
+inline constexpr std::size_t kMaxIndexArguments = 4;
+
 // The operator's word on a device, which is current, as the device sees it. A fault found in it is taken for one of the
 // last call, whose arguments these are; `beyond` says what was expected where a position lies past all of them.
 // The texts are literals: they are kept.
-core::cuda::BadIndex* index_fault_word(std::int32_t device, const char* op,
-                                       std::initializer_list<IndexArgument> arguments, const char* beyond);
+core::cuda::BadIndex* index_fault_word(std::int32_t device, const char* op, const IndexArgument* arguments,
+                                       std::size_t num_arguments, const char* beyond);
 
 // Raises if a bad index is known on this device, and forgets it. Waits for nothing.
 void raise_index_faults(std::int32_t device);

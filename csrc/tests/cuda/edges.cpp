@@ -1,5 +1,4 @@
 // CUDA messages over typed edges against loops over every edge, slot and column.
-#include "core/edge_aggregate.h"
 #include "core/routed_edge_aggregate.h"
 #include "core/routed_edge_mixture.h"
 #include "tests/check.h"
@@ -140,35 +139,43 @@ GMOE_PARALLEL_TEST(routed_edge_mixture) {
   });
 }
 
-GMOE_PARALLEL_TEST(edge_aggregate_is_one_expert_that_all_chose) {
+GMOE_PARALLEL_TEST(routed_edge_aggregate_without_index_is_one_expert_that_all_chose) {
   Random random(3);
   constexpr Routing r{false, true, 1, 1, 4};
   const auto rows = random_rows<std::int64_t>(random, 40, 40, 300);
   for (const bool rows_are_sources : {false, true}) {
     const Messages<float, std::int64_t> m(random, r, rows, 40, 19, nullptr, rows_are_sources);
     const NaiveMessages want = naive(m, rows_are_sources);
-    const core::EdgeAggregate<float, std::int64_t> a{m.x.data(),
-                                                     m.table.data(),
-                                                     rows.offsets.data(),
-                                                     rows.columns.data(),
-                                                     m.edge_type.data(),
-                                                     nullptr,
-                                                     40,
-                                                     40,
-                                                     rows.num_edges(),
-                                                     r.types,
-                                                     19};
+    const core::EdgeMessages<float, std::int64_t> messages{.x = m.x.data(),
+                                                           .table = m.table.data(),
+                                                           .expert = nullptr,
+                                                           .first_expert = 0,
+                                                           .num_experts = 1,
+                                                           .k = 1,
+                                                           .shared = true,
+                                                           .offsets = rows.offsets.data(),
+                                                           .columns = rows.columns.data(),
+                                                           .edge_type = m.edge_type.data(),
+                                                           .weight = nullptr,
+                                                           .num_sources = 40,
+                                                           .num_destinations = 40,
+                                                           .num_edges = rows.num_edges(),
+                                                           .num_types = r.types,
+                                                           .dim = 19};
     std::vector<float> y = unwritten<float>(40 * 19), grad_x = y, grad_table = unwritten<float>(r.types * 19);
     std::vector<float> grad_weight = unwritten<float>(rows.num_edges());
     Device device;
     if (rows_are_sources) {
-      cuda::edge_aggregate_grad(a, m.grad_y.data(), grad_x.data(), grad_table.data(),
-                                device.call(cuda::edge_aggregate_grad_workspace(a)));
+      cuda::routed_edge_aggregate_grad<float, std::int64_t>(
+          {messages, m.grad_y.data(), grad_x.data(), grad_table.data()},
+          device.call(cuda::routed_edge_aggregate_grad_workspace(messages)));
       CHECK_CLOSE(grad_x, want.grad_x);
       CHECK_CLOSE(grad_table, want.grad_table);
     } else {
-      cuda::edge_aggregate(a, y.data(), device.call(cuda::edge_aggregate_workspace(a)));
-      cuda::edge_aggregate_grad_weight(a, m.grad_y.data(), grad_weight.data(), device.call());
+      cuda::routed_edge_aggregate<float, std::int64_t>({messages, y.data()},
+                                                       device.call(cuda::routed_edge_aggregate_workspace(messages)));
+      cuda::routed_edge_aggregate_grad_weight<float, std::int64_t>({messages, m.grad_y.data(), grad_weight.data()},
+                                                                   device.call());
       CHECK_CLOSE(y, want.y);
       CHECK_CLOSE(grad_weight, want.grad_weight);
     }
