@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--only", default="", help="run only recipes whose name contains this")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "first")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, write the table of what is there")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, write the table of existing records")
     args = parser.parse_args()
     hashes = settings()
     # Before anything runs, because a run clears the folder of an earlier one under other settings.

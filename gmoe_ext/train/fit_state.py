@@ -31,12 +31,12 @@ class Task(ABC):
 
     Rules that make a resumed run equal to an uninterrupted one:
         - build the task after `run.begin(phase)`; anything else that is random before `fit` has a seed of its own;
-        - `enter_epoch` runs at the start of every epoch, and again when a run resumes inside it. Only it and
-          `after_step` may change the task. It depends on the seed, the epoch and `state()` alone and draws from
-          generators of its own; a change to make once (such as starting to route) is recorded in `state()`;
-        - `batches`, `load` and `evaluate` leave training unchanged. `batches` yields the same batches at every call
-          within an epoch: a resumed run skips those it has trained on. Yield indices rather than ready-made batches,
-          so that skipping costs nothing;
+        - only `enter_epoch`, `after_step` and `after_evaluation` change the task, and `state()` holds what they change;
+        - `enter_epoch` runs at the start of every epoch, and again when a run resumes inside it. It depends on the
+          seed, the epoch and `state()` alone and draws from generators of its own; a change to make once (such as
+          starting to route) is recorded in `state()`;
+        - `batches` yields the same batches at every call within an epoch: a resumed run skips those it has trained on.
+          Yield indices rather than ready-made batches, so that skipping costs nothing;
         - `losses` may draw from the global random states (dropout, noise); the others may not.
 
     Rules that keep a GPU busy: `load`, `losses` and `after_step` never wait for it (no .item(), no shape that depends
@@ -76,6 +76,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Score the current weights, in evaluation mode and without gradients: at least "val" and "test"."""
+
+    def after_evaluation(self) -> None:
+        """Update what depends on the last `evaluate`, once after it, without gradients."""
+        return
 
     def selectable(self) -> bool:
         """Whether the weights just evaluated may be chosen; False while a task is only warming up."""

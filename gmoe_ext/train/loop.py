@@ -127,7 +127,9 @@ def _means(state: FitState) -> dict[str, float]:
 def _evaluate(task: Task) -> dict[str, float]:
     task.model.eval()
     with torch.no_grad():
-        return task.evaluate()
+        scores = task.evaluate()
+        task.after_evaluation()
+    return scores
 
 
 def better(metric: str, score: float, than: float, ties: bool = False) -> bool:

@@ -156,6 +156,20 @@ def test_a_run_resumed_inside_an_epoch_of_batches_equals_an_uninterrupted_one(jo
     assert same_weights(student, job(config, place="cut")[1])
 
 
+@pytest.mark.parametrize("method", ["enter_epoch", "batches", "evaluate"])
+def test_calling_it_twice_changes_nothing(job, monkeypatch, method):
+    config = settings(batch_size=50)
+    student = job(config, place="once")[1]
+    once = getattr(RbMTask, method)
+
+    def twice(task, *args):
+        once(task, *args)
+        return once(task, *args)
+
+    monkeypatch.setattr(RbMTask, method, twice)
+    assert same_weights(student, job(config, place="twice")[1])
+
+
 def test_positions_are_walked_once_per_run_directory(job, monkeypatch, tmp_path):
     config = settings()
     job(config)
@@ -165,13 +179,13 @@ def test_positions_are_walked_once_per_run_directory(job, monkeypatch, tmp_path)
     job(config)
 
 
-def test_the_program_protocol_runs_and_differs(job):
+def test_the_protocol_of_the_released_code_runs_and_differs(job):
     paper, released = job(settings(), place="a"), job(settings(protocol="released_code"), place="b")
     assert "layers.0.router.memory" in dict(released[1].named_parameters())
     assert not same_weights(paper[1], released[1])
 
 
-def test_the_program_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
+def test_the_released_code_moves_memories_once_per_batch_of_pairs(job, monkeypatch):
     moves, batches = [], []
     follow, losses = CosineMemoryRouter.follow_, RbMTask.losses
 

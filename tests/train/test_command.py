@@ -137,7 +137,7 @@ def test_without_matplotlib_a_line_says_so(root, capsys, monkeypatch):
     assert not (root / "run" / "curves.png").exists()
 
 
-def test_a_finished_run_is_told_again_and_more_epochs_continue_it(root):
+def test_a_finished_run_is_reported_again_and_more_epochs_continue_it(root):
     flags = ["--data.name", "tiny", "--model.name", "gcn", "--model.hidden_dim", "8", "--resume", "auto"]
     assert train(root, *flags, "--train.epochs", "2") == 0
     assert train(root, *flags, "--train.epochs", "4") == 0
@@ -161,7 +161,7 @@ def test_a_run_is_continued_from_another_place(root):
     assert train(root, *flags, "--resume", str(root / "nothing")) == 2
 
 
-def test_starting_afresh_keeps_the_former_run(root):
+def test_starting_from_scratch_keeps_the_earlier_run(root):
     flags = ["--data.name", "tiny", "--model.name", "gcn", *SMALL]
     assert train(root, *flags) == 0
     former = {path: (root / "run" / path).read_bytes() for path in ("metrics.jsonl", "result.json", "config.yaml")}

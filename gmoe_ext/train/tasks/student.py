@@ -33,8 +33,8 @@ class StudentTask(Task):
         model: forward(x [B, D]) -> Output.
         scene: data of the setting.
         inputs: the student's rows.
-        targets: what the teacher says.
-        config: settings with nothing left open, see `distill.resolve_protocol`.
+        targets: the teacher's soft targets.
+        config: settings, filled in by `distill.resolve_protocol`.
 
     Attributes:
         pretrain_epochs: epochs before those of `train`.
@@ -90,10 +90,9 @@ class StudentTask(Task):
         return total
 
     def evaluate(self) -> dict[str, float]:
-        """Scores of validation and test nodes; tells the sampler where student and teacher agree."""
+        """Scores of validation and test nodes."""
         data = self.scene.observed
-        logits = self.model(self.inputs.seen_ND).logits
-        self.targets.observe(logits)
+        logits = self.evaluated_NC = self.model(self.inputs.seen_ND).logits
         scores = {"val": self._score(logits, data.y, data.val_idx)}
         if self.inputs.heldout is None or self.scene.heldout is None:
             return scores | {"test": self._score(logits, data.y, data.test_idx)}
@@ -102,6 +101,11 @@ class StudentTask(Task):
         if len(data.test_idx):
             scores["test_observed"] = self._score(logits, data.y, data.test_idx)
         return scores
+
+    def after_evaluation(self) -> None:
+        """Tell the sampler where student and teacher agree."""
+        self.targets.observe(self.evaluated_NC)
+        del self.evaluated_NC
 
     def state(self) -> dict[str, Any]:
         """The sampling power."""

@@ -1,4 +1,4 @@
-"""The whole story: two GNNs, a student of the better one, its packed file and what an answer costs."""
+"""The demo: two GNNs, a student of the better one, its packed file and what an answer costs."""
 
 import json
 
@@ -16,14 +16,14 @@ SMALL = ["--data.num_nodes", "500", "--train.epochs", "12", "--distill.num_walks
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    run = tmp_path_factory.mktemp("story") / "run"
+def demo(tmp_path_factory):
+    run = tmp_path_factory.mktemp("demo") / "run"
     assert main([*SMALL, "--run_dir", str(run), "--device", "cpu"]) == 0
     return run
 
 
-def test_the_story_leaves_result_curves_and_a_packed_student(story):
-    result = json.loads((story / "result.json").read_text())
+def test_the_demo_leaves_result_curves_and_a_packed_student(demo):
+    result = json.loads((demo / "result.json").read_text())
     assert (result["dataset"], result["model"], result["teacher"]["model"]) == (
         "synthetic",
         "rbm",
@@ -31,19 +31,19 @@ def test_the_story_leaves_result_curves_and_a_packed_student(story):
     )
     assert set(result["us_per_node"]) == {"gcn", "gmoe-gcn", "rbm"}
     assert all(cost > 0 for costs in result["us_per_node"].values() for cost in costs.values())
-    assert (story / "curves.png").exists()
-    phases = {json.loads(line)["phase"] for line in (story / "metrics.jsonl").read_text().splitlines()}
+    assert (demo / "curves.png").exists()
+    phases = {json.loads(line)["phase"] for line in (demo / "metrics.jsonl").read_text().splitlines()}
     assert phases == {"gcn", "gmoe-gcn", "rbm"}
 
 
-def test_the_packed_student_scores_what_the_result_says(story):
+def test_the_packed_student_scores_what_the_result_says(demo):
     from gmoe_ext.runtime import PackedStudent
 
     data = synthetic.communities(num_nodes=500, seed=0)
     nodes = data.test_idx.numpy()
-    logits = PackedStudent.load(story / "student.safetensors").predict(data.x.numpy()[nodes], nodes)
+    logits = PackedStudent.load(demo / "student.safetensors").predict(data.x.numpy()[nodes], nodes)
     accuracy = float((logits.argmax(1) == data.y.numpy()[nodes]).mean())
-    assert accuracy == pytest.approx(json.loads((story / "result.json").read_text())["test_at_best_val"], abs=0.01)
+    assert accuracy == pytest.approx(json.loads((demo / "result.json").read_text())["test_at_best_val"], abs=0.01)
 
 
 def test_a_student_of_normalised_features_is_packed_with_their_normalisation(tmp_path):
@@ -61,19 +61,19 @@ def test_a_student_of_normalised_features_is_packed_with_their_normalisation(tmp
     np.testing.assert_allclose(packed.predict(raw.numpy(), nodes.numpy()), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_exporter_finds_the_student_with_its_positions(story):
+def test_the_exporter_finds_the_student_with_its_positions(demo):
     from gmoe_ext.export.run import load_student
 
-    student = load_student(story)
+    student = load_student(demo)
     assert student.model.name == "rbm"
     assert student.positions is not None and student.positions.shape[0] == 500
 
 
-def test_rows_of_a_file_are_answered(story, tmp_path, capsys):
+def test_rows_of_a_file_are_answered(demo, tmp_path, capsys):
     from gmoe_ext.predict import __main__ as predict
 
     data = synthetic.communities(num_nodes=500, seed=0)
-    student = ["--student", str(story / "student.safetensors")]
+    student = ["--student", str(demo / "student.safetensors")]
     np.savez(tmp_path / "rows.npz", x=data.x[:3].numpy(), nodes=np.arange(3))
     assert predict.main([*student, "--input", str(tmp_path / "rows.npz")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -88,7 +88,7 @@ def test_rows_of_a_file_are_answered(story, tmp_path, capsys):
     assert predict.main(["--student", str(tmp_path / "bad.npy"), "--input", str(tmp_path / "rows.npz")]) == 3
 
 
-def test_a_stopped_story_goes_on_to_the_same_student(story, tmp_path, monkeypatch):
+def test_a_stopped_demo_resumes_to_the_same_student(demo, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     from gmoe_ext.train import run
@@ -106,13 +106,13 @@ def test_a_stopped_story_goes_on_to_the_same_student(story, tmp_path, monkeypatc
     assert main(flags) == 143
     monkeypatch.undo()
     assert main(flags) == 0
-    ours, theirs = (load_file(folder / "student.safetensors") for folder in (tmp_path, story))
+    ours, theirs = (load_file(folder / "student.safetensors") for folder in (tmp_path, demo))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 12 + 12 + 22
 
 
 @pytest.mark.parametrize("model", ["moe", "ensemble"])
-def test_other_students_have_their_story(tmp_path, model):
+def test_other_students_have_their_demo(tmp_path, model):
     from gmoe_ext.export.__main__ import main as export
     from gmoe_ext.runtime import PackedStudent
 
@@ -122,7 +122,7 @@ def test_other_students_have_their_story(tmp_path, model):
     assert export([str(tmp_path)]) == 0
 
 
-def test_molecules_have_no_story(tmp_path, capsys):
+def test_molecules_have_no_demo(tmp_path, capsys):
     from .files import write_molecules
 
     write_molecules(tmp_path)
