@@ -43,13 +43,10 @@ def sums(gate_NK: Tensor, index_NK: Tensor, num_experts: int) -> tuple[Tensor, T
         >>> sums(torch.ones(2, 1), torch.tensor([[0], [1]]), num_experts=2)
         (tensor([1., 1.]), tensor([1., 1.]))
     """
-    chosen_NE = gate_NK.new_zeros(gate_NK.shape[0], num_experts).scatter(1, index_NK, 1.0)
-    return _gate_sums(gate_NK, index_NK, num_experts), chosen_NE.sum(0)
-
-
-def _gate_sums(gate_NK: Tensor, index_NK: Tensor, num_experts: int) -> Tensor:
-    # Experts of a row are distinct, so the scatter has no collisions and is deterministic on any device.
-    return gate_NK.new_zeros(gate_NK.shape[0], num_experts).scatter(1, index_NK, gate_NK).sum(0)
+    # Experts of a row are distinct, so these scatters have no collisions and are deterministic on any device.
+    none_NE = gate_NK.new_zeros(gate_NK.shape[0], num_experts)
+    chosen_NE = none_NE.scatter(1, index_NK, torch.ones_like(gate_NK))
+    return none_NE.scatter(1, index_NK, gate_NK).sum(0), chosen_NE.sum(0)
 
 
 def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float = 1e-10) -> Tensor:
@@ -76,7 +73,8 @@ def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float
     _check_choice("load_balance", gate_NK, index_NK)
     if num_experts < 2:
         raise ValueError(f"load_balance: expected 'num_experts' of at least 2, got {num_experts}")
-    return squared_cv(_gate_sums(gate_NK, index_NK, num_experts), eps)
+    none_NE = gate_NK.new_zeros(gate_NK.shape[0], num_experts)
+    return squared_cv(none_NE.scatter(1, index_NK, gate_NK).sum(dim=0), eps)
 
 
 def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tensor, eps: float = 1e-12) -> Tensor:
