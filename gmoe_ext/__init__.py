@@ -1,4 +1,4 @@
-"""gmoe_ext: mixtures of experts on graphs. Train GMoE, distill to RbM, serve without torch.
+"""Mixtures of experts on graphs: train GMoE, distill to RbM, serve without torch.
 
 Submodules load on first use, so that ``import gmoe_ext.runtime`` never imports torch.
 """
@@ -46,7 +46,7 @@ def _version() -> str:
 
     try:
         return version("gmoe_ext")
-    except PackageNotFoundError:  # run from a source tree that was never installed
+    except PackageNotFoundError:  # imported from a source tree that is not installed
         import tomllib
         from pathlib import Path
 

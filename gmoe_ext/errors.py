@@ -1,10 +1,10 @@
-"""Every error the package raises on purpose, so that callers and exit codes can tell them apart."""
+"""The errors that the package raises on purpose, so that callers and exit codes can tell them apart."""
 
 from __future__ import annotations
 
 import re
 
-# The texts of csrc/ops/compat.h and csrc/ops/cuda/index_faults.cpp: change them together.
+# Matches the texts in csrc/ops/compat.h and csrc/ops/cuda/index_faults.cpp: change them together.
 _BAD_INDEX = re.compile(
     r"(gmoe::\w+): index out of range: '(\w+)' at position (\d+)(?: is (-?\d+))?, expected 0 <= index < (\d+)"
     r"(, found on \S+ by an earlier call(?:; so did .*)?)?"
@@ -29,7 +29,7 @@ class GraphIndexError(GmoeError, IndexError):
     Attributes:
         argument: name of the argument that holds the index.
         position: flat position of the first bad element in it.
-        value: the bad index, or None where a device has noted its position alone.
+        value: the bad index, or None if a device recorded only its position.
         bound: valid indices are 0 <= index < bound.
     """
 
@@ -47,7 +47,7 @@ class GraphIndexError(GmoeError, IndexError):
 
     @classmethod
     def of_native(cls, error: RuntimeError) -> GraphIndexError | None:
-        """What the compiled operators meant, where it was a bad index."""
+        """Parse an error of the compiled operators; None if it is not about a bad index."""
         found = _BAD_INDEX.search(str(error))
         if found is None:
             return None
@@ -56,7 +56,7 @@ class GraphIndexError(GmoeError, IndexError):
 
 
 class NativeError(GmoeError, ImportError):
-    """The compiled library is missing or does not fit this environment."""
+    """The compiled library is missing or does not load; the message names the reason and the fix."""
 
 
 class MissingExtraError(GmoeError, ImportError):

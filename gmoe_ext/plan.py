@@ -1,4 +1,4 @@
-"""ExpertPlan: which slots each expert serves. A plain data type; it knows no operator."""
+"""ExpertPlan: the slots that each expert serves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 class ExpertPlan(NamedTuple):
     """Slots grouped by expert, made by :func:`gmoe_ext.ops.expert_plan`.
 
-    A slot is one (row, choice) pair of a routing ``index[N, k]`` and has the id ``row * k + choice``.
+    A slot is one (row, choice) pair of a routing ``index[N, k]``; its id is ``row * k + choice``.
 
     Attributes:
         offsets: int64 [E + 1]; expert e serves the slots ``order[offsets[e]:offsets[e + 1]]``.
@@ -26,5 +26,5 @@ class ExpertPlan(NamedTuple):
 
     @property
     def num_experts(self) -> int:
-        """E."""
+        """Number of experts, E."""
         return self.offsets.numel() - 1

@@ -1,4 +1,4 @@
-"""Encoders of OGB molecules: atoms to vectors, bond types to one row of a table per expert.
+"""Encoders of OGB molecules: atoms become vectors, bond types become rows of one table per expert.
 
 Shapes: N nodes, E experts, T bond types, P pairs of bond types, D features.
 """
@@ -17,15 +17,15 @@ BOND_DIMS = (5, 6, 2)
 
 
 def _xavier_uniform(shape: tuple[int, ...]) -> Tensor:
-    """Random table(s) [..., rows, D], each as ``nn.init.xavier_uniform_`` would fill an embedding of that size."""
+    """Draw table(s) [..., rows, D], each as ``nn.init.xavier_uniform_`` fills an embedding of that size."""
     bound = math.sqrt(6.0 / (shape[-2] + shape[-1]))
     return torch.empty(shape).uniform_(-bound, bound)
 
 
 class AtomEncoder(nn.Module):
-    """Sum of one embedding per atom feature.
+    """Encode an atom as the sum of one embedding per feature.
 
-    The tables lie stacked in one weight, so that an atom is one bag of rows.
+    The tables are stacked in one weight, so that an atom is one bag of rows.
 
     Args:
         dim: D.
@@ -56,7 +56,7 @@ class AtomEncoder(nn.Module):
             raise ValueError(
                 f"AtomEncoder: expected 'node_feat' of shape [N, {len(self.feature_dims)}], got {list(node_feat.shape)}"
             )
-        # A value past its own table would silently read the next one.
+        # A value beyond its own table would silently read the next one.
         if node_feat.device.type == "cpu" and bool(((node_feat < 0) | (node_feat >= self.sizes)).any()):
             raise IndexError(f"AtomEncoder: a value of 'node_feat' is out of its range; sizes are {self.feature_dims}")
         return F.embedding_bag(node_feat + self.first_row, self.weight, mode="sum")
@@ -66,10 +66,10 @@ class AtomEncoder(nn.Module):
 
 
 class BondEncoder(nn.Module):
-    """One vector per bond type and expert: the sum of an embedding per bond feature.
+    """Make one vector per bond type and expert: the sum of an embedding per bond feature.
 
-    A bond (a, b, c) has the type (a * 6 + b) * 2 + c, so the 60 sums are made once a step and an edge costs one row.
-    A two-hop path has its own embeddings for its first and for its second bond, summed.
+    A bond (a, b, c) has the type (a * 6 + b) * 2 + c, so the 60 sums are computed once per step and an edge costs one
+    row. A two-hop path sums embeddings of its own for its first and its second bond.
 
     Args:
         num_experts: E.
@@ -90,11 +90,11 @@ class BondEncoder(nn.Module):
 
     @property
     def num_types(self) -> int:
-        """T, the number of types of one bond."""
+        """Number of types of one bond, T."""
         return math.prod(self.bond_dims)
 
     def forward(self, pair_types: Tensor | None = None) -> Tensor:
-        """The table [E, T, D]; with ``hops=2`` the table [E, P, D] of the pairs ``pair_types`` [P, 2] int64."""
+        """Return the table [E, T, D]; with ``hops=2`` the table [E, P, D] of the pairs ``pair_types`` [P, 2] int64."""
         width = len(self.bond_dims)
         first_ETD = self._sums(list(self.tables)[:width])
         if self.hops == 1:
@@ -115,7 +115,7 @@ class BondEncoder(nn.Module):
 
 
 def _take_types(table_ETD: Tensor, types_P: Tensor) -> Tensor:
-    """Columns of a table, by the form whose gradient adds in a fixed order: which one does differs by device."""
+    """Take columns of a table in the way whose gradient adds in a fixed order, which differs by device."""
     if table_ETD.device.type == "cpu":
         return table_ETD.index_select(1, types_P)
     return table_ETD[:, types_P]
