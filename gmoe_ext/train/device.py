@@ -1,4 +1,4 @@
-"""Where a run computes, and the first line it says about itself."""
+"""Choose the device of a run, and set up and describe it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ Precision = Literal["float32", "bf16-mixed"]
 
 
 def resolve(name: str) -> torch.device:
-    """The device called auto, cpu, cuda or cuda:N; auto is CUDA where torch and the operators have it.
+    """Return the device called auto, cpu, cuda or cuda:N; auto is CUDA if torch and the operators have it.
 
     Raises:
-        ConfigError: no such device here, or no operators for it.
+        ConfigError: there is no such device, or there are no operators for it.
     """
+    expected = f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() and _operators_on_cuda() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+        raise ConfigError(expected) from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+        raise ConfigError(expected)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices\n  mend: --device cpu")
+        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices\n  fix: --device cpu")
     if device.type == "cuda" and not _operators_on_cuda():
         raise ConfigError(f"--device {name}: {_native.why_no_cuda()}\n  or pass --device cpu")
     if device.type == "cuda" and device.index is None:
@@ -44,19 +45,19 @@ def _operators_on_cuda() -> bool:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """The forward's precision: as it is, or torch's mixed precision, bfloat16 where that is safe."""
+    """Return the context of a forward: none, or torch's mixed precision with bfloat16."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes that tensors took at most on a GPU so far; None on the CPU."""
+    """Return the peak memory of tensors on a GPU so far, in bytes; None on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def describe_backend() -> str:
-    """The compiled operators' instruction set and threads, or that the reference is used."""
+    """Name the backend, the instruction set of the compiled operators, and the threads."""
     threads = torch.get_num_threads()
     plural = "" if threads == 1 else "s"
     kind = f"{_native.build_info()['cpu']}, " if _native.available else ""
@@ -64,10 +65,10 @@ def describe_backend() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks, so that a step's buffers are not faulted in again at the next step.
+    """Tell glibc to keep freed blocks, so that the next step need not fault its buffers in again.
 
     Large activations otherwise come from mmap and are returned at every step; keeping them halves a run's page faults.
-    The command line calls this once at its start; importing never does. Without glibc it does nothing.
+    The command line calls this once at its start; importing the package does not. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -53,7 +53,8 @@ def build_parser() -> jsonargparse.ArgumentParser:
         metavar="WORD",
         help="list the shipped recipes (with WORD in their name) and their published figures",
     )
-    parser.add_class_arguments(Config, skip=set(_SWITCHES))
+    parser.add_class_arguments(Config, skip={"recipe", *_SWITCHES})
+    parser.add_argument("--recipe", help=SUPPRESS)  # a key of config.yaml, see _find_recipes
     for name, text in _SWITCHES.items():
         parser.add_argument(f"--{name}", nargs="?", const=True, default=False, type=bool, help=text)
     return parser
