@@ -1,5 +1,5 @@
 # Two commands are enough on a fresh machine with Python >= 3.11, a C++20 compiler and make:
-#   make train   sets up .venv, builds, and runs the whole story (train, distill, serve)
+#   make train   sets up .venv, builds, and trains, distills and serves the default job
 #   make test    sets up .venv, builds, and runs the tests
 PYTHON ?= python3
 # torch is installed before the build, so that no build environment pulls a second one. Another build of torch (CUDA,
@@ -74,6 +74,6 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
-$(VENV)/docs: $(VENV)/torch
-	$(BIN)/python -m pip install --quiet "mkdocs>=1.6"
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
 	touch $@

@@ -26,7 +26,6 @@ ROOMS = (
     "csrc/ops/{op}.cpp",
     "gmoe_ext/ops/{op}.py",
     "gmoe_ext/reference/{op}.py",
-    "docs/ops/{op}.md",
     "bench/ops/bench_{op}.py",
 )
 COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of another operator, compiled with it

@@ -76,7 +76,7 @@ typedef struct gmoe_rows {
 } gmoe_rows;
 
 GMOE_API int32_t gmoe_abi_version(void);
-GMOE_API const char* gmoe_version(void); /* of the package, for example "0.1.0" */
+GMOE_API const char* gmoe_version(void); /* of the package, for example "0.2.0" */
 
 /* Maps the file after checking every size in it. The file must not change while the student is in use; replace it by
  * renaming a new one over it. *student is NULL after a failure. */

@@ -1,4 +1,4 @@
-"""The operators. Each is one name in one file; compiled where the native library is there, else the reference."""
+"""Graph and mixture-of-experts operators: compiled kernels, or the PyTorch reference without the native library."""
 
 from .aggregate import aggregate
 from .cosine_topk import cosine_topk

@@ -1,4 +1,4 @@
-"""What every operator file shares: argument checks, the native call, and the registration of its gradients."""
+"""Shared by every operator file: argument checks, the native call, and registration with torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def native() -> bool:
-    """Whether the compiled operators are loaded."""
+    """Return whether the compiled operators are loaded."""
     return _native.available
 
 
 def call(name: str, *args: Any) -> Any:
-    """Call ``torch.ops.gmoe.<name>``; a bad index found inside becomes a :class:`GraphIndexError`.
+    """Call ``torch.ops.gmoe.<name>``, and turn its report of a bad index into a :class:`GraphIndexError`.
 
-    On CUDA an operator only notes a bad index, and a later call on that device raises for it.
+    On CUDA an operator only records a bad index, and a later call on that device raises.
     """
     op = getattr(torch.ops.gmoe, name)
     if torch.compiler.is_compiling():
@@ -41,10 +41,10 @@ def call(name: str, *args: Any) -> Any:
 
 
 def checks_inside(*operands: Tensor | None) -> bool:
-    """Whether the native operator is the first to look at its operands.
+    """Return whether the native operator checks its operands, so that the Python checks can be skipped.
 
-    On CPU it checks all of them, and ours, which take longer than a small product, are made only to word its error.
-    Fake tensors and traces never get that far.
+    On CPU it checks all of them. The Python checks take longer than a small product and are then run only to word the
+    error. Fake tensors and traces never reach the native checks.
     """
     if not _native.available or torch.compiler.is_compiling():
         return False
@@ -55,7 +55,7 @@ def checks_inside(*operands: Tensor | None) -> bool:
 
 
 def allows_tf32(x: Tensor) -> bool:
-    """Whether torch may make products of these rows in TF32: on CUDA, by its own switch for matrix products."""
+    """Return whether products of these rows may use TF32: on CUDA, as torch's switch for matrix products says."""
     return x.is_cuda and _tf32_switch()
 
 
@@ -63,16 +63,16 @@ def _tf32_switch() -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-# torch.compile cannot trace it, but compiles again when the switch is turned. This is all that
-# torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
+# torch.compile cannot trace the switch, but recompiles when it changes. This line is all that
+# torch.compiler.assume_constant_result does, without its import of the compiler, which takes a second.
 _tf32_switch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def expect(ok: bool, op: str, argument: str, expected: str | Callable[[], str], got: object) -> None:
     """Raise ``ValueError`` in the project's wording unless ``ok``.
 
-    A text that names sizes is passed as a function: put together at every call it would cost time, and a compiled
-    function would be tied to the sizes it was traced with.
+    Pass a text that names sizes as a function: building it at every call would cost time and would tie a compiled
+    function to the sizes it was traced with.
     """
     if not ok:
         text = expected if isinstance(expected, str) else expected()
@@ -86,7 +86,7 @@ def expect_dim(op: str, argument: str, value: Tensor, dim: int, names: str) -> N
 
 
 def expect_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    """Check the dtype; raises ``TypeError``."""
+    """Check the dtype; raise ``TypeError`` otherwise."""
     if value.dtype not in allowed:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         got = str(value.dtype).removeprefix("torch.")
@@ -110,7 +110,7 @@ def expect_like(op: str, argument: str, value: Tensor, other_name: str, other: T
 
 
 def expect_index(op: str, argument: str, value: Tensor, bound: int) -> None:
-    """Check ``0 <= value < bound`` where the reference runs; the native operators check for themselves."""
+    """Check ``0 <= value < bound`` for the reference; the native operators check for themselves."""
     flat = value.reshape(-1)
     bad = torch.nonzero((flat < 0) | (flat >= bound))
     if bad.numel():
@@ -126,9 +126,9 @@ def register(
     setup_context: Callable[..., Any] | None = None,
     autocast: torch.dtype | None = None,
 ) -> None:
-    """Give a native operator its shapes, its gradient and the dtype it takes under autocast.
+    """Register a native operator's fake version, gradient and autocast dtype with torch.
 
-    Does nothing where the library is absent. An operator without ``backward`` refuses to be differentiated.
+    Does nothing without the compiled library. An operator without ``backward`` refuses to be differentiated.
     """
     if not _native.available:
         return
@@ -152,7 +152,7 @@ def _refusal(qualified: str) -> Callable[..., NoReturn]:
     def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(
             f"{qualified} has no derivative: it is either not differentiable or a gradient already, and second "
-            "derivatives are not implemented; mend: call without create_graph, or use gmoe_ext.reference"
+            "derivatives are not implemented; fix: call without create_graph, or use gmoe_ext.reference"
         )
 
     return refuse

@@ -1,4 +1,4 @@
-"""What the operators over compressed rows share: checks of graph and features, weights, and the transpose."""
+"""Shared by the operators over CSR rows: checks of graph and features, weights, and the transpose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import _dispatch as op
 
 
 class Transpose(NamedTuple):
-    """The rows of the transposed graph, which gradients walk; all None where no gradient needs them."""
+    """The CSR arrays of the transposed graph, used by gradients; all None when no gradient needs them."""
 
     offsets: Tensor | None = None
     columns: Tensor | None = None
@@ -23,7 +23,7 @@ class Transpose(NamedTuple):
 
 
 def expect_features(name: str, graph: Graph, x: Tensor) -> None:
-    """Check that x is a floating [N, D] beside the graph."""
+    """Check that x is a floating [N, D] that fits the graph."""
     op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
     nodes = graph.num_nodes
@@ -32,17 +32,17 @@ def expect_features(name: str, graph: Graph, x: Tensor) -> None:
 
 
 def expect_edge_types(name: str, graph: Graph) -> Tensor:
-    """The edge types of the graph, which must have some."""
+    """Return the edge types of the graph; raise ``ValueError`` if it has none."""
     if graph.edge_type is None:
         raise ValueError(
             f"gmoe::{name}: expected 'graph' with edge types, got one without; "
-            "mend: Graph.from_edge_index(..., edge_type=)"
+            "fix: Graph.from_edge_index(..., edge_type=)"
         )
     return graph.edge_type
 
 
 def expect_valid(name: str, graph: Graph, num_edge_types: int | None = None) -> None:
-    """Check offsets, columns and edge types where the reference runs; the native operators check for themselves."""
+    """Check offsets, columns and edge types for the reference; the native operators check for themselves."""
     offsets, num_edges = graph.offsets, graph.num_edges
     rise = bool(offsets[0] == 0) and bool(offsets[-1] == num_edges) and bool((offsets.diff() >= 0).all())
     op.expect(rise, name, "offsets", lambda: f"to rise from 0 to {num_edges}", offsets)
@@ -52,18 +52,18 @@ def expect_valid(name: str, graph: Graph, num_edge_types: int | None = None) -> 
 
 
 def weight_like(graph: Graph, x: Tensor) -> Tensor | None:
-    """The graph's weights in the type in which sums over rows of x are kept."""
+    """Return the graph's weights in the dtype of sums over rows of x."""
     return None if graph.weight is None else graph.weight.to(_accumulator(x))
 
 
 def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transpose:
-    """The transposed rows when x or one of the others wants a gradient."""
+    """Return the transposed rows if x or one of the others needs a gradient."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others))):
         return Transpose()
     try:
         reverse = graph.transpose()
     except GraphIndexError as error:
-        # Transposing comes before the operator's own check, and so finds what that would have found.
+        # Transposing runs before the operator's own check, so the error is reported under the operator's name.
         raise GraphIndexError(f"gmoe::{name}", error.argument, error.position, error.value, error.bound) from None
     return Transpose(
         reverse.offsets, reverse.columns, reverse.edge_type, weight_like(reverse, x), graph.transpose_order
@@ -71,11 +71,11 @@ def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transp
 
 
 def expect_transpose(name: str, offsets: Tensor | None, of: str) -> None:
-    """Check in a backward that the raw operator was given what :func:`transpose_for` finds."""
+    """Check in a backward pass that the raw operator was given the rows from :func:`transpose_for`."""
     if offsets is None:
         raise RuntimeError(
             f"gmoe::{name}: expected 'transpose_offsets' for the gradient of {of}, got None; "
-            f"mend: call gmoe_ext.ops.{name}, which passes the transposed graph"
+            f"fix: call gmoe_ext.ops.{name}, which passes the transposed graph"
         )
 
 
@@ -84,6 +84,6 @@ def _accumulator(x: Tensor) -> torch.dtype:
 
 
 def common_dtype(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Under autocast x and the table may come in different types; the operator runs in the wider one."""
+    """Promote x and the table, whose dtypes may differ under autocast, to the wider dtype."""
     dtype = torch.promote_types(x.dtype, table.dtype)
     return x.to(dtype), table.to(dtype)

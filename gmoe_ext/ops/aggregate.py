@@ -1,4 +1,4 @@
-"""aggregate: the sparse sum over neighbours, one hop or two."""
+"""aggregate: weighted sum over neighbours, one hop or two."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from . import _rows
 
 
 def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
-    """Sum over each node what its neighbours hold, with the graph's weights.
+    """Sum the weighted features of each node's in-neighbours, over one hop or two.
 
-    y_i = sum_{j -> i} w_ij x_j, that is y = A x; two hops are A (A x), never A^2 x   (GMoE, eqs. 2 and 11)
+    GMoE, eqs. 2 and 11, with A the weighted adjacency matrix of the graph:
+
+        y_i = sum_{j -> i} w_ij x_j        y = A x;  A (A x) for hops=2
+
+    A^2, which has many times the edges of A on real graphs, is never built.
 
     Args:
-        graph: CSR by destination, N nodes; a graph without weights sums with w = 1.
-            gcn_norm() gives the GCN's weights, mean_norm() the mean.
-        x: [N, D] float32 or bfloat16 (float64 in tests). Weights are used in the type sums are kept in:
-            float32, for float64 rows float64.
+        graph: N nodes, CSR by destination; a graph without weights sums with w = 1. ``graph.gcn_norm()`` carries the
+            weights of a GCN, ``graph.mean_norm()`` those of the mean.
+        x: [N, D] float32 or bfloat16 (float64 in tests).
         hops: 1 or 2.
 
     Returns:
-        y [N, D] in x's dtype, each hop accumulated in float32 (float64 for float64).
-        A node without incoming edges gets zeros.
-
-    Gradients: x (the same sum over graph.transpose()) and graph.weight; both differentiable again.
+        y [N, D] in x's dtype, each hop accumulated in float32 (float64 for float64). A node without
+        incoming edges gets zeros.
 
     Raises:
         ValueError: x does not have one row per node, or hops is neither 1 nor 2.
         TypeError: x is not of a floating dtype.
         GraphIndexError: a column of the graph is out of range.
+
+    Gradients: x and graph.weight; both can be differentiated again.
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
@@ -49,7 +52,7 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
         _rows.expect_valid("aggregate", graph)
         return reference.aggregate(graph, x, hops)
     weight = _rows.weight_like(graph, x)
-    # Weights alone need the transpose too: the second hop's rows depend on them, and so does a second derivative.
+    # Weights need the transpose too: the second hop's rows and a second derivative depend on them.
     reverse = _rows.transpose_for("aggregate", graph, x, *([] if weight is None else [weight]))
     y = x
     for _ in range(hops):
@@ -66,7 +69,7 @@ def _fake(x: Tensor, offsets: Tensor, *_: Tensor | None) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, offsets, columns, weight, *reverse = inputs
-    # The rows themselves are needed for the gradient of the weights alone.
+    # Only the gradient of the weights needs the rows.
     kept_x = x if weight is not None and weight.requires_grad else None
     ctx.save_for_backward(kept_x, offsets, columns, weight, *reverse)
 
@@ -76,7 +79,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
         _rows.expect_transpose("aggregate", reverse_offsets, "'x'")
-        # reverse_weight is weight in another order, and differentiable as such; so the gradient is it, too.
+        # reverse_weight is weight in another order; passing it keeps this gradient differentiable in the weights.
         grad_x = torch.ops.gmoe.aggregate(
             grad_y, reverse_offsets, reverse_columns, reverse_weight, offsets, columns, weight, None
         )
@@ -96,7 +99,7 @@ def _setup_context_grad_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 
 def _backward_grad_weight(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of weights is linear in both its arguments, with the incoming gradient as the weights."""
+    """Differentiate the weights' gradient, which is linear in both arguments, with the incoming gradient as weights."""
     grad_y, x, offsets, columns, reverse_offsets, reverse_columns, reverse_order = ctx.saved_tensors
     if reverse_order is None:
         raise RuntimeError(
@@ -111,6 +114,8 @@ def _backward_grad_weight(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_grad_y, to_x, None, None, None, None, None
 
 
+# The raw operator takes the transposed graph only for its gradients; a forward call may pass None for all of it.
+# transpose_weight is weight in the transpose's order, transpose_order the position of each edge in the transpose.
 op.register("aggregate", _fake, backward=_backward, setup_context=_setup_context)
 op.register(
     "aggregate_grad_weight",

@@ -1,4 +1,4 @@
-"""cosine_topk: each row goes to its k nearest expert embeddings."""
+"""cosine_topk: route rows to their k nearest expert embeddings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from . import _dispatch as op
 def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """Route each row to its k nearest expert embeddings by cosine similarity.
 
-    gate_i = softmax of the k largest of x_i . q_e / (|x_i| |q_e|)   (RbM, eq. 3)
+    RbM, eq. 3:
+
+        c_ie    = x_i . q_e / (max(|x_i|, eps) max(|q_e|, eps))
+        index_i = the k experts with the largest c_ie, in descending order
+        gate_ir = exp(c_ir) / sum_s exp(c_is)        c_ir: cosine to expert index_ir
 
     Args:
         x: [N, D] rows to route, float32 or bfloat16 (float64 in tests).
-        memory: [E, D] one embedding per expert, of x's dtype; gets no gradient (stop-gradient in eq. 3).
+        memory: [E, D] one embedding per expert, of x's dtype.
         k: experts per row, 1 <= k <= E.
         eps: smallest norm; a zero row has cosine 0 to every expert.
 
@@ -29,6 +33,8 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
     Raises:
         ValueError: shapes or devices do not fit, or k is out of [1, E].
         TypeError: dtypes are not floating or differ.
+
+    Gradients: x; memory gets none (stop-gradient in eq. 3).
 
     Deterministic: yes, bit for bit, for any number of threads.
 
@@ -45,7 +51,7 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
 
 
 def expect_routing(name: str, x: Tensor, memory: Tensor, k: int) -> None:
-    """What every operator asks of the rows and the embeddings that route them."""
+    """Check the rows and embeddings of an operator that routes by cosine."""
     op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
@@ -73,6 +79,6 @@ def _fake_grad_x(grad_gate: Tensor, x: Tensor, memory: Tensor, index: Tensor, ep
     return x.new_empty(x.shape)
 
 
-# Routing decides which expert runs: under autocast it stays in float32, so that ties do not depend on the precision.
+# Routing stays in float32 under autocast, so that ties do not depend on the precision.
 op.register("cosine_topk", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
 op.register("cosine_topk_grad_x", _fake_grad_x)

@@ -1,4 +1,4 @@
-"""edge_aggregate: message passing over typed edges, as OGB's molecule networks do it."""
+"""edge_aggregate: message passing over typed edges, as in OGB's molecule networks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from . import _rows
 
 
 def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
-    """Sum over each node the rectified messages of its typed edges.
+    """Sum the rectified messages of each node's typed edges, without holding the messages in memory.
 
-    y_i = sum_{j -> i} w_ij relu(x_j + edge_table[type_ij])   (the message of OGB's GCN and GIN for molecules)
+    The message passing of OGB's molecule networks, with t = type_ij and b = edge_table:
 
-    The [M, D] messages are never held in memory.
+        y_i = sum_{j -> i} w_ij relu(x_j + b_t)
+     OGB's GCN is this with ``gcn_norm()`` weights, x = W h, and one more row in the table for the self loops; OGB's GIN
+    is this without weights.
 
     Args:
         graph: CSR by destination with edge types 0 <= type < T; without weights w = 1.
@@ -25,13 +27,12 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
     Returns:
         y [N, D] in x's dtype, accumulated in float32 (float64 for float64).
 
-    Gradients: x, edge_table and graph.weight. The derivative of relu at 0 is 0. Differentiating a gradient
-        again is refused.
-
     Raises:
         ValueError: shapes do not fit each other, or the graph has no edge types.
         TypeError: x and edge_table differ in dtype or are not floating.
         GraphIndexError: a column or an edge type of the graph is out of range.
+
+    Gradients: x, edge_table and graph.weight. The derivative of relu at 0 is 0.
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 

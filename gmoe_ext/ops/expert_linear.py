@@ -1,4 +1,4 @@
-"""expert_linear: one linear layer per expert, applied only to the rows routed to it."""
+"""expert_linear: one linear layer per expert, applied to the rows routed to it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ def expert_linear(
     gate: Tensor | None = None,
     source: Tensor | None = None,
 ) -> Tensor:
-    """Apply to each routed row the linear layer of its expert and combine a row's k results by its gates.
+    """Apply to each routed row the linear layer of its expert, and combine a row's k results by its gates.
 
-    y_i = sum_r gate_ir (W_e x_s + b_e),  e = index_ir, s = source_ir   (GMoE, eq. 2; RbM, eq. 1)
+    Nothing is computed for an expert that a row did not choose. GMoE, eq. 2; RbM, eq. 1, with e = index_ir and
+    s = source_ir (s = i without source):
+
+        z_ir = weight_e x_s + bias_e
+        y_i  = sum_r gate_ir z_ir          [N, Dout]      with a gate
+        y_ir = z_ir                        [N, k, Dout]   without
+
+    source lets the choices of a row read different rows: hop-1 and hop-2 experts read different aggregates of one node,
+    stacked in x.
 
     Args:
         x: [R, Din] rows, float32 or bfloat16 (float64 in tests).
@@ -35,14 +43,14 @@ def expert_linear(
 
     Returns:
         y [N, Dout] in x's dtype, accumulated in float32 (float64 for float64); [N, k, Dout] without gate. On CUDA,
-        float32 products are made in TF32, here and in the gradients, if torch.backends.cuda.matmul allows it.
-
-    Gradients: x, weight, bias and gate, each computed only when needed.
+        float32 products use TF32, here and in the gradients, if torch.backends.cuda.matmul allows it.
 
     Raises:
         ValueError: shapes do not fit each other.
-        TypeError: dtypes differ, or source is no integer tensor.
+        TypeError: dtypes differ, or source is not an integer tensor.
         GraphIndexError: an entry of source or of the plan is out of range.
+
+    Gradients: x, weight, bias and gate, each computed only when needed.
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
@@ -73,7 +81,7 @@ def expert_linear(
 def _check(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: ExpertPlan, gate: Tensor | None, source: Tensor | None
 ) -> None:
-    """Raise the error that names what does not fit; under autocast dtypes may differ."""
+    """Check the operands; under autocast their dtypes may differ."""
     name = "expert_linear"
     op.expect_dim(name, "x", x, 2, "[R, Din]")
     op.expect_dtype(name, "x", x, op.FLOATING)
@@ -137,7 +145,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_weight = grad_bias = grad_gate = None
     needs_gate = needs_gate and gate is not None
     if needs_x and needs_gate:
-        # Both need the product of grad_y with the weights: one operator makes it once.
+        # Both need the product of grad_y with the weights; this operator computes it once.
         grad_x, grad_gate = gmoe.expert_linear_grad_x_gate(
             grad_y, x, weight, bias, offsets, order, k, gate, source, tf32
         )

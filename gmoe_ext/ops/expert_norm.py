@@ -1,4 +1,4 @@
-"""expert_norm: batch normalisation with statistics for each expert's slots."""
+"""expert_norm: batch norm with statistics per expert."""
 
 from __future__ import annotations
 
@@ -21,34 +21,36 @@ def expert_norm(
     gate: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalise each slot over the slots of its expert, and sum a row's slots by its gates.
+    """Batch-normalise each slot over the slots of its expert, and sum a row's slots by its gates.
+     The norm between an expert and its gate in a GMoE layer (GMoE, eq. 2), in training. With e = index_ir and sums over
+    the n_e slots of expert e:
 
-    z_ir = weight_e (y_ir - mean_e) / sqrt(var_e + eps) + bias_e,  e = index_ir;  out_i = sum_r gate_ir z_ir
+        mean_e = sum y_ir / n_e,   var_e = sum (y_ir - mean_e)^2 / n_e
+        z_ir   = weight_e (y_ir - mean_e) / sqrt(var_e + eps) + bias_e
+        out_i  = sum_r gate_ir z_ir
 
-    The norm that stands in a GMoE layer between an expert and its gate (GMoE, eq. 2), in training.
+    An expert with fewer than two slots has no variance and is normalised by its running statistics.
 
     Args:
         y: [N, k, D] the result of each slot, float32 or bfloat16 (float64 in tests).
         index: [N, k] int32 or int64, the expert of each slot.
-        weight: [E, D] of y's dtype, like the three that follow.
-        bias: [E, D].
-        running_mean: [E, D] what an expert with fewer than two slots, which has no variance, is normalised by. Not
-            changed, and gets no gradient.
-        running_var: [E, D].
+        weight: [E, D] scale, of y's dtype, like the three that follow.
+        bias: [E, D] shift.
+        running_mean: [E, D] mean for experts with fewer than two slots. Not changed, and gets no gradient.
+        running_var: [E, D] variance for them; likewise.
         gate: [N, k] weights of the sum; None keeps the k results apart.
         eps: added to the variance.
 
     Returns:
-        out [N, D] in y's dtype, [N, k, D] without gate; the statistics that were used, mean and var [E, D], float32
-        (float64 for float64), the variance biased; and count [E] int64, the slots of each expert. Only out carries a
-        gradient.
-
-    Gradients: y, weight, bias and gate.
+        out [N, D] in y's dtype, [N, k, D] without gate; mean and var [E, D] that were used, in float32 (float64 for
+        float64), var divided by n_e; and count [E] int64, the slots of each expert. Only out carries a gradient.
 
     Raises:
         ValueError: shapes or devices do not fit.
-        TypeError: dtypes are not floating or differ, or index is no integer tensor.
+        TypeError: dtypes are not floating or differ, or index is not an integer tensor.
         GraphIndexError: an entry of index is out of range.
+
+    Gradients: y, weight, bias and gate.
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
@@ -120,6 +122,6 @@ def _fake_grad(
     return y.new_empty(y.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape), grad_gate
 
 
-# Statistics over a batch are sums of squares: they stay in float32.
+# Statistics over a batch are sums of squares, so they stay in float32 under autocast.
 op.register("expert_norm", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
 op.register("expert_norm_grad", _fake_grad)

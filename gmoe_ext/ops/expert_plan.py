@@ -1,4 +1,4 @@
-"""expert_plan: who goes where, as a stable counting sort of the routed slots by expert."""
+"""expert_plan: stable counting sort of routed slots by expert."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from . import _dispatch as op
 def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
     """Group the slots of a routing by expert.
 
-    Slot s = row * k + choice goes to expert index[row, choice]; order lists the slots by expert, ascending within one.
+    A slot is one (row, choice) pair with id row * k + choice. This is a stable counting sort of the slots by expert:
+
+        offsets_e = number of slots with an expert below e
+        order[offsets_e : offsets_(e+1)] = the slots of expert e, ascending
+     ``order`` equals ``torch.argsort(index.flatten(), stable=True)``. Operators that take a plan check it again, so a
+    damaged plan raises and is never followed.
 
     Args:
         index: [N, k] int64 or int32, 0 <= index < num_experts. A row may name an expert more than once.
         num_experts: E >= 1; experts that no row chose get an empty range.
 
     Returns:
-        ExpertPlan(offsets int64 [E + 1], order int64 [N * k], num_rows N, k).
+        ExpertPlan(offsets int64 [E + 1], order int64 [N * k], num_rows N, k). No gradient: everything is an integer.
 
     Raises:
         ValueError: index is not [N, k] with k >= 1, or num_experts < 1.
         TypeError: index is neither int64 nor int32.
-        GraphIndexError: an entry of index is out of range.
+        GraphIndexError: an entry of index is out of range; names the first one.
 
-    Deterministic: yes, bit for bit, for any number of threads.
+    Deterministic: yes, exact, for any number of threads.
 
     Example:
         >>> plan = expert_plan(torch.tensor([[2, 0], [0, 1]]), num_experts=3)

@@ -1,4 +1,4 @@
-"""memory_update: the moving average that keeps each expert embedding near the rows routed to it."""
+"""memory_update: moving average that keeps expert embeddings near the rows routed to them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ def memory_update(
 ) -> Tensor:
     """Move each expert embedding towards the mean of the rows routed to it.
 
-    Q_e <- rate Q_e / |Q_e| + (1 - rate) sum_j a_ej x_j / |x_j|,
-    a_e = softmax of the gates of the slots routed to e   (RbM, eq. 4; rows normalised as the published code does)
+    RbM, eq. 4, with sums over the slots s of expert e and rows normalised as in the published code:
+
+        a_s = exp(gate_s) / sum_t exp(gate_t)
+        m_e = sum_s a_s x_row(s) / max(|x_row(s)|, eps)
+        Q_e <- rate Q_e / max(|Q_e|, eps) + (1 - rate) m_e
+
+    The result is not normalised again: routing normalises it before every use.
 
     Args:
-        memory: [E, D] embeddings, float32 or bfloat16 (float64 in tests).
+        memory: [E, D] embeddings, float32 or bfloat16 (float64 in tests); not modified.
         x: [N, D] the rows that were routed, same dtype as memory.
-        gate: [N, k] routing weights, same dtype; any finite values, the softmax is computed safely.
+        gate: [N, k] routing weights, same dtype; any finite values.
         index: [N, k] int64 or int32, 0 <= index < E.
         rate: share of the old direction, in [0, 1].
-        normalize: divide each row of x by its norm first.
+        normalize: divide each row of x by its norm first; False uses the row as it is, as eq. 4 is printed.
         eps: smallest norm.
 
     Returns:
-        The new memory [E, D]; the argument is left as it was. An expert without rows keeps its direction
-        (its row becomes rate * Q_e / |Q_e|). No gradient flows through this op.
+        The new memory [E, D]. An expert without rows keeps its direction: its row becomes rate * Q_e / |Q_e|.
 
     Raises:
         ValueError: shapes do not fit each other, or rate is out of [0, 1].
-        TypeError: dtypes differ, or index is no integer tensor.
+        TypeError: dtypes differ, or index is not an integer tensor.
         GraphIndexError: an entry of index is out of range.
+
+    Gradients: none; the new memory carries no gradient.
 
     Deterministic: yes, bit for bit, for any number of threads.
 
@@ -82,5 +88,5 @@ def _fake(memory: Tensor, x: Tensor, gate: Tensor, index: Tensor, rate: float, n
     return memory.new_empty(memory.shape)
 
 
-# Under autocast the average stays in float32: a step of (1 - rate) would be lost in bfloat16.
+# The average stays in float32 under autocast: bfloat16 would lose a step of (1 - rate).
 op.register("memory_update", _fake, autocast=torch.float32)

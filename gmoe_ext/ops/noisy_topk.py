@@ -1,4 +1,4 @@
-"""noisy_topk: the gate of GMoE in training, and the sums that its balance losses are made of."""
+"""noisy_topk: the training gate of GMoE and the sums behind its balance losses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from . import _dispatch as op
 
 
 def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Route each row to its k highest noisy logits; add up gates and chances of being chosen for each expert.
+    """Route each row to its k highest noisy logits, and sum each expert's gates and chances of being chosen.
 
-    Q_i = clean_i + noise_i * sigma_i,  gate_i = softmax of the k largest of Q_i              (GMoE, eqs. 3 and 4)
-    importance_e = sum of the gates of e,  load_e = sum_i Phi((clean_ie - kth_ie) / sigma_ie) (GMoE, eqs. 5 to 7)
-    where kth_ie is the k-th largest of Q_i without Q_ie.
+    The gate of GMoE in training (GMoE, eqs. 3 to 7), in one pass over the logits:
+
+        Q_ie         = clean_ie + noise_ie sigma_ie
+        index_i      = the k experts with the largest Q_ie, in descending order
+        gate_ir      = exp(Q_ir) / sum_s exp(Q_is)         Q_ir: logit of expert index_ir
+        importance_e = sum of the gates of expert e
+        load_e       = sum_i Phi(z_ie),   z_ie = (clean_ie - kth_ie) / sigma_ie
+     kth_ie is the k-th largest of Q_i without Q_ie; with k = E there is none and every chance is 1. The balance losses
+    are the squared coefficients of variation of importance and load.
 
     Args:
         clean: [N, E] logits, float32 or bfloat16 (float64 in tests).
@@ -26,13 +32,13 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
 
     Returns:
         gate [N, k] in clean's dtype, descending; index [N, k] int64, equal logits to the lower expert, NaN highest; and
-        importance and load, [E] each, float32 (float64 for float64). With k = E every chance is 1.
-
-    Gradients: clean and sigma, through all three.
+        importance and load, [E] each, float32 (float64 for float64).
 
     Raises:
         ValueError: shapes or devices do not fit, or k is out of [1, E].
         TypeError: dtypes are not floating or differ.
+
+    Gradients: clean and sigma, through gate, importance and load.
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 

@@ -1,4 +1,4 @@
-"""random_walk: uniform walks from many starts, the same for any number of threads."""
+"""random_walk: uniform random walks, the same for any number of threads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ _INT64 = 1 << 63
 def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
     """Walk from each start to a uniformly drawn neighbour, length - 1 times.
 
-    The node after i is one of the columns of row i, each edge as likely as any other (weights are not used); a node
-    without neighbours is never left. Step t of walk s draws from splitmix64 of (seed, s, t) and of nothing else.
+    Step t of walk s leaves node v = walk_s(t-1) along an edge drawn from (seed, s, t) alone:
+
+        r       = splitmix64(splitmix64(splitmix64(seed) + s) + t) >> 1
+        walk_st = columns[offsets[v] + r mod degree(v)]
+     Each neighbour's probability is off by less than 2^-63. Edge weights are not used, parallel edges count, and a walk
+    stays on a node without neighbours.
 
     Args:
         graph: CSR; on an undirected graph the walks are DeepWalk's.
@@ -26,7 +30,7 @@ def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
         seed: any integer; its low 64 bits count.
 
     Returns:
-        walks [S, length] int64, column 0 is starts.
+        walks [S, length] int64; column 0 is starts. No gradient: everything is an integer.
 
     Raises:
         ValueError: starts is not 1-D or length < 1.

@@ -1,4 +1,4 @@
-"""routed_edge_aggregate: typed message passing for the (node, expert) pairs a router chose, and no others."""
+"""routed_edge_aggregate: message passing over typed edges for chosen (node, expert) pairs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from . import _rows
 
 
 def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Tensor, first_expert: int = 0) -> Tensor:
-    """Sum for each chosen (node, expert) pair the messages of that expert.
+    """Sum the rectified messages of typed edges for the (node, expert) pairs that a router chose.
 
-    y_ir = sum_{j -> i} w_ij relu(x_ej + edge_table[e, type_ij]),  e = index_ir - first_expert   (GMoE, eq. 2)
+    :func:`edge_aggregate` for chosen pairs only, so that k of n experts cost k / n of the messages (GMoE, eq. 2). With
+    e = index_ir - first_expert, t = type_ij and b = edge_table:
 
-    Slots whose expert lies outside [0, F) are exact zeros: hop-1 and hop-2 experts, which pass messages over
-    different graphs, are two calls whose results add up.
+        y_ir = sum_{j -> i} w_ij relu(x_ej + b_et)     for 0 <= e < F, else 0
+     Slots whose expert lies outside [0, F) are exact zeros: hop-1 and hop-2 experts, which pass messages over different
+    graphs, are two calls whose results add up. The gates are not applied yet, because what follows (a perceptron, a
+    norm per expert) is not linear.
 
     Args:
         graph: CSR by destination with edge types 0 <= type < T; without weights w = 1.
         x: [F, N, D] one row per expert and source (GCN: W_e x), or [N, D] shared by all experts (GIN);
             float32 or bfloat16 (float64 in tests).
         edge_table: [F, T, D] one table of edge embeddings per expert, same dtype as x.
-        index: [N, k] int64, the experts of each destination.
+        index: [N, k] int64, the experts of each destination; a row may name an expert more than once.
         first_expert: id of the first of the F experts given here.
 
     Returns:
         y [N, k, D] in x's dtype, accumulated in float32 (float64 for float64).
 
-    Gradients: x, edge_table and graph.weight. The derivative of relu at 0 is 0. Differentiating a gradient
-        again is refused.
-
     Raises:
         ValueError: shapes do not fit each other, or the graph has no edge types.
         TypeError: x and edge_table differ in dtype or are not floating, or index is not int64.
         GraphIndexError: a column or an edge type of the graph is out of range.
+
+    Gradients: x, edge_table and graph.weight. The derivative of relu at 0 is 0.
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 

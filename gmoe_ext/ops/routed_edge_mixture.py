@@ -1,4 +1,4 @@
-"""routed_edge_mixture: what a layer of experts over typed edges gives in evaluation, without a result per slot."""
+"""routed_edge_mixture: a layer of experts over typed edges in evaluation, fused."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ def routed_edge_mixture(
     onto: Tensor | None = None,
     first_expert: int = 0,
 ) -> Tensor:
-    """Sum each node's chosen experts, weighted by its gates, after the norm of evaluation.
+    """Sum each node's chosen experts over typed edges, normalised by running statistics and weighted by its gates.
 
-    y_i = onto_i + sum_r gate_ir (scale_e * s_ir + shift_e),
-    s_ir = sum_{j -> i} w_ij relu(x_ej + edge_table[e, type_ij]),  e = index_ir - first_expert   (GMoE, eq. 2)
+    :func:`routed_edge_aggregate` and the steps that follow it in evaluation, without writing anything of size [N, k, D]
+    (GMoE, eq. 2). With e = index_ir - first_expert, t = type_ij and b = edge_table:
 
-    Slots whose expert lies outside [0, F) add nothing; ``onto`` takes the result of other experts' call. The same as
-    :func:`routed_edge_aggregate` and what follows it, but nothing of size [N, k, D] is written.
+        s_ir = sum_{j -> i} w_ij relu(x_ej + b_et)
+        y_i  = onto_i + sum over the slots r with 0 <= e < F of gate_ir (scale_e * s_ir + shift_e)
+
+    Hop-1 and hop-2 experts are two calls: the second gets the first one's result as onto.
 
     Args:
         graph: CSR by destination with edge types 0 <= type < T; without weights w = 1.
@@ -40,18 +42,20 @@ def routed_edge_mixture(
         edge_table: [F, T, D], same dtype as x.
         index: [N, k] int64, the experts of each destination.
         gate: [N, k], same dtype as x.
-        scale: [F, D], same dtype as x, with ``shift``: a norm on running statistics; None leaves the sums as they are.
-        shift: [F, D].
+        scale: [F, D], same dtype as x: with shift, a norm by running statistics. None leaves the sums as they are.
+        shift: [F, D], given together with scale.
         onto: [N, D], same dtype as x, or None for zeros.
         first_expert: id of the first of the F experts given here.
 
     Returns:
-        y [N, D] in x's dtype, accumulated in float32 (float64 for float64). No gradient: it is refused.
+        y [N, D] in x's dtype, accumulated in float32 (float64 for float64).
 
     Raises:
         ValueError: shapes do not fit each other, the graph has no edge types, or one of scale and shift is missing.
         TypeError: dtypes differ or are not floating, or index is not int64.
         GraphIndexError: a column or an edge type of the graph is out of range.
+
+    Gradients: none; differentiating is refused.
 
     Deterministic: yes, bit for bit, for any number of threads.
 

@@ -1,4 +1,4 @@
-"""topk_softmax: the gate of GMoE, a softmax over the k best experts of each row."""
+"""topk_softmax: the gate of GMoE, a softmax over each row's k best experts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from . import _dispatch as op
 def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Route each row to its k highest logits.
 
-    gate_i = softmax of the k largest of logits_i   (GMoE, eq. 3; the other experts get exactly 0)
+    The gate of GMoE (eq. 3); experts that were not chosen have gate 0:
+
+        index_i = the k experts with the largest logits, in descending order
+        gate_ir = exp(l_ir - l_i0) / sum_s exp(l_is - l_i0)        l_ir: logit of expert index_ir
 
     Args:
         logits: [N, E] one score per row and expert, float32 or bfloat16 (float64 in tests).
         k: experts per row, 1 <= k <= E.
 
     Returns:
-        gate [N, k] in the dtype of logits, descending; index [N, k] int64. Equal logits go to the lower expert;
-        NaN ranks highest, as in torch.sort, and makes the gates of its row NaN.
+        gate [N, k] in the dtype of logits, descending; index [N, k] int64. Equal logits go to the lower expert; NaN
+        ranks highest, as in torch.sort.
 
     Raises:
         ValueError: logits is not 2-D, or k is out of [1, E].
@@ -65,6 +68,6 @@ def _fake_grad_logits(grad_gate: Tensor, gate: Tensor, index: Tensor, num_expert
     return gate.new_empty(gate.shape[0], num_experts)
 
 
-# Under autocast routing stays in float32, so that ties do not depend on the precision.
+# Routing stays in float32 under autocast, so that ties do not depend on the precision.
 op.register("topk_softmax", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
 op.register("topk_softmax_grad_logits", _fake_grad_logits)

@@ -1,4 +1,4 @@
-"""Naive PyTorch of every operator, same names and signatures: fp64-capable, differentiable by autograd."""
+"""Naive PyTorch versions of every operator with the same names and signatures, differentiable and float64-capable."""
 
 from .aggregate import aggregate
 from .cosine_topk import cosine_topk

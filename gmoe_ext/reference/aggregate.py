@@ -1,4 +1,4 @@
-"""Naive sparse aggregation: gather, weigh, index_add."""
+"""Naive sparse aggregation: gather, weight, index_add."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..graph import Graph
 
 
 def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
-    """A x, or A(A x) for two hops; see :func:`gmoe_ext.ops.aggregate`."""
+    """Compute A x, or A (A x) for two hops; see :func:`gmoe_ext.ops.aggregate`."""
     columns = graph.columns.long()
     rows = destinations(graph)
     y = x
@@ -22,11 +22,11 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
 
 
 def destinations(graph: Graph) -> Tensor:
-    """Destination of each edge, int64 [M]: row i repeated once for each of its edges."""
+    """Return the destination of each edge, int64 [M]: row i repeated once per edge."""
     node = torch.arange(graph.num_nodes, device=graph.offsets.device)
     return torch.repeat_interleave(node, graph.offsets.diff())
 
 
 def accumulator(x: Tensor) -> Tensor:
-    """x in the type sums are kept in: half types add up in float32, the others in their own."""
+    """Convert x to the dtype sums are kept in: float32 for half types, else its own."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,4 +1,4 @@
-"""Naive cosine routing: the readable truth that the kernel is held to."""
+"""Naive cosine routing, the reference the kernel is tested against."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
-    """Softmax over the k largest cosines of each row; see :func:`gmoe_ext.ops.cosine_topk`."""
+    """Apply a softmax to the k largest cosines of each row; see :func:`gmoe_ext.ops.cosine_topk`."""
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps)
     unit_memory = memory.detach() / memory.detach().norm(dim=1, keepdim=True).clamp_min(eps)
     cosine_NE = unit_x @ unit_memory.T

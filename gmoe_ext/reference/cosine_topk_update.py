@@ -1,4 +1,4 @@
-"""Naive routing with the moving average behind it: the readable truth that the kernel is held to."""
+"""Naive routing followed by the memory update, the reference the kernel is tested against."""
 
 from __future__ import annotations
 

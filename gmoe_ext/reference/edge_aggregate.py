@@ -10,7 +10,7 @@ from .aggregate import accumulator, destinations
 
 
 def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
-    """sum_j w_ij relu(x_j + edge_table[type_ij]); see :func:`gmoe_ext.ops.edge_aggregate`."""
+    """Sum w_ij relu(x_j + edge_table[type_ij]) over in-neighbours j; see :func:`gmoe_ext.ops.edge_aggregate`."""
     if graph.edge_type is None:
         raise ValueError("gmoe::edge_aggregate: expected 'graph' with edge types, got one without")
     message_MD = torch.relu(accumulator(x)[graph.columns.long()] + accumulator(edge_table)[graph.edge_type.long()])

@@ -1,4 +1,4 @@
-"""Naive grouped linear layers: the readable truth that the kernel is held to."""
+"""Naive grouped linear layers, the reference the kernel is tested against."""
 
 from __future__ import annotations
 

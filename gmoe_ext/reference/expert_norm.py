@@ -1,4 +1,4 @@
-"""Naive batch normalisation per expert: the readable truth that the kernel is held to."""
+"""Naive batch norm per expert, the reference the kernel is tested against."""
 
 from __future__ import annotations
 

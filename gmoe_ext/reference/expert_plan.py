@@ -1,4 +1,4 @@
-"""Naive grouping of routed slots by expert: the readable truth that the kernel is held to."""
+"""Naive grouping of routed slots by expert, the reference the kernel is tested against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Naive moving average of expert embeddings: the readable truth that the kernel is held to."""
+"""Naive moving average of expert embeddings, the reference the kernel is tested against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Naive noisy top-k gate: the readable truth that the kernel is held to."""
+"""Naive noisy top-k gate, the reference the kernel is tested against."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Route by noisy logits and add up gates and chances per expert; see :func:`gmoe_ext.ops.noisy_topk`."""
+    """Route by noisy logits and sum gates and chances per expert; see :func:`gmoe_ext.ops.noisy_topk`."""
     dtype, wide = clean.dtype, torch.float32 if clean.dtype == torch.bfloat16 else clean.dtype
     clean, sigma, noise = clean.to(wide), sigma.to(wide), noise.detach().to(wide)
     noisy = clean + noise * sigma
@@ -19,7 +19,7 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
     importance = torch.zeros_like(clean).scatter(1, index, gate).sum(0)
     if k == clean.shape[1]:
         return gate.to(dtype), index, importance, torch.full_like(importance, len(clean)).detach()
-    # Of a chosen expert the k-th best of the others is the (k+1)-th of all; of the rest it is the k-th.
+    # The k-th best of the others is the (k+1)-th of all for a chosen expert, and the k-th for the rest.
     chosen = torch.zeros_like(clean, dtype=torch.bool).scatter(1, index, True)
     threshold = torch.where(chosen, top[:, k : k + 1], top[:, k - 1 : k])
     chance = torch.erf((clean - threshold) / (sigma * math.sqrt(2.0))).add(1.0).mul(0.5)

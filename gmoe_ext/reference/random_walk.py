@@ -1,4 +1,4 @@
-"""Counter-based uniform walks in int64 arithmetic, bit for bit what the kernel does in uint64."""
+"""Counter-based uniform walks in int64 arithmetic, bit for bit equal to the kernel's uint64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 
 
 def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
-    """Uniform walks from starts; see :func:`gmoe_ext.ops.random_walk`."""
+    """Walk uniformly from each start; see :func:`gmoe_ext.ops.random_walk`."""
     node_S = starts.long()
     key_S = _splitmix64(_splitmix64(torch.full_like(node_S, _signed(seed))) + torch.arange(node_S.numel()).to(node_S))
     walk = [node_S]
@@ -31,7 +31,7 @@ def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
 
 
 def _splitmix64(state: Tensor) -> Tensor:
-    """The splitmix64 output of a state, on int64 whose products and sums wrap as uint64 do."""
+    """Return splitmix64 of a state, on int64 whose products and sums wrap like uint64."""
     z = state + _signed(_INCREMENT)
     z = (z ^ _shift_right(z, 30)) * _signed(_MULTIPLIER_1)
     z = (z ^ _shift_right(z, 27)) * _signed(_MULTIPLIER_2)
@@ -39,11 +39,11 @@ def _splitmix64(state: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64 >> keeps the sign, so the copies of the sign bit are masked off."""
+    """Shift right logically: int64 >> keeps the sign, so the copies of the sign bit are masked off."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits."""
+    """Return the int64 with the same 64 bits."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value

@@ -20,7 +20,7 @@ def routed_edge_mixture(
     onto: Tensor | None = None,
     first_expert: int = 0,
 ) -> Tensor:
-    """Gate-weighted sum of each node's slots; see :func:`gmoe_ext.ops.routed_edge_mixture`."""
+    """Sum each node's slots weighted by their gates; see :func:`gmoe_ext.ops.routed_edge_mixture`."""
     sums_NKD = routed_edge_aggregate(graph, x, edge_table, index, first_expert)
     expert_NK = index - first_expert
     given_NK = (expert_NK >= 0) & (expert_NK < edge_table.shape[0])

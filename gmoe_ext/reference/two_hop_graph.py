@@ -1,4 +1,4 @@
-"""Two-hop neighbourhoods by listing every path j -> m -> i and keeping the first of each (i, j)."""
+"""Two-hop neighbourhoods: list every path j -> m -> i and keep the first of each pair (i, j)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .aggregate import destinations
 
 
 def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool = True) -> Graph:
-    """Coalesced two-hop graph; see :func:`gmoe_ext.ops.two_hop_graph`."""
+    """Build the coalesced two-hop graph; see :func:`gmoe_ext.ops.two_hop_graph`."""
     num_nodes = graph.num_nodes
     row_M, middle_M = destinations(graph), graph.columns.long()
     first_P, second_P = _paths(graph.offsets, middle_M)
@@ -24,7 +24,7 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
         keep_P &= ~torch.isin(key_P, row_M * num_nodes + middle_M)
     kept = keep_P.nonzero().squeeze(1)
 
-    # Sorted by (row, column), the lowest middle first; stable sorts leave parallel edges in edge order.
+    # Sort by (row, column), lowest middle node first; stable sorts keep parallel edges in edge order.
     kept = kept[torch.argsort(middle_P[kept], stable=True)]
     kept = kept[torch.argsort(key_P[kept], stable=True)]
     key = key_P[kept]
@@ -45,7 +45,7 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
 
 
 def _paths(offsets: Tensor, middle_M: Tensor) -> tuple[Tensor, Tensor]:
-    """All paths j -> m -> i as edge positions: (edge j -> m, edge m -> i), ordered by the second edge."""
+    """List all paths j -> m -> i as edge positions (edge j -> m, edge m -> i), ordered by the second edge."""
     start_M = offsets[middle_M]
     count_M = offsets[middle_M + 1] - start_M
     second_P = torch.repeat_interleave(torch.arange(middle_M.numel(), device=offsets.device), count_M)
