@@ -21,7 +21,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path: the target; its directory is created if needed. An existing file is replaced, an existing directory that
             is not empty is an error.
 
-    Example:
+    Examples:
         >>> with atomic_write(Path("result.json")) as draft:
         ...     draft.write_text("{}")
     """

@@ -60,7 +60,7 @@ class Graph:
         num_edge_types: T, 0 without edge types.
         edge_id: int64 [M], position of each edge in the ``edge_index`` the graph was made from, or None.
 
-    Example:
+    Examples:
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 1], [1, 0, 2]]), num_nodes=3)
         >>> graph.degree().tolist()
         [1, 1, 1]

@@ -104,7 +104,7 @@ def gather_ranges(starts: Tensor, counts: Tensor, total: int | None = None) -> T
     Returns:
         int64 [sum of counts].
 
-    Example:
+    Examples:
         >>> gather_ranges(torch.tensor([7, 0]), torch.tensor([2, 3])).tolist()
         [7, 8, 0, 1, 2]
     """

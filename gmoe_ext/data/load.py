@@ -58,7 +58,7 @@ def load(
     Raises:
         DataError: the data set is not found, damaged or inconsistent; the message says what to do.
 
-    Example:
+    Examples:
         >>> data = load("communities", split_seed=1)
         >>> data.num_classes
         8

@@ -29,7 +29,7 @@ def from_pyg(source: Any, name: str = "pyg", split_seed: int = 0) -> NodeData | 
     Raises:
         DataError: attributes are missing or do not fit together.
 
-    Example:
+    Examples:
         >>> from_pyg(torch_geometric.datasets.Planetoid("data", "Cora"), "cora")  # doctest: +SKIP
         NodeData(cora: 2,708 nodes, 5,278 edges, 1,433 features, 7 classes, 140/500/1,000 (public))
     """

@@ -29,7 +29,7 @@ def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> Non
 
     Determinism: the same bits for the same seed; k-means runs on one thread, because its sums depend on their order.
 
-    Example:
+    Examples:
         >>> kmeans_start(student, inputs, seed=0)
     """
     training = model.training

@@ -48,7 +48,7 @@ def deepwalk(
 
     Determinism: the same seed gives the same bits, in any process (one worker, no dependence on string hashes).
 
-    Example:
+    Examples:
         >>> positions = deepwalk(data.graph, dim=64, walk_length=30, num_walks=1)
     """
     settings = {"dim": dim, "walk_length": walk_length, "num_walks": num_walks, "window": window, "epochs": epochs}
@@ -98,7 +98,7 @@ def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own
     Raises:
         ValueError: the two arguments name different numbers of nodes.
 
-    Example:
+    Examples:
         >>> everywhere = extend_positions(deepwalk(view.observed.graph), data.graph, view.observed_nodes)
     """
     if positions_OP.shape[0] != observed_O.numel():
@@ -138,7 +138,7 @@ def student_inputs(
     Raises:
         ValueError: row counts differ or the scale is unknown.
 
-    Example:
+    Examples:
         >>> inputs = student_inputs(data.x, positions, scale="features")
     """
     if scale not in ("none", "features"):

@@ -55,7 +55,7 @@ def reliability(
     Raises:
         ValueError: draws < 1 or std <= 0.
 
-    Example:
+    Examples:
         >>> rho = reliability(lambda x: soft_targets(teacher, x, graph), data.x, seed=0)
     """
     if draws < 1 or not std > 0:
@@ -88,7 +88,7 @@ class ReliableSampler:
     Raises:
         ValueError: rho does not have one value per node, or is outside [0, 1].
 
-    Example:
+    Examples:
         >>> sampler = ReliableSampler(data.graph, rho)
         >>> targets = neighbour_targets(teacher_logits, sampler.sample(torch.Generator().manual_seed(0)))
     """

@@ -29,7 +29,7 @@ def soft_targets(teacher: Model, x_ND: Tensor, graph: Graph) -> Tensor:
     Returns:
         Logits [N, C] without gradient.
 
-    Example:
+    Examples:
         >>> logits = soft_targets(build("sage", in_dim=64, hidden_dim=128, out_dim=8), data.x, data.graph)
     """
     training = teacher.training
@@ -88,7 +88,7 @@ class StudentTargets:
         temperature: tau.
         normalized: see :func:`gmoe_ext.nn.losses.soften`.
 
-    Example:
+    Examples:
         >>> targets = StudentTargets(teacher_logits, ReliableSampler(graph, rho))
         >>> loss = krd(student_logits, targets.draw(torch.Generator().manual_seed(0)).pairs)
     """

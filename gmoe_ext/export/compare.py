@@ -114,7 +114,7 @@ def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None =
 
     Deterministic: yes.
 
-    Example:
+    Examples:
         >>> packed = PackedStudent.load(pack(model, "student.safetensors", dtype="int8"))
         >>> print(compare(model, packed, random_rows(packed)))
     """

@@ -164,7 +164,7 @@ def save_onnx(model: Model, path: str | os.PathLike[str], **content: Unpack[Cont
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
 
-    Example:
+    Examples:
         >>> save_onnx(student, "student.onnx", class_names=["a", "b"])
         >>> onnxruntime.InferenceSession("student.onnx").run(["logits"], {"x": x})
     """
@@ -176,7 +176,7 @@ def save_pt2(model: Model, path: str | os.PathLike[str], **content: Unpack[Conte
 
     Arguments, result and errors are those of :func:`gmoe_ext.export.pack`.
 
-    Example:
+    Examples:
         >>> save_pt2(student, "student.pt2")
         >>> torch.export.load("student.pt2").module()(x)
     """

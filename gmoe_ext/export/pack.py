@@ -63,7 +63,7 @@ def pack(
 
     Deterministic: yes; the same model gives the same bytes.
 
-    Example:
+    Examples:
         >>> pack(student, "student.safetensors", class_names=["a", "b"])
         >>> PackedStudent.load("student.safetensors").predict(x)
     """

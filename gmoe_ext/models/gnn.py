@@ -204,7 +204,7 @@ def gnn(name: str, network: GNNConfig) -> ExpertGNN:
     Raises:
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> teacher = build("sage", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2)
     """
     network_type = MoleculeGNN if network.input == "molecule" else NodeGNN
@@ -236,7 +236,7 @@ def gmoe(
     Raises:
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> net = build("gmoe-gcn", input="molecule", hidden_dim=300, out_dim=1, num_layers=5, scale_hidden=True)
     """
     base = cast(Base, name.removeprefix("gmoe-"))

@@ -130,7 +130,7 @@ def build(name: str, **options: Any) -> Model:
     Raises:
         ConfigError: unknown name, unknown option, or an option is missing or out of range.
 
-    Example:
+    Examples:
         >>> teacher = build("gmoe-gcn", in_dim=64, hidden_dim=128, out_dim=8, num_layers=2, num_experts=4, k=1)
         >>> again = build(teacher.name, **teacher.config)
     """

@@ -70,7 +70,7 @@ class MLP(Model):
     Raises:
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> student = build("mlp", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2)
         >>> student(torch.randn(5, 16)).logits.shape
         torch.Size([5, 4])
@@ -111,7 +111,7 @@ class Ensemble(Model):
     Raises:
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> student = build("ensemble", in_dim=16, hidden_dim=32, out_dim=4, num_members=3)
         >>> student(torch.randn(5, 16)).logits.shape
         torch.Size([5, 4])
@@ -210,7 +210,7 @@ class RbM(ExpertStudent):
         experts: settings of every layer.
         first_layer_dropout: also drop inputs of the first layer's experts (released code).
 
-    Example:
+    Examples:
         >>> student = build("rbm", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=4, k=2)
         >>> student(torch.randn(5, 16)).logits.shape
         torch.Size([5, 4])
@@ -278,7 +278,7 @@ class MoE(ExpertStudent):
         experts: settings of every layer.
         first_layer_dropout: also drop inputs of the first layer's experts (released code).
 
-    Example:
+    Examples:
         >>> student = build("moe", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=8, k=3)
         >>> student(torch.randn(5, 16)).logits.shape
         torch.Size([5, 4])

@@ -26,7 +26,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
 
     Determinism: draws from torch's global generator on x's device.
 
-    Example:
+    Examples:
         >>> dropout(torch.ones(4), 0.5)
         tensor([2., 0., 0., 2.])
     """

@@ -33,7 +33,7 @@ class LinearExperts(nn.Module):
         out_dim: F.
         num_experts: E.
 
-    Example:
+    Examples:
         >>> experts = LinearExperts(16, 8, num_experts=4)
         >>> y = experts(x, ops.expert_plan(index, 4), gate)
     """

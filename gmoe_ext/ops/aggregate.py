@@ -41,7 +41,7 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 1], [2, 2]]), num_nodes=3)
         >>> aggregate(graph, torch.tensor([[1.0], [2.0], [4.0]])).tolist()
         [[0.0], [0.0], [3.0]]

@@ -38,7 +38,7 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
 
     Deterministic: yes, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> gate, index = cosine_topk(torch.ones(1, 4), torch.eye(4), k=2)
         >>> index.tolist(), gate.tolist()
         ([[0, 1]], [[0.5, 0.5]])

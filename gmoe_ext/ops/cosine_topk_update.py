@@ -39,7 +39,7 @@ def cosine_topk_update(
 
     Deterministic: yes, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> gate, index, memory = cosine_topk_update(torch.ones(1, 4), torch.eye(4), k=2, rate=0.5)
         >>> index.tolist(), memory[0].tolist()
         ([[0, 1]], [0.75, 0.25, 0.25, 0.25])

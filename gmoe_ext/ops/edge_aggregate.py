@@ -36,7 +36,7 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> graph = Graph.from_edge_index(
         ...     torch.tensor([[0, 1], [1, 0]]), num_nodes=2, edge_type=torch.tensor([0, 1]), num_edge_types=2
         ... )

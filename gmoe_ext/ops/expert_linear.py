@@ -54,7 +54,7 @@ def expert_linear(
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> plan = expert_plan(torch.tensor([[0, 1]]), num_experts=2)
         >>> weight = torch.stack([torch.eye(2), 2 * torch.eye(2)])
         >>> expert_linear(torch.ones(1, 2), weight, None, plan, gate=torch.tensor([[0.5, 0.5]])).tolist()

@@ -54,7 +54,7 @@ def expert_norm(
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> y, index = torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[0], [0]])
         >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
         >>> out, mean, var, count = expert_norm(y, index, one, zero, zero, one, eps=0.0)

@@ -34,7 +34,7 @@ def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
 
     Deterministic: yes, exact, for any number of threads.
 
-    Example:
+    Examples:
         >>> plan = expert_plan(torch.tensor([[2, 0], [0, 1]]), num_experts=3)
         >>> plan.offsets.tolist(), plan.order.tolist()
         ([0, 2, 3, 4], [1, 2, 3, 0])

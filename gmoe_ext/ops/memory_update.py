@@ -49,7 +49,7 @@ def memory_update(
 
     Deterministic: yes, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> memory, gate, index = torch.eye(2), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64)
         >>> memory_update(memory, torch.tensor([[0.0, 3.0]]), gate, index, rate=0.75).tolist()
         [[0.75, 0.25], [0.0, 0.75]]

@@ -42,7 +42,7 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
 
     Deterministic: yes, forward and backward, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> clean, one = torch.tensor([[0.0, 2.0, 1.0]]), torch.ones(1, 3)
         >>> gate, index, importance, load = noisy_topk(clean, one, 0 * one, k=1)
         >>> index.tolist(), importance.tolist(), [round(chance, 4) for chance in load.tolist()]

@@ -39,7 +39,7 @@ def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
 
     Deterministic: yes, bit for bit, for any number of threads and on every machine.
 
-    Example:
+    Examples:
         >>> ring = Graph.from_edge_index(torch.tensor([[1, 2, 0], [0, 1, 2]]), num_nodes=3)
         >>> random_walk(ring, torch.tensor([0, 2]), length=3, seed=7).tolist()
         [[0, 1, 2], [2, 0, 1]]

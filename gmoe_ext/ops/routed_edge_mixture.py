@@ -59,7 +59,7 @@ def routed_edge_mixture(
 
     Deterministic: yes, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> graph = Graph.from_edge_index(
         ...     torch.tensor([[0], [1]]), num_nodes=2, edge_type=torch.tensor([0]), num_edge_types=1
         ... )

@@ -35,7 +35,7 @@ def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Deterministic: yes, bit for bit, for any number of threads.
 
-    Example:
+    Examples:
         >>> gate, index = topk_softmax(torch.tensor([[0.0, 2.0, 2.0, 1.0]]), k=2)
         >>> index.tolist(), gate.tolist()
         ([[1, 2]], [[0.5, 0.5]])

@@ -34,7 +34,7 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
 
     Deterministic: yes, exact, for any number of threads.
 
-    Example:
+    Examples:
         >>> path = Graph.from_edge_index(torch.tensor([[0, 1], [1, 2]]), num_nodes=3)
         >>> two_hop_graph(path).edge_index().tolist()
         [[0], [2]]

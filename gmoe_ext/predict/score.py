@@ -157,7 +157,7 @@ def score(
 
     Deterministic: yes, bit for bit, on one type of processor.
 
-    Example:
+    Examples:
         >>> score("student.safetensors", "rows.parquet", "answers.parquet").bad_rows
         0
     """

@@ -24,7 +24,7 @@ class StudentClassifier:
         n_features_in_: number of columns of a row.
         student: the packed student.
 
-    Example:
+    Examples:
         >>> classifier = StudentClassifier("student.safetensors")
         >>> classifier.predict(x), classifier.predict_proba(x), classifier.classes_
     """

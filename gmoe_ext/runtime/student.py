@@ -64,7 +64,7 @@ class PackedStudent:
     A student with a position table takes features in ``x`` and rows of the table in ``nodes``, -1 for a node that the
     table does not hold (its position is then zeros); or features and positions together in ``x``.
 
-    Example:
+    Examples:
         >>> student = PackedStudent.load("student.safetensors")
         >>> student.predict(x).argmax(axis=1)
     """

@@ -106,7 +106,7 @@ def test_signature_equals_the_reference(spec: OpSpec) -> None:
 def test_docstring_is_complete_and_its_example_runs(spec: OpSpec) -> None:
     function = getattr(ops, spec.name)
     text = inspect.getdoc(function) or ""
-    for part in ("Args:", "Returns:", "Raises:", "Deterministic:", "Example:"):
+    for part in ("Args:", "Returns:", "Raises:", "Deterministic:", "Examples:"):
         assert part in text, f"the docstring of ops.{spec.name} has no '{part}'"
     names: dict[str, Any] = {name: getattr(ops, name) for name in ops.__all__}
     names.update(torch=torch, Graph=gmoe_ext.Graph)

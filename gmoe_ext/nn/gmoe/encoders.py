@@ -34,7 +34,7 @@ class AtomEncoder(nn.Module):
     Raises:
         IndexError: a feature value is out of its range (checked on CPU).
 
-    Example:
+    Examples:
         >>> AtomEncoder(8)(torch.zeros(3, 9, dtype=torch.int64)).shape
         torch.Size([3, 8])
     """
@@ -77,7 +77,7 @@ class BondEncoder(nn.Module):
         bond_dims: number of values of each bond feature.
         hops: bonds on a path, 1 or 2.
 
-    Example:
+    Examples:
         >>> BondEncoder(4, dim=8, bond_dims=(5, 6, 2), hops=1)().shape
         torch.Size([4, 60, 8])
     """

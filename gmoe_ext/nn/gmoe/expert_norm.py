@@ -28,7 +28,7 @@ class ExpertBatchNorm(nn.Module):
 
     Determinism: forward and backward sum in a fixed order. With routed slots, second derivatives raise an error.
 
-    Example:
+    Examples:
         >>> slots = Slots.chosen(torch.tensor([[0], [1], [0]]), num_experts=2)
         >>> ExpertBatchNorm(2, dim=4)(torch.randn(3, 1, 4), slots).shape
         torch.Size([3, 1, 4])

@@ -34,7 +34,7 @@ class GMoEConv(nn.Module):
 
     Determinism: the gate's noise comes from torch's generator; all else is bitwise repeatable.
 
-    Example:
+    Examples:
         >>> conv = GMoEConv(16, 32, num_experts=4, num_hop1=2, k=1)
         >>> y, aux = conv(torch.randn(graph.num_nodes, 16), graph)
     """

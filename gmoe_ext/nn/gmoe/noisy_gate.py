@@ -82,7 +82,7 @@ class NoisyTopKGate(nn.Module):
 
     Determinism: the noise comes from torch's generator, so ``torch.manual_seed`` fixes it.
 
-    Example:
+    Examples:
         >>> routing = NoisyTopKGate(16, num_experts=4, k=2)(torch.randn(10, 16))
         >>> routing.gate.shape
         torch.Size([10, 2])

@@ -48,7 +48,7 @@ def soften(logits_NC: Tensor, temperature: float = 1.0, normalized: bool = True)
     Raises:
         ValueError: the temperature is not positive.
 
-    Example:
+    Examples:
         >>> soften(torch.zeros(1, 2)).exp()
         tensor([[0.5000, 0.5000]])
     """
@@ -73,7 +73,7 @@ def own_targets(teacher_logits_NC: Tensor, temperature: float = 1.0, normalized:
     Raises:
         ValueError: the temperature is not positive.
 
-    Example:
+    Examples:
         >>> loss = krd(student_logits, own_targets(teacher_logits))   # equals kd(student_logits, teacher_logits)
     """
     log_NC = soften(teacher_logits_NC.detach(), temperature, normalized)
@@ -100,7 +100,7 @@ def neighbour_targets(
     Raises:
         ValueError: the temperature is not positive.
 
-    Example:
+    Examples:
         >>> loss = krd(student_logits, neighbour_targets(teacher_logits, graph.mean_norm()))
     """
     mass_NC, offset_N = own_targets(teacher_logits_NC, temperature, normalized)
@@ -125,7 +125,7 @@ def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.
     Raises:
         ValueError: shapes differ or the temperature is not positive.
 
-    Example:
+    Examples:
         >>> krd(student_logits, neighbour_targets(teacher_logits, graph.mean_norm())).backward()
     """
     if student_logits_NC.shape != targets.mass.shape:
@@ -156,7 +156,7 @@ def kd(
     Raises:
         ValueError: shapes differ or the temperature is not positive.
 
-    Example:
+    Examples:
         >>> kd(student_logits, teacher_logits, temperature=1.2).backward()
     """
     if student_logits_NC.shape != teacher_logits_NC.shape:

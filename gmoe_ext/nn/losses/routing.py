@@ -39,7 +39,7 @@ def sums(gate_NK: Tensor, index_NK: Tensor, num_experts: int) -> tuple[Tensor, T
     Returns:
         Both [E] in the dtype of the gates; gradients flow to ``gate_NK`` through the first.
 
-    Example:
+    Examples:
         >>> sums(torch.ones(2, 1), torch.tensor([[0], [1]]), num_experts=2)
         (tensor([1., 1.]), tensor([1., 1.]))
     """
@@ -66,7 +66,7 @@ def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float
     Raises:
         ValueError: shapes differ or there are fewer than two experts.
 
-    Example:
+    Examples:
         >>> load_balance(torch.ones(4, 1), torch.tensor([[0], [1], [2], [3]]), 4)
         tensor(0.)
     """
@@ -95,7 +95,7 @@ def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tenso
     Raises:
         ValueError: shapes differ.
 
-    Example:
+    Examples:
         >>> gate, index = ops.cosine_topk(x, memory, k=2)
         >>> commitment(x, memory, gate, index).backward()
     """
@@ -128,7 +128,7 @@ def self_similarity(memory_ED: Tensor, eps: float = 1e-12) -> Tensor:
     Raises:
         ValueError: ``memory`` is not a matrix.
 
-    Example:
+    Examples:
         >>> self_similarity(torch.eye(4))
         tensor(0.2500)
     """

@@ -87,7 +87,7 @@ class CosineMemoryRouter(nn.Module):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> router = CosineMemoryRouter(dim=16, num_experts=4, k=2)
         >>> gate, index, memory = router(torch.randn(10, 16))
     """

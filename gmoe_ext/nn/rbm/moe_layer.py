@@ -58,7 +58,7 @@ class MoELayer(ExpertLayer):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> layer = MoELayer(16, 8, proj_dim=16, num_experts=4, k=2)
         >>> y, aux = layer(torch.randn(10, 16))
     """

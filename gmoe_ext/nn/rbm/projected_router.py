@@ -44,7 +44,7 @@ class ProjectedRouter(nn.Module):
 
     Determinism: the noise comes from torch's generator, so ``torch.manual_seed`` fixes it.
 
-    Example:
+    Examples:
         >>> routing = ProjectedRouter(dim=16, proj_dim=8, num_experts=4, k=2)(torch.randn(10, 16))
         >>> routing.gate.shape
         torch.Size([10, 2])

@@ -61,7 +61,7 @@ class RbMLayer(ExpertLayer):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> layer = RbMLayer(16, 8, num_experts=4, k=2)
         >>> y, aux = layer(torch.randn(10, 16))
     """
