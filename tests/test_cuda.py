@@ -1,4 +1,4 @@
-"""The CUDA side without a GPU: kernels and operators run right in the host executor, and nvcc builds their library."""
+"""The CUDA side without a GPU: kernels and operators run correctly on the emulator, and nvcc builds their library."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def require(*tools: str) -> None:
             pytest.skip(f"needs '{tool}'")
 
 
-def require_host_executor() -> None:
+def require_emulator() -> None:
     require("cmake", "ninja")
     if platform.machine() not in {"x86_64", "AMD64"}:
-        pytest.skip("the host executor switches stacks by x86-64 assembly")
+        pytest.skip("the emulator switches stacks by x86-64 assembly")
 
 
 def test_kernels_give_the_same_bits_in_every_order_and_need_their_barriers(repository: Path) -> None:
-    require_host_executor()
+    require_emulator()
     assert "100% tests passed" in succeed("cmake", "--workflow", "--preset", "cuda", cwd=repository)
 
 
 def test_operators_keep_their_contract_on_an_emulated_device(repository: Path) -> None:
-    require_host_executor()
+    require_emulator()
     pytest.importorskip("pybind11", reason="pybind11 comes with the build requirements")
     options = ("-DGMOE_EMULATED=ON", f"-DPython_EXECUTABLE={sys.executable}")
     succeed("cmake", "--preset", "cuda", *options, cwd=repository)

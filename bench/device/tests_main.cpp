@@ -1,5 +1,5 @@
 // Runs the tests of the CUDA kernels on a GPU: all of them, or those whose name contains the first argument. The tests
-// are those of the host executor, unchanged: their vectors lie in managed memory, which host and device both reach, and
+// are those of the emulator, unchanged: their vectors lie in managed memory, which host and device both reach, and
 // launches wait for their kernels (GMOE_WAIT_FOR_LAUNCHES). Each runs twice and must give the same bits.
 #include <cuda_runtime_api.h>
 

@@ -1,5 +1,5 @@
-// What the wrappers need of a device and its runtime. device.cpp asks torch and CUDA; emulated/device.cpp, of the
-// tests, has a device that is the CPU: its memory is that of CPU tensors, and launches are over when they return.
+// What the wrappers need of a device and its runtime. device.cpp asks torch and CUDA; tests have a device that is the
+// CPU (tests/emulator/torch_module.cpp): its memory is that of CPU tensors, and launches are over when they return.
 #pragma once
 
 #include <cstddef>

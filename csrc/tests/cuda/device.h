@@ -1,4 +1,4 @@
-// What a test needs to call a CUDA launcher in the host executor.
+// What a test needs to call a CUDA launcher on the emulator.
 #pragma once
 
 #include <cstdint>

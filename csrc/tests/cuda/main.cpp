@@ -1,4 +1,4 @@
-// Runs the tests of the CUDA kernels in the host executor: all of them, or those whose name contains the first
+// Runs the tests of the CUDA kernels on the emulator: all of them, or those whose name contains the first
 // argument.
 //
 // A kernel's test runs in every order of threads and blocks, with copies as early and as late as they may happen, and
@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "core/cuda/host/executor.h"
-#include "core/cuda/host/fiber.h"
 #include "tests/check.h"
-#include "tests/cuda/mutation.h"
-#include "tests/cuda/orders.h"
+#include "tests/emulator/executor.h"
+#include "tests/emulator/fiber.h"
+#include "tests/emulator/mutation.h"
+#include "tests/emulator/orders.h"
 #include "tests/sanitizers.h"
 
 GMOE_OPTIONS_OF(asan, GMOE_FILL_WITH_NAN);
@@ -25,14 +25,12 @@ GMOE_OPTIONS_OF(tsan, "suppress_equal_addresses=0:halt_on_error=1");
 namespace gmoe::test {
 namespace {
 
-namespace host = core::cuda::host;
-
 void run_test(const Test& test) {
   std::uint64_t bits = 0;
   bool first = true;
-  for (const host::Settings& order : orders()) {
+  for (const emulator::Settings& order : orders()) {
     if (!first && !test.parallel) break;
-    host::settings() = order;
+    emulator::settings() = order;
     state().bits = 0;
     state().test = join(test.name, ", ", describe(order));
     set_case("start");
@@ -54,20 +52,20 @@ int run_all(const std::string& wanted) { return run_matching(tests(), wanted, ru
 // may not show.
 int mutate_all(const std::string& wanted) {
   std::map<std::string, Mutant> tried;
-  const auto is_open = [&](const std::string& place, host::Kind kind) {
+  const auto is_open = [&](const std::string& place, emulator::Kind kind) {
     const bool noticed = tried.contains(place) && tried.at(place).noticed;
-    return !noticed && (!host::kKnowsRaces || kind == host::Kind::warp_barrier);
+    return !noticed && (!emulator::kKnowsRaces || kind == emulator::Kind::warp_barrier);
   };
   for (const Test& test : tests()) {
     const std::string name = test.name;
     // Those of the executor break rules on purpose.
     if (!test.parallel || name.starts_with("executor") || name.find(wanted) == std::string::npos) continue;
-    host::settings() = {};
+    emulator::settings() = {};
     for (const Mutant& mutant : leave_out_each_place(test.run, is_open)) tried.insert_or_assign(mutant.place, mutant);
   }
   int failures = 0;
   for (const auto& [place, mutant] : tried) {
-    const bool hidden = !mutant.noticed && !host::kKnowsRaces && mutant.kind == host::Kind::warp_barrier;
+    const bool hidden = !mutant.noticed && !emulator::kKnowsRaces && mutant.kind == emulator::Kind::warp_barrier;
     failures += mutant.noticed || hidden ? 0 : 1;
     std::printf("%s %s\n", mutant.noticed ? "needed" : hidden ? "hidden" : "FAILED", place.c_str());
   }

@@ -1,4 +1,4 @@
-#include "tests/cuda/mutation.h"
+#include "tests/emulator/mutation.h"
 
 #include <fcntl.h>
 #include <sys/wait.h>
@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 #include "tests/check.h"
-#include "tests/cuda/orders.h"
+#include "tests/emulator/orders.h"
 
 namespace gmoe::test {
 namespace {
@@ -19,8 +19,8 @@ bool shows(const std::function<void()>& f, const std::string& place) {
   std::uint64_t bits = 0;
   const int failures = state().failures;
   for (const Settings& order : orders()) {
-    core::cuda::host::settings() = order;
-    core::cuda::host::settings().without = place;
+    emulator::settings() = order;
+    emulator::settings().without = place;
     state().bits = 0;
     f();
     if (state().failures != failures) return true;
@@ -33,7 +33,7 @@ bool shows(const std::function<void()>& f, const std::string& place) {
 }  // namespace
 
 int in_child(const std::function<void()>& f) {
-  core::cuda::host::forget_threads();
+  emulator::forget_threads();
   const pid_t child = ::fork();
   if (child < 0) throw std::runtime_error("fork failed");
   if (child == 0) {
@@ -55,7 +55,7 @@ int in_child(const std::function<void()>& f) {
 }
 
 std::vector<Mutant> leave_out_each_place(const std::function<void()>& f, const Wanted& wanted) {
-  auto& places = core::cuda::host::places();
+  auto& places = emulator::places();
   places.clear();
   f();
   const auto found = places;

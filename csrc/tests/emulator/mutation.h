@@ -5,18 +5,18 @@
 #include <string>
 #include <vector>
 
-#include "core/cuda/host/executor.h"
+#include "tests/emulator/executor.h"
 
 namespace gmoe::test {
 
 struct Mutant {
   std::string place;  // file:line:column of the barrier or wait
-  core::cuda::host::Kind kind;
+  emulator::Kind kind;
   bool noticed;  // a check failed, bits depended on the order, or the process ended
 };
 
 // Runs f with each place left out that f meets and `wanted` names, in all orders until it is noticed.
-using Wanted = std::function<bool(const std::string& place, core::cuda::host::Kind kind)>;
+using Wanted = std::function<bool(const std::string& place, emulator::Kind kind)>;
 std::vector<Mutant> leave_out_each_place(
     const std::function<void()>& f, const Wanted& wanted = [](const auto&, auto) { return true; });
 

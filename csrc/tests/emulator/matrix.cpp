@@ -1,19 +1,19 @@
 // This file is compiled without ThreadSanitizer: the variables of other lanes are registers on the device.
-#include "core/cuda/host/matrix.h"
+#include "tests/emulator/matrix.h"
 
 #include <bit>
 #include <cmath>
 
 #include "core/types.h"
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 namespace {
 
 constexpr int kWarp = 32;
 
 // Element `half` (0 or 1) of a register that holds two.
 float element(unsigned pair, int half) {
-  return to_float(bfloat16{static_cast<std::uint16_t>(half == 0 ? pair & 0xffffu : pair >> 16)});
+  return core::to_float(core::bfloat16{static_cast<std::uint16_t>(half == 0 ? pair & 0xffffu : pair >> 16)});
 }
 
 template <int Depth>
@@ -75,4 +75,4 @@ unsigned rounded_to_tf32(float value) {
   return std::isnan(value) ? kNan : (std::bit_cast<unsigned>(value) + kHalf) & kTf32Bits;
 }
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator

@@ -7,9 +7,9 @@
 #include <cstring>
 #include <new>
 
-#include "core/cuda/host/fiber.h"
+#include "tests/emulator/fiber.h"
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 
 class Arena {
  public:
@@ -48,4 +48,4 @@ class Arena {
   std::size_t used_ = kGap;  // from the start
 };
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator

@@ -1,9 +1,9 @@
 // Instructions by which a warp multiplies matrices, as the PTX manual lays out their fragments.
 #pragma once
 
-#include "core/cuda/host/executor.h"
+#include "tests/emulator/executor.h"
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 
 // Of a lane: c += a b with a [16, 16] and b [16, 8] in bfloat16, or [16, 8] and [8, 8] in floats whose fraction has 10
 // bits; c [16, 8] in float.
@@ -22,4 +22,4 @@ struct MatrixRow {
 };
 void transpose_8x8(MatrixRow& own, const Place& place);
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator

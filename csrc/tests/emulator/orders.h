@@ -4,13 +4,13 @@
 #include <string>
 #include <vector>
 
-#include "core/cuda/host/executor.h"
+#include "tests/emulator/executor.h"
 
 namespace gmoe::test {
 
-using Settings = core::cuda::host::Settings;
-using core::cuda::host::Copies;
-using core::cuda::host::Order;
+using Settings = emulator::Settings;
+using emulator::Copies;
+using emulator::Order;
 
 // Each order once, with early and late copies. Sanitizers see their faults whatever the order, and are slow.
 inline const std::vector<Settings>& orders() {

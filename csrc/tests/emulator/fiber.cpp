@@ -1,4 +1,4 @@
-#include "core/cuda/host/fiber.h"
+#include "tests/emulator/fiber.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -23,7 +23,7 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 #endif
 
 #if !defined(__x86_64__)
-#error "the host executor switches stacks by x86-64 assembly"
+#error "the emulator switches stacks by x86-64 assembly"
 #endif
 
 // Saves what a call must preserve, then the stack pointer to *rdi, and goes on with the stack rsi.
@@ -52,7 +52,7 @@ gmoe_switch_stack:
 .size gmoe_switch_stack, .-gmoe_switch_stack
 )");
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -195,4 +195,4 @@ void forbid(const void*, std::size_t) {}
 void allow(const void*, std::size_t) {}
 #endif
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator

@@ -1,5 +1,5 @@
-// The host executor itself: it runs right kernels right in every order, and says what is wrong with the others.
-#include "core/cuda/host/executor.h"
+// The emulator itself: it runs correct kernels correctly in every order, and says what is wrong with the others.
+#include "tests/emulator/executor.h"
 
 #include <functional>
 #include <numeric>
@@ -8,7 +8,7 @@
 
 #include "core/cuda/primitives.cuh"
 #include "tests/check.h"
-#include "tests/cuda/mutation.h"
+#include "tests/emulator/mutation.h"
 
 namespace gmoe::test {
 namespace {
@@ -21,7 +21,7 @@ constexpr int kThreads = 64;
 std::string error_of(const std::function<void()>& f) {
   try {
     f();
-  } catch (const cuda::host::LaunchError& error) {
+  } catch (const emulator::LaunchError& error) {
     return error.what();
   }
   return "";
@@ -125,10 +125,11 @@ GMOE_PARALLEL_TEST(executor_names_threads_that_miss_each_other) {
     return error_of([&] { cuda::launch("sample", kernel, 2, kThreads, 0, nullptr, arguments...); });
   };
   int out = 0;
-  expect_error(error(leaves_before_barrier), {"kernel sample", "executor.cpp:", "block ", "thread 40", "the kernel"});
-  expect_error(error(two_barriers), {"a barrier is met while thread", "waits at the barrier executor.cpp:"});
-  expect_error(error(diverged_shuffle, &out), {"executor.cpp:", "left the kernel"});
-  expect_error(error(barrier_in_half_a_warp), {"warp operation", "executor.cpp:"});
+  expect_error(error(leaves_before_barrier),
+               {"kernel sample", "emulator_test.cpp:", "block ", "thread 40", "the kernel"});
+  expect_error(error(two_barriers), {"a barrier is met while thread", "waits at the barrier emulator_test.cpp:"});
+  expect_error(error(diverged_shuffle, &out), {"emulator_test.cpp:", "left the kernel"});
+  expect_error(error(barrier_in_half_a_warp), {"warp operation", "emulator_test.cpp:"});
   expect_error(error(lane_outside_its_mask), {"whose mask leaves it out", "thread "});
   expect_error(error(reads_outside_mask, &out), {"reads a lane outside its mask"});
   // The executor goes on after an error.
@@ -225,7 +226,7 @@ GMOE_TEST(executor_refuses_wrong_copies_and_too_much_memory) {
   const char* from = bytes;
   char* to = bytes + 16;
   CHECK(error(copies, 0, &out, from, true).empty());
-  expect_error(error(copies, 0, &out, from + 4, true), {"16 bytes is not aligned", "executor.cpp:"});
+  expect_error(error(copies, 0, &out, from + 4, true), {"16 bytes is not aligned", "emulator_test.cpp:"});
   expect_error(error(copies, 0, &out, from, false), {"without waiting for its asynchronous copies"});
   expect_error(error(copies_to_global, 0, to, from), {"elsewhere than to shared memory"});
   expect_error(error(too_much_shared, 0), {"more shared memory than a block may have"});

@@ -14,7 +14,7 @@
 #include <string>
 #include <tuple>
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 
 // Which of the threads that could go on does, and in which order blocks run.
 enum class Order { lowest, highest, random };
@@ -50,7 +50,7 @@ using Place = std::source_location;
 
 enum class Exchange { sync, shuffle, ballot, match, together };
 
-// What the CUDA names in cuda_names.h call; all from within a kernel.
+// What core/cuda/instructions.cuh calls, all from within a kernel.
 struct Votes {
   int count = 0;  // of threads whose predicate is true
 };
@@ -67,9 +67,8 @@ void copy_async16(void* shared, const void* global, bool valid, const Place& pla
 void commit_copies();
 void wait_for_copies(int newest_left, const Place& place);
 void* shared_array(const void* key, std::size_t bytes, std::size_t alignment, const Place& place);
-unsigned char* dynamic_shared(const Place& place);
-// One array of the dynamic memory ends here; the next begins at `next`.
-void end_of_array(const unsigned char* end, const unsigned char* next);
+// Bytes [begin, end) of the dynamic memory; those up to the next multiple of 16 are forbidden.
+unsigned char* dynamic_shared(std::int64_t begin, std::int64_t end, const Place& place);
 void check_alignment(const void* address, std::size_t alignment, const Place& place);
 
 struct Shape {
@@ -89,4 +88,4 @@ void launch(const Shape& shape, void (*kernel)(Parameters...), const Arguments&.
   run(shape, [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
 }
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator

@@ -1,5 +1,5 @@
 // This file is compiled without ThreadSanitizer: what it does on behalf of threads orders nothing but at barriers.
-#include "core/cuda/host/executor.h"
+#include "tests/emulator/executor.h"
 
 #include <algorithm>
 #include <array>
@@ -10,10 +10,10 @@
 #include <random>
 #include <vector>
 
-#include "core/cuda/host/arena.h"
-#include "core/cuda/host/fiber.h"
+#include "tests/emulator/arena.h"
+#include "tests/emulator/fiber.h"
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 
 Indices g_indices;
 
@@ -451,15 +451,12 @@ void* shared_array(const void* key, std::size_t bytes, std::size_t alignment, co
   return at;
 }
 
-unsigned char* dynamic_shared(const Place& place) {
+unsigned char* dynamic_shared(std::int64_t begin, std::int64_t end, const Place& place) {
+  const auto size = static_cast<std::int64_t>(g_block->shape.shared_bytes), next = (end + 15) / 16 * 16;
   if (g_block->dynamic == nullptr) fail("the launch gave no dynamic shared memory", place);
-  return g_block->dynamic;
-}
-
-void end_of_array(const unsigned char* end, const unsigned char* next) {
-  const unsigned char* last = g_block->dynamic + g_block->shape.shared_bytes;
-  if (end > last) fail("arrays outgrow the dynamic shared memory of the launch", Place::current());
-  forbid(end, static_cast<std::size_t>(std::min(next, last) - end));
+  if (end > size) fail("arrays outgrow the dynamic shared memory of the launch", place);
+  forbid(g_block->dynamic + end, static_cast<std::size_t>(std::min(next, size) - end));
+  return g_block->dynamic + begin;
 }
 
 void check_alignment(const void* address, std::size_t alignment, const Place& place) {
@@ -468,4 +465,4 @@ void check_alignment(const void* address, std::size_t alignment, const Place& pl
   }
 }
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-namespace gmoe::core::cuda::host {
+namespace gmoe::emulator {
 
 // A stack with a guard page below it, and what is needed to go on with it.
 class Fiber {
@@ -61,4 +61,4 @@ class Unseen {
 void forbid(const void* begin, std::size_t bytes);
 void allow(const void* begin, std::size_t bytes);
 
-}  // namespace gmoe::core::cuda::host
+}  // namespace gmoe::emulator
