@@ -66,8 +66,8 @@ def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> d
     """Train one epoch, from the batch where a checkpoint stopped; return the means of the losses."""
     task.model.train()
     device = task.device
-    task.enter_epoch(state.epoch)
     start = perf_counter()
+    task.enter_epoch(state.epoch)
     per_epoch = train.step_per == "epoch"
     for batch in _loaded(task, islice(task.batches(state.epoch), state.batch, None), device):
         for name, value in _backward(task, train, device, batch).items():
