@@ -31,6 +31,9 @@ ROOMS = (
 COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of another operator, compiled with it
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60
+# Totals only go down: lower them when code goes; to raise one, say in the commit what the new lines are worth.
+MAX_NATIVE_LINES = 18_100  # csrc without csrc/tests
+MAX_PYTHON_LINES = 15_000  # gmoe_ext
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 
 
@@ -144,6 +147,17 @@ def test_files_keep_their_budget() -> None:
                 too_long[_name(path)] = lines
     assert not too_long
     assert len((ROOT / "setup.py").read_text().splitlines()) <= 150
+
+
+def test_totals_only_go_down() -> None:
+    native = python = 0
+    for path in tracked():
+        lines = len(path.read_text().splitlines())
+        if _name(path).startswith("csrc/") and not _name(path).startswith("csrc/tests/"):
+            native += lines
+        elif _name(path).startswith("gmoe_ext/") and path.suffix == ".py":
+            python += lines
+    assert native <= MAX_NATIVE_LINES and python <= MAX_PYTHON_LINES, f"{native:,} native, {python:,} Python lines"
 
 
 def _function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
