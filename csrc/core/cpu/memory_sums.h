@@ -43,16 +43,14 @@ class MemorySums {
       for_each_tile<A>(dim_, [&](const auto& tile) {
         constexpr int kVectors = std::remove_cvref_t<decltype(tile)>::kVectors;
         Vector<A> part[kVectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) part[v] = tile.read(sum, v);
+        tile.read_all(sum, part);
         for (std::int64_t s = begin; s < end; ++s) {
           const std::int64_t slot = order.slot(s), row = slot / k;
           const A factor = share[slot] * scale[row];
 #pragma GCC unroll 8
           for (int v = 0; v < kVectors; ++v) part[v] += factor * tile.read(x + row * dim_, v);
         }
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) tile.write(sum, v, part[v]);
+        tile.write_all(sum, part);
       });
       for (std::int64_t s = begin; s < end; ++s) denominator_[chunk * num_experts_ + e] += share[order.slot(s)];
     }

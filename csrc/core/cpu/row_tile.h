@@ -36,6 +36,11 @@ struct Tile {
     return v == V - 1 && (kMaskedLoads || last < kLanes<A>) ? load_first(p, last) : load(p);
   }
   template <typename T>
+  void read_all(const T* row, Vector<A> (&value)[V]) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) value[v] = read(row, v);
+  }
+  template <typename T>
   void prefetch(const T* row) const {
     // A constant number of prefetches, unlike a loop over the actual columns.
     constexpr int kVectorsPerLine = std::max<int>(1, 64 / static_cast<int>(kLanes<A> * sizeof(T)));
