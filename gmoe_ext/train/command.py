@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 settings, 3 data or checkpoint, 130 and 143 inte
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..atomic_write import atomic_write
 from ..data import MoleculeData
 from ..distill import extras
 from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
@@ -141,7 +143,8 @@ def _set_aside(directory: Path) -> None:
 
 def leave(config: Config, run: Run, outcome: report.Outcome, device: torch.device) -> None:
     """Write result.json and curves.png, and print the table of the run."""
-    report.write_json(run.directory / "result.json", report.result_record(config, outcome, device))
+    with atomic_write(run.directory / "result.json") as draft:
+        draft.write_text(json.dumps(report.result_record(config, outcome, device), indent=2) + "\n")
     progress = run.progress
     progress.write("")
     for line in outcome.lines or report.table(outcome):

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _native
-from ..atomic_write import atomic_write
 from ..data import MoleculeData, NodeData
 from ..errors import MissingExtraError
 from ..models.registry import Model
@@ -29,20 +28,12 @@ class Trained(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """Return its entries in result.json."""
-        fit, (active, total) = self.fit, self.model.num_parameters()
-        return {
-            "model": self.model.name,
-            "val_best": fit.val_best,
-            "test_at_best_val": fit.test_at_best_val,
-            "test_best": fit.test_best,
-            "best_epoch": fit.best_epoch,
-            "epochs": fit.epochs,
-            "steps": fit.steps,
-            "wall_s": round(fit.wall_s, 3),
-            "params_total": total,
-            "params_active": active,
-            "options": self.model.config,  # what `models.build` builds it from, defaults included
-        }
+        active, total = self.model.num_parameters()
+        fit = dataclasses.asdict(self.fit) | {"wall_s": round(self.fit.wall_s, 3)}
+        scores = {name: value for name, value in fit.items() if name not in ("phase", "metric")}
+        sizes = {"params_total": total, "params_active": active}
+        # The options are what `models.build` builds the network from, defaults included.
+        return {"model": self.model.name, **scores, **sizes, "options": self.model.config}
 
 
 @dataclass
@@ -66,12 +57,6 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     next_command: str = ""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_write(path) as draft:
-        draft.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def result_record(config: Config, outcome: Outcome, device: torch.device) -> dict[str, Any]:
@@ -117,11 +102,6 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def plot_curves(metrics: Path, path: Path, metric: str) -> None:
     """Draw loss and scores over the epochs, one column per phase.
 
@@ -134,7 +114,7 @@ def plot_curves(metrics: Path, path: Path, metric: str) -> None:
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "curves.png") from error
     phases: dict[str, list[dict[str, Any]]] = {}
-    for record in read_metrics(metrics):
+    for record in map(json.loads, metrics.read_text().splitlines()):
         phases.setdefault(record["phase"], []).append(record)
     figure = Figure(figsize=(4 * len(phases), 5), layout="constrained")
     FigureCanvasAgg(figure)
