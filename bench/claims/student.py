@@ -75,7 +75,7 @@ def packed(model: RbM, threads: int, weights: Weights = "float32") -> PackedStud
 
 def rows_of(model: RbM, rows: int) -> np.ndarray:
     """[BATCHES, rows, D]."""
-    in_dim = next(model.rbm_layers()).experts.in_dim
+    in_dim = model.expert_layers()[0].experts.in_dim
     return np.random.default_rng(0).standard_normal((BATCHES, rows, in_dim), np.float32)
 
 

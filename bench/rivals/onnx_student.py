@@ -65,7 +65,7 @@ def rbm(model: RbM, form: Form, threads: int) -> Callable[[np.ndarray], np.ndarr
     ModuleNotFoundError where onnx or onnxruntime is not installed.
     """
     chain, h = Nodes(), "x"
-    layers = list(model.rbm_layers())
+    layers = model.expert_layers()
     for place, layer in enumerate(layers):
         memory_ED = torch.nn.functional.normalize(layer.router.memory, dim=1)
         norm_N1 = chain("ReduceL2", h, axes=[1], keepdims=1)

@@ -35,7 +35,7 @@ def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> Non
     training = model.training
     model.eval()
     h = x_ND
-    for position, layer in enumerate(model.rbm_layers()):
+    for position, layer in enumerate(model.expert_layers()):
         layer.start_routing(kmeans(F.normalize(h, dim=1), layer.num_experts, seed, restarts))
         h = model.between(position, layer(h)[0])
     model.train(training)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 from ..nn.dropout import dropout
-from ..nn.gmoe import AtomEncoder, GMoEConfig, GMoEConv
-from ..nn.gmoe.encoders import BOND_DIMS
-from ..nn.gmoe.experts import Base, Combine, ExpertNorm
+from ..nn.gmoe.encoders import BOND_DIMS, AtomEncoder
+from ..nn.gmoe.experts import Base, Combine, ExpertNorm, GMoEConfig
+from ..nn.gmoe.gmoe_conv import GMoEConv
 from .registry import Model, Output, register
 
 if TYPE_CHECKING:
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 
 Norm = Literal["none", "batch", "routed", "all_nodes"]
 AuxOver = Literal["mean", "sum"]
-
-# A model's "batch" is the layer's BatchNorm per expert over its routed rows; a single expert gets every row.
-_EXPERT_NORM: dict[str, ExpertNorm] = {
-    "none": "none",
-    "batch": "routed",
-    "routed": "routed",
-    "all_nodes": "all_nodes",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +61,28 @@ class GNNConfig:
             raise ValueError(f"expected 'num_layers' of at least 1, got {self.num_layers}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"expected 'dropout' in [0, 1), got {self.dropout}")
-        if self.norm is not None and self.norm not in _EXPERT_NORM:
-            raise ValueError(f"expected 'norm' to be one of {', '.join(_EXPERT_NORM)}, got {self.norm!r}")
+        if self.norm not in (None, *get_args(Norm)):
+            raise ValueError(f"expected 'norm' to be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
         if self.input not in ("node", "molecule"):
             raise ValueError(f"expected 'input' to be 'node' or 'molecule', got {self.input!r}")
         if self.input == "node" and self.in_dim is None:
             raise ValueError("expected 'in_dim', the features of a node, got None")
 
+    def expert_norm(self, default: ExpertNorm) -> ExpertNorm:
+        """Return the layers' norm: "batch" is "routed", because a single expert gets every row."""
+        if self.norm is None:
+            return default
+        return "routed" if self.norm == "batch" else self.norm
+
 
 class ExpertGNN(Model):
-    """What node and molecule networks share: layers of experts and the balance loss over them.
+    """Layers of experts and the balance loss over them, shared by node and molecule networks.
+
+    Args:
+        network: shape of the network.
+        experts: settings of the layers (of the subclasses); norm, bond_dims and mlp_dim follow from ``network``.
+        aux_weight: lambda of eq. 9.
+        aux_over: "mean" or "sum" of the layers' balance losses.
 
     Attributes:
         layers: the GMoEConv layers, from the input up.
@@ -86,17 +90,15 @@ class ExpertGNN(Model):
 
     layers: nn.ModuleList
 
-    def __init__(self, dropout: float, aux_weight: float, aux_over: AuxOver) -> None:
+    def __init__(self, network: GNNConfig, aux_weight: float, aux_over: AuxOver) -> None:
         super().__init__()
         if aux_over not in ("mean", "sum"):
             raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {aux_over!r}")
-        self.dropout, self.aux_weight, self.aux_over = dropout, aux_weight, aux_over
+        self.dropout, self.aux_weight, self.aux_over = network.dropout, aux_weight, aux_over
 
-    def convs(self) -> Iterator[GMoEConv]:
-        """Yield the layers, typed, from the input up."""
-        for layer in self.layers:
-            assert isinstance(layer, GMoEConv)
-            yield layer
+    def convs(self) -> list[GMoEConv]:
+        """List the layers, typed, from the input up."""
+        return [cast(GMoEConv, layer) for layer in self.layers]
 
     @property
     def needs_two_hop(self) -> bool:
@@ -118,12 +120,6 @@ class NodeGNN(ExpertGNN):
 
     Between layers: norm of the experts' results, ReLU, dropout.
 
-    Args:
-        network: shape of the network.
-        experts: settings of the layers; norm and mlp_dim follow from ``network``.
-        aux_weight: lambda of eq. 9.
-        aux_over: "mean" or "sum" of the layers' balance losses.
-
     Returns:
         forward(x [N, in_dim], graph) gives Output(logits [N, out_dim], aux).
     """
@@ -131,10 +127,10 @@ class NodeGNN(ExpertGNN):
     def __init__(
         self, network: GNNConfig, experts: GMoEConfig, aux_weight: float = 0.0, aux_over: AuxOver = "mean"
     ) -> None:
-        super().__init__(network.dropout, aux_weight, aux_over)
+        super().__init__(network, aux_weight, aux_over)
         assert network.in_dim is not None
         dims = [network.in_dim] + [network.hidden_dim] * (network.num_layers - 1) + [network.out_dim]
-        norms: list[ExpertNorm] = [_EXPERT_NORM[network.norm or "none"]] * (network.num_layers - 1) + ["none"]
+        norms: list[ExpertNorm] = [network.expert_norm("none")] * (network.num_layers - 1) + ["none"]
         self.layers = nn.ModuleList(
             GMoEConv(d, f, experts, norm=norm, mlp_dim=network.hidden_dim)
             for (d, f), norm in zip(itertools.pairwise(dims), norms, strict=True)
@@ -157,12 +153,6 @@ class MoleculeGNN(ExpertGNN):
     AtomEncoder, then L layers of GMoEConv with dropout after each and ReLU after all but the last, the mean over the
     atoms of a molecule, and a linear head.
 
-    Args:
-        network: shape of the network.
-        experts: settings of the layers; norm and bond_dims follow from ``network`` and the input.
-        aux_weight: lambda of eq. 9.
-        aux_over: "mean" or "sum" of the layers' balance losses.
-
     Returns:
         forward(batch) gives Output(logits [G, out_dim], aux).
     """
@@ -170,8 +160,8 @@ class MoleculeGNN(ExpertGNN):
     def __init__(
         self, network: GNNConfig, experts: GMoEConfig, aux_weight: float = 0.0, aux_over: AuxOver = "mean"
     ) -> None:
-        super().__init__(network.dropout, aux_weight, aux_over)
-        width, norm = network.hidden_dim, _EXPERT_NORM[network.norm or "routed"]
+        super().__init__(network, aux_weight, aux_over)
+        width, norm = network.hidden_dim, network.expert_norm("routed")
         self.atoms = AtomEncoder(width)
         self.layers = nn.ModuleList(
             GMoEConv(width, width, experts, norm=norm, bond_dims=BOND_DIMS) for _ in range(network.num_layers)

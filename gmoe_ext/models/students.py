@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,10 @@ from torch.nn import functional
 
 from ..nn import MoEConfig, MoELayer, RbMConfig, RbMLayer
 from ..nn.dropout import dropout
-from ..nn.rbm.expert_layer import ExpertConfig, ExpertLayer
+from ..nn.rbm.expert_layer import ExpertLayer
 from .registry import Model, Output, register
+
+Layer = TypeVar("Layer", bound=ExpertLayer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,54 +124,45 @@ class Ensemble(Model):
             raise ValueError(f"expected 'num_members' of at least 1, got {num_members}")
         self.members = nn.ModuleList(MLP(network, dropout) for _ in range(num_members))
 
-    def mlps(self) -> Iterator[MLP]:
-        """Yield the members, typed."""
-        for member in self.members:
-            assert isinstance(member, MLP)
-            yield member
-
     def learners(self) -> list[Model]:
         """List the members."""
-        return list(self.mlps())
+        return [cast(MLP, member) for member in self.members]
 
     def forward(self, x_ND: Tensor) -> Output:
         votes = torch.stack([member(x_ND).logits.log_softmax(dim=1) for member in self.members])
         return Output(votes.logsumexp(dim=0) - math.log(len(self.members)), x_ND.new_zeros(()))
 
 
-class ExpertStudent(Model, ABC):
+class ExpertStudent(Model, Generic[Layer]):
     """Layers of routed experts with norm and ReLU between them; dropout acts inside the layers only.
 
     Args:
         network: shape of the student.
-        experts: settings of every layer.
+        make_layer: makes a layer of (in_dim, out_dim, dropout).
+        dropout: drop probability of expert inputs.
         first_layer_dropout: also drop inputs of the first layer's experts (released code).
 
     Returns:
         forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux scalar).
-
-    Raises:
-        ValueError: an option is out of its range.
     """
 
-    def __init__(self, network: StudentConfig, experts: ExpertConfig, first_layer_dropout: bool = False) -> None:
+    def __init__(
+        self,
+        network: StudentConfig,
+        make_layer: Callable[[int, int, float], Layer],
+        dropout: float,
+        first_layer_dropout: bool,
+    ) -> None:
         super().__init__()
-        first = experts if first_layer_dropout else replace(experts, dropout=0.0)
-        self.hidden_dim = network.hidden_dim
+        rates = [dropout if first_layer_dropout else 0.0] + [dropout] * (network.num_layers - 1)
         self.layers = nn.ModuleList(
-            self.build_layer(d, f, experts if depth else first) for depth, (d, f) in enumerate(network.widths())
+            make_layer(d, f, rate) for (d, f), rate in zip(network.widths(), rates, strict=True)
         )
         self.norms = network.norms()
 
-    @abstractmethod
-    def build_layer(self, in_dim: int, out_dim: int, experts: ExpertConfig) -> ExpertLayer:
-        """Make one layer."""
-
-    def expert_layers(self) -> Iterator[ExpertLayer]:
-        """Yield the layers, typed, from the input up."""
-        for layer in self.layers:
-            assert isinstance(layer, ExpertLayer)
-            yield layer
+    def expert_layers(self) -> list[Layer]:
+        """List the layers, typed, from the input up."""
+        return [cast(Layer, layer) for layer in self.layers]
 
     def between(self, position: int, h_NF: Tensor) -> Tensor:
         """Pass the output of layer ``position`` on to the next layer: norm and ReLU, nothing after the last."""
@@ -199,7 +191,7 @@ class ExpertStudent(Model, ABC):
 
 
 @register("rbm", graph_free=True)
-class RbM(ExpertStudent):
+class RbM(ExpertStudent[RbMLayer]):
     """The Routing-by-Memory student (RbM, section 4): experts that are chosen by the memory of what they served.
 
     Training: :meth:`set_pretraining` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
@@ -208,7 +200,10 @@ class RbM(ExpertStudent):
     Args:
         network: shape of the student.
         experts: settings of every layer.
-        first_layer_dropout: also drop inputs of the first layer's experts (released code).
+        first_layer_dropout: see :class:`ExpertStudent`.
+
+    Raises:
+        ValueError: an option is out of its range.
 
     Examples:
         >>> student = build("rbm", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=4, k=2)
@@ -217,26 +212,19 @@ class RbM(ExpertStudent):
     """
 
     def __init__(self, network: StudentConfig, experts: RbMConfig, first_layer_dropout: bool = False) -> None:
-        super().__init__(network, experts, first_layer_dropout)
+        def layer(in_dim: int, out_dim: int, dropout: float) -> RbMLayer:
+            return RbMLayer(in_dim, out_dim, experts, dropout=dropout)
 
-    def build_layer(self, in_dim: int, out_dim: int, experts: ExpertConfig) -> RbMLayer:
-        assert isinstance(experts, RbMConfig)
-        return RbMLayer(in_dim, out_dim, experts)
-
-    def rbm_layers(self) -> Iterator[RbMLayer]:
-        """Yield the layers, typed, from the input up."""
-        for layer in self.layers:
-            assert isinstance(layer, RbMLayer)
-            yield layer
+        super().__init__(network, layer, experts.dropout, first_layer_dropout)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the memories the epoch t of the annealing schedule (eq. 14)."""
-        for layer in self.rbm_layers():
+        for layer in self.expert_layers():
             layer.router.epoch = epoch
 
     def set_following(self, on: bool) -> None:
         """Let every training forward move the memories (on, the default), or only :meth:`follow_`."""
-        for layer in self.rbm_layers():
+        for layer in self.expert_layers():
             layer.router.following = on
 
     @torch.no_grad()
@@ -248,25 +236,25 @@ class RbM(ExpertStudent):
         training = self.norms.training
         self.norms.eval()
         h = x_ND
-        for position, layer in enumerate(self.rbm_layers()):
+        for position, layer in enumerate(self.expert_layers()):
             h = self.between(position, layer.follow_(h, copies_N))
         self.norms.train(training)
 
     def spread_memories_(self, learning_rate: float) -> None:
         """Step the memories down their own loss, eq. 7; call it together with the optimizer's step."""
-        for layer in self.rbm_layers():
+        for layer in self.expert_layers():
             layer.spread_(learning_rate)
 
     def num_parameters(self) -> tuple[int, int]:
         """Count (active, total) as in RbM's table 9: every row is compared with all memories, so both include them."""
         active, total = super().num_parameters()
-        memories = [layer.router.memory for layer in self.rbm_layers()]
+        memories = [layer.router.memory for layer in self.expert_layers()]
         extra = sum(m.numel() for m in memories if not isinstance(m, nn.Parameter))
         return active + extra, total + extra
 
 
 @register("moe", graph_free=True)
-class MoE(ExpertStudent):
+class MoE(ExpertStudent[MoELayer]):
     """The vanilla mixture of experts that the RbM paper compares with (section 5.3): the same layers, learned routers.
 
     Training: :meth:`set_pretraining` (True) trains the experts without routers, :meth:`start_routing` ends that. A
@@ -276,7 +264,10 @@ class MoE(ExpertStudent):
     Args:
         network: shape of the student.
         experts: settings of every layer.
-        first_layer_dropout: also drop inputs of the first layer's experts (released code).
+        first_layer_dropout: see :class:`ExpertStudent`.
+
+    Raises:
+        ValueError: an option is out of its range.
 
     Examples:
         >>> student = build("moe", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=8, k=3)
@@ -285,19 +276,12 @@ class MoE(ExpertStudent):
     """
 
     def __init__(self, network: StudentConfig, experts: MoEConfig, first_layer_dropout: bool = False) -> None:
-        super().__init__(network, experts, first_layer_dropout)
+        def layer(in_dim: int, out_dim: int, dropout: float) -> MoELayer:
+            return MoELayer(in_dim, out_dim, network.hidden_dim, experts, dropout=dropout)
 
-    def build_layer(self, in_dim: int, out_dim: int, experts: ExpertConfig) -> MoELayer:
-        assert isinstance(experts, MoEConfig)
-        return MoELayer(in_dim, out_dim, self.hidden_dim, experts)
-
-    def moe_layers(self) -> Iterator[MoELayer]:
-        """Yield the layers, typed, from the input up."""
-        for layer in self.layers:
-            assert isinstance(layer, MoELayer)
-            yield layer
+        super().__init__(network, layer, experts.dropout, first_layer_dropout)
 
     def start_routing(self) -> None:
         """End pre-training."""
-        for layer in self.moe_layers():
+        for layer in self.expert_layers():
             layer.start_routing()

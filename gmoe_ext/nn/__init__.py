@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from . import losses
-from .gmoe import AtomEncoder, BondEncoder, ExpertBatchNorm, GMoEConfig, GMoEConv, NoisyTopKGate, Routing
+from .gmoe.encoders import AtomEncoder, BondEncoder
+from .gmoe.expert_norm import ExpertBatchNorm
+from .gmoe.experts import GMoEConfig
+from .gmoe.gmoe_conv import GMoEConv
+from .gmoe.noisy_gate import NoisyTopKGate, Routing
 from .linear_experts import LinearExperts
-from .rbm import (
-    CosineMemoryRouter,
-    MemoryRouterConfig,
-    MemoryRouting,
-    MoEConfig,
-    MoELayer,
-    ProjectedRouter,
-    RbMConfig,
-    RbMLayer,
-)
+from .rbm.memory_router import CosineMemoryRouter, MemoryRouterConfig, MemoryRouting
+from .rbm.moe_layer import MoEConfig, MoELayer
+from .rbm.projected_router import ProjectedRouter
+from .rbm.rbm_layer import RbMConfig, RbMLayer
 
 __all__ = [
     "AtomEncoder",

@@ -95,7 +95,7 @@ def smallest_gap(model: RbM, x_ND: Tensor) -> Tensor:
     """[N] least difference, over layers, of the k-th cosine and the next, in double precision."""
     gap = torch.full((len(x_ND),), 2.0, dtype=torch.float64)
     h = x_ND
-    for position, layer in enumerate(model.rbm_layers()):
+    for position, layer in enumerate(model.expert_layers()):
         memory_ED = functional.normalize(layer.router.memory.double())
         cosine = (functional.normalize(h.double()) @ memory_ED.T).sort(descending=True).values
         gap = torch.minimum(gap, cosine[:, layer.k - 1] - cosine[:, layer.k])

@@ -86,7 +86,7 @@ def test_every_kind_answers_single_and_sparse_rows_alike(tmp_path: Path, kind: s
 def test_a_projecting_router_routes_as_the_model_s(tmp_path: Path, kind: str) -> None:
     model, student = packed(kind, tmp_path / "s", in_dim=24, hidden_dim=40, out_dim=7, num_layers=2)
     h = x = torch.randn(50, 24)
-    for position, layer in enumerate(model.moe_layers()):
+    for position, layer in enumerate(model.expert_layers()):
         gate, index = student.route(x.numpy(), layer=position)
         routing = layer.router(h)
         assert np.array_equal(index, routing.index)
@@ -111,7 +111,7 @@ def test_sixteen_callers_at_once(student_file: Path, rows: torch.Tensor) -> None
 
 def test_route_agrees_with_the_operator(student_file: Path, model: Model, rows: torch.Tensor) -> None:
     student, h = PackedStudent.load(student_file), rows
-    for position, layer in enumerate(model.rbm_layers()):
+    for position, layer in enumerate(model.expert_layers()):
         gate, index = student.route(rows.numpy(), layer=position)
         expected_gate, expected_index = ops.cosine_topk(h, layer.router.memory, layer.k)
         assert np.array_equal(index, expected_index)

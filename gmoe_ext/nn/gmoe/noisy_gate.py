@@ -35,7 +35,7 @@ class Routing(NamedTuple):
     load_loss: Tensor
 
 
-class Slots:
+class Slots(NamedTuple):
     """The (node, expert) pairs that a layer computes: the chosen ones, or all of them.
 
     Attributes:
@@ -45,10 +45,10 @@ class Slots:
         every: True if slot r of each node is expert r: K = E and no expert is left out.
     """
 
-    __slots__ = ("every", "index", "num_experts", "plan")
-
-    def __init__(self, index: Tensor, plan: ExpertPlan, num_experts: int, every: bool) -> None:
-        self.index, self.plan, self.num_experts, self.every = index, plan, num_experts, every
+    index: Tensor  # type: ignore[assignment]  # the field hides tuple.index on purpose
+    plan: ExpertPlan
+    num_experts: int
+    every: bool
 
     @classmethod
     def chosen(cls, index_NK: Tensor, num_experts: int) -> Slots:

@@ -40,6 +40,8 @@ class MoELayer(ExpertLayer):
 
     y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1), gates of :class:`ProjectedRouter` (eq. 2)
 
+    In pre-training rows go where ``variant`` says, without router and scale; :meth:`start_routing` ends it.
+
     Args:
         in_dim: D.
         out_dim: F.
@@ -50,10 +52,6 @@ class MoELayer(ExpertLayer):
 
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
-
-    Attributes:
-        pretraining: rows go where ``variant`` says, without router and scale; see :meth:`start_routing`.
-        served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops import topk_softmax
-from ..gmoe import Routing
+from ..gmoe.noisy_gate import Routing
 from ..linear_experts import learned_factor
 from ..losses import squared_cv, sums
 

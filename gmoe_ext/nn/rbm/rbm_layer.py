@@ -44,6 +44,8 @@ class RbMLayer(ExpertLayer):
 
     y = exp(s) sum_r gate_r (W_e(r) (exp(att_e(r)) * x) + b_e(r))   (RbM, eq. 5), att and s learned, clamped at log 100
 
+    In pre-training all rows go to expert 0, without scales; :meth:`start_routing` ends it.
+
     Args:
         in_dim: D.
         out_dim: F.
@@ -53,10 +55,6 @@ class RbMLayer(ExpertLayer):
 
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
-
-    Attributes:
-        pretraining: all rows go to expert 0, without scales; see :meth:`start_routing`.
-        served_E: slots that each expert served at the last routed forward, int64 [E]; None before.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -139,10 +139,10 @@ class StudentTask(Task):
 class ExpertTask(StudentTask):
     """Train layers of experts: first without routers, then routed."""
 
-    model: ExpertStudent
+    model: ExpertStudent[Any]
 
     def __init__(
-        self, model: ExpertStudent, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config
+        self, model: ExpertStudent[Any], scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config
     ) -> None:
         super().__init__(model, scene, inputs, targets, config)
         self.pretrain_epochs = config.distill.pretrain_epochs
