@@ -9,6 +9,7 @@ from .gmoe.experts import GMoEConfig
 from .gmoe.gmoe_conv import GMoEConv
 from .gmoe.noisy_gate import NoisyTopKGate, Routing
 from .linear_experts import LinearExperts
+from .rbm.expert_layer import ExpertConfig
 from .rbm.memory_router import CosineMemoryRouter, MemoryRouterConfig, MemoryRouting
 from .rbm.moe_layer import MoEConfig, MoELayer
 from .rbm.projected_router import ProjectedRouter
@@ -19,6 +20,7 @@ __all__ = [
     "BondEncoder",
     "CosineMemoryRouter",
     "ExpertBatchNorm",
+    "ExpertConfig",
     "GMoEConfig",
     "GMoEConv",
     "LinearExperts",
