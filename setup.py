@@ -1,4 +1,4 @@
-"""Builds the compiled modules by driving CMake and Ninja; everything else stands in pyproject.toml.
+"""Builds the compiled modules by driving CMake and Ninja; everything else is in pyproject.toml.
 
 Environment: MAX_JOBS (parallel compiler jobs), DEBUG=1 (no optimisation, symbols), FORCE_CUDA=1 or GMOE_CUDA=ON
 (CUDA kernels), TORCH_CUDA_ARCH_LIST (their targets, such as "8.0 9.0a+PTX"), GMOE_CMAKE_ARGS (anything else for CMake).

@@ -1,4 +1,4 @@
-"""docs/performance.md and its plot, made of the files in bench/results."""
+"""Write docs/performance.md and its plot from the files in bench/results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..claims import machine
 
 
 def write(results: Path, docs: Path) -> list[Path]:
-    """Write the page from scaling.json and the claims-t*.json that are there; returns what was written."""
+    """Write the page from scaling.json and the claims-t*.json; return the paths written."""
     record = json.loads((results / "scaling.json").read_text())
     plot(record, docs / "scaling.png")
     page = docs / "performance.md"
@@ -22,11 +22,11 @@ def write(results: Path, docs: Path) -> list[Path]:
 
 
 def lines(record: dict[str, Any], claims: Sequence[dict[str, Any]]) -> Iterable[str]:
-    """The page."""
+    """Yield the lines of the page."""
     yield "# Performance"
     yield ""
-    yield "Made by `python -m bench.scaling`; do not edit. The promises are checked by `python -m bench.claims`, and"
-    yield "what was tried on the way to them stands in `bench/NOTES.md`."
+    yield "Made by `python -m bench.scaling`; do not edit. `python -m bench.claims` checks the claims;"
+    yield "`bench/NOTES.md` records what was tried on the way."
     for one in claims:
         yield from _claims(one)
     yield ""
@@ -36,17 +36,17 @@ def lines(record: dict[str, Any], claims: Sequence[dict[str, Any]]) -> Iterable[
     yield ""
     yield "![Time per unit of work over sizes](scaling.png)"
     yield ""
-    yield "The working set is what is read or written again and again: the rows and the results. Where it leaves a"
-    yield "level of cache, the time per unit of work may rise."
+    yield "The working set is what is read or written repeatedly: the rows and the results. Where it outgrows a level"
+    yield "of cache, the time per unit of work may rise."
     for series in record["series"]:
         yield from _series(series)
     yield ""
     yield "## Peak memory"
     yield ""
-    yield "Of one call, what it was given included, against 1.1 x (inputs + outputs + 64 MiB)."
+    yield "Peak of one call, including its inputs, against a bound of 1.1 x (inputs + outputs + 64 MiB)."
     yield ""
     if not record["memory"]:
-        yield "Not measured: this system does not tell the peak of a process."
+        yield "Not measured: this system does not report the peak memory of a process."
         return
     yield from _table(
         ("call", "rows or nodes", "inputs", "outputs", "peak", "bound", "within"),
@@ -62,13 +62,13 @@ def lines(record: dict[str, Any], claims: Sequence[dict[str, Any]]) -> Iterable[
 
 def _claims(record: dict[str, Any]) -> Iterable[str]:
     yield ""
-    yield f"## Promises, {machine.threads(record['machine'])}"
+    yield f"## Claims, {machine.threads(record['machine'])}"
     yield ""
     others = record["cpu_of_others"]
     yield machine.line(record["machine"]) + ("." if others is None else f"; others had {others:.0%} of the CPU.")
     yield ""
     yield from _table(
-        ("promise", "measured", "quartiles", "target", "met"),
+        ("claim", "measured", "quartiles", "target", "met"),
         (_claim(claim) for one in record["experiments"] for claim in one["claims"]),
     )
     refused = [one for one in record["experiments"] if one["refused"]]
@@ -92,7 +92,7 @@ def _series(series: dict[str, Any]) -> Iterable[str]:
     yield ""
     unit = "rows" if series["unit"] == "row" else "edges"
     yield from _table(
-        (unit, f"ns per {series['unit']}", "quartiles", "working set", "lies in"),
+        (unit, f"ns per {series['unit']}", "quartiles", "working set", "fits in"),
         (
             (
                 f"{p['size']:,}", _digits(p["ns_per_work"]), f"{_digits(p['low'])} to {_digits(p['high'])}",

@@ -104,7 +104,7 @@ def _backward_grad_weight(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if reverse_order is None:
         raise RuntimeError(
             "gmoe::aggregate_grad_weight has no derivative without 'transpose_order': third derivatives are not "
-            "implemented; mend: use gmoe_ext.reference"
+            "implemented; fix: use gmoe_ext.reference"
         )
     reverse = grad.index_select(0, reverse_order)
     to_grad_y = torch.ops.gmoe.aggregate(
