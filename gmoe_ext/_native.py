@@ -105,7 +105,7 @@ def why_no_cuda() -> str | None:
 
 
 def expect_cuda(name: str, operands: tuple[Any, ...]) -> None:
-    """Raise :class:`NativeError` if an operator got CUDA tensors but has no kernels for them."""
+    """Raise ``NativeError`` if an operator got CUDA tensors but has no kernels for them."""
     if _cuda is None and any(isinstance(operand, torch.Tensor) and operand.is_cuda for operand in operands):
         raise NativeError(f"gmoe::{name}: got tensors on CUDA, but {_no_cuda}\n  or move the tensors to the CPU")
 

@@ -48,7 +48,7 @@ class _Structure:
 class Graph:
     """A directed graph as compressed rows: row i lists the sources of the edges that end in node i.
 
-    :meth:`from_edge_index` makes one and checks everything; the constructor itself trusts its arguments. A graph is
+    ``from_edge_index`` makes one and checks everything; the constructor itself trusts its arguments. A graph is
     immutable, so whatever is derived from it (transpose, normalisations, ...) is computed once and kept.
 
     Attributes:
@@ -160,7 +160,7 @@ class Graph:
 
     @property
     def transpose_order(self) -> Tensor:
-        """Position in this graph of each edge of :meth:`transpose`, int64 [M]."""
+        """Position in this graph of each edge of ``transpose``, int64 [M]."""
         structure = self._structure
         if structure.transpose_order is None:
             if structure.transposed_by is None:
@@ -203,7 +203,7 @@ class Graph:
         """Normalise symmetrically: w_ij becomes d_i^-1/2 w_ij d_j^-1/2, d_i the sum of the weights into i (GCN).
 
         Args:
-            add_self_loops: first add a self loop of weight 1 to every node without one (:meth:`with_self_loops`).
+            add_self_loops: first add a self loop of weight 1 to every node without one (``with_self_loops``).
 
         Returns:
             The weighted graph; a node whose weights do not have a positive sum gets factor 0.
@@ -278,7 +278,7 @@ class Graph:
             rows, transpose_order: as the properties return them.
             transposed: offsets, columns and edge type of the transpose.
             transpose, gcn_norm, mean_norm: as the methods return them for their default arguments.
-            looped_mean_norm: as :meth:`mean_norm` returns it with self loops added.
+            looped_mean_norm: as ``mean_norm`` returns it with self loops added.
         """
         structure = self._structure
         structure.rows = structure.rows if rows is None else rows

@@ -1,4 +1,4 @@
-"""Index tensors under :class:`gmoe_ext.Graph`: checks of its arguments, and arithmetic with offsets."""
+"""Index tensors under ``gmoe_ext.Graph``: checks of its arguments, and arithmetic with offsets."""
 
 from __future__ import annotations
 

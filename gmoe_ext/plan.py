@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ExpertPlan(NamedTuple):
-    """Slots grouped by expert, made by :func:`gmoe_ext.ops.expert_plan`.
+    """Slots grouped by expert, made by ``gmoe_ext.ops.expert_plan``.
 
     A slot is one (row, choice) pair of a routing ``index[N, k]``; its id is ``row * k + choice``.
 

@@ -39,7 +39,7 @@ def reliability(
 ) -> Tensor:
     """Measure how much the teacher's entropy changes when noise is added to the features; 0 is most reliable.
 
-    rho_j = 1/std^2 mean over draws (H(y_j) - H(y~_j))^2, divided by its maximum   (RbM, eqs. 10 and 11)
+        rho_j = 1/std^2 mean over draws (H(y_j) - H(y~_j))^2, divided by its maximum   (RbM, eqs. 10 and 11)
 
     Args:
         predict: teacher logits [N, C] of features [N, D], in evaluation mode.
@@ -81,7 +81,7 @@ class ReliableSampler:
         power: initial a.
         momentum: share of the old a kept at an update.
         bins: histogram bins over rho.
-        warmup: number of calls of :meth:`update` before a changes.
+        warmup: number of calls of ``update`` before a changes.
         bin_offset: distance from a bin's left edge at which the curve is evaluated; None means the centre (released
             code: 0.05).
 
@@ -178,11 +178,11 @@ class ReliableSampler:
         return float(np.exp(minimize(misfit, bounds=np.log(POWER_BOUNDS), method="bounded").x))
 
     def state(self) -> dict[str, float | int]:
-        """Return what :meth:`update` changes, for a checkpoint."""
+        """Return what ``update`` changes, for a checkpoint."""
         return {"power": self.power, "updates": self.updates}
 
     def load_state(self, state: dict[str, float | int]) -> None:
-        """Restore :meth:`state`."""
+        """Restore ``state``."""
         self.power, self.updates = float(state["power"]), int(state["updates"])
 
 

@@ -86,7 +86,7 @@ class StudentTargets:
         teacher_logits_NC: the teacher's logits on the graph that training sees.
         sampler: chooses the neighbours; None gives each node only its own target.
         temperature: tau.
-        normalized: see :func:`gmoe_ext.nn.losses.soften`.
+        normalized: see ``gmoe_ext.nn.losses.soften``.
 
     Examples:
         >>> targets = StudentTargets(teacher_logits, ReliableSampler(graph, rho))

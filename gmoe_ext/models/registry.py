@@ -71,7 +71,7 @@ def register(*names: str, graph_free: bool = False) -> Callable[[F], F]:
     options instead, and a parameter called ``name`` receives the registered name.
 
     Args:
-        names: what :func:`build` calls the model.
+        names: what ``build`` calls the model.
         graph_free: whether the model maps rows alone, ``model(x)``: a student.
     """
 
@@ -109,7 +109,7 @@ def graph_free(name: str) -> bool:
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """List the options that :func:`build` takes for a model.
+    """List the options that ``build`` takes for a model.
 
     Raises:
         ConfigError: unknown name.
@@ -121,7 +121,7 @@ def build(name: str, **options: Any) -> Model:
     """Build a model by its registered name.
 
     Args:
-        name: one of :func:`names`.
+        name: one of ``names``.
         options: the model's options; see its class and the dataclasses it takes.
 
     Returns:

@@ -96,9 +96,11 @@ class MLP(Model):
 class Ensemble(Model):
     """MLPs of one shape and different initial weights, whose probabilities are averaged (RbM, section 5.3).
 
-    logits = log(1/n sum_m softmax(z_m)), so that softmax(logits) is the mean of the members' probabilities.
+        logits = log(1/n sum_m softmax(z_m))
 
-    Each member learns separately, from the whole loss (:meth:`learners`). With a loss on the averaged answer, members
+    Hence softmax(logits) is the mean of the members' probabilities.
+
+    Each member learns separately, from the whole loss (``learners``). With a loss on the averaged answer, members
     could rely on each other's errors.
 
     Args:
@@ -194,13 +196,13 @@ class ExpertStudent(Model, Generic[Layer]):
 class RbM(ExpertStudent[RbMLayer]):
     """The Routing-by-Memory student (RbM, section 4): experts that are chosen by the memory of what they served.
 
-    Training: :meth:`set_pretraining` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
+    Training: ``set_pretraining`` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
     and places the memories. A model that was never pre-trained routes by random memories from its first batch on.
 
     Args:
         network: shape of the student.
         experts: settings of every layer.
-        first_layer_dropout: see :class:`ExpertStudent`.
+        first_layer_dropout: see ``ExpertStudent``.
 
     Raises:
         ValueError: an option is out of its range.
@@ -223,7 +225,7 @@ class RbM(ExpertStudent[RbMLayer]):
             layer.router.epoch = epoch
 
     def set_following(self, on: bool) -> None:
-        """Let every training forward move the memories (on, the default), or only :meth:`follow_`."""
+        """Let every training forward move the memories (on, the default), or only ``follow_``."""
         for layer in self.expert_layers():
             layer.router.following = on
 
@@ -257,14 +259,14 @@ class RbM(ExpertStudent[RbMLayer]):
 class MoE(ExpertStudent[MoELayer]):
     """The vanilla mixture of experts that the RbM paper compares with (section 5.3): the same layers, learned routers.
 
-    Training: :meth:`set_pretraining` (True) trains the experts without routers, :meth:`start_routing` ends that. A
+    Training: ``set_pretraining`` (True) trains the experts without routers, ``start_routing`` ends that. A
     model that was never pre-trained routes from its first batch on. Rows are compared with experts in hidden_dim
     dimensions.
 
     Args:
         network: shape of the student.
         experts: settings of every layer.
-        first_layer_dropout: see :class:`ExpertStudent`.
+        first_layer_dropout: see ``ExpertStudent``.
 
     Raises:
         ValueError: an option is out of its range.

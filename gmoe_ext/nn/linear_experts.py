@@ -26,7 +26,7 @@ def learned_factor(log_factor: Tensor) -> Tensor:
 class LinearExperts(nn.Module):
     """E linear layers applied to the rows routed to them, combined by the rows' gates.
 
-    y_i = sum_r gate_ir (W_e(i,r) x_i + b_e(i,r))   (RbM, eq. 1)
+        y_i = sum_r gate_ir (W_e(i,r) x_i + b_e(i,r))   (RbM, eq. 1)
 
     Args:
         in_dim: D.

@@ -17,7 +17,9 @@ from .noisy_gate import NoisyTopKGate, Routing, Slots
 class GMoEConv(nn.Module):
     """A mixture of graph convolutions.
 
-    y_i = sum_{o <= m} G(h_i)_o E_o(neighbours of i) + sum_{o > m} G(h_i)_o E_o(nodes two hops from i)   (GMoE, eq. 2)
+    GMoE, eq. 2:
+
+        y_i = sum_{o <= m} G(h_i)_o E_o(neighbours of i) + sum_{o > m} G(h_i)_o E_o(nodes two hops from i)
 
     Only chosen experts are computed, except in training with ``norm="all_nodes"``. One expert is the plain
     convolution: no gate, no balance loss.
@@ -25,8 +27,8 @@ class GMoEConv(nn.Module):
     Args:
         in_dim: D, features of a node.
         out_dim: F.
-        config: the layer's settings; the defaults of :class:`GMoEConfig` if None.
-        options: fields of :class:`GMoEConfig` by keyword (num_experts, num_hop1, k, base, bond_dims, norm, combine,
+        config: the layer's settings; the defaults of ``GMoEConfig`` if None.
+        options: fields of ``GMoEConfig`` by keyword (num_experts, num_hop1, k, base, bond_dims, norm, combine,
             mlp_dim); they replace those of ``config``.
 
     Raises:
@@ -70,7 +72,7 @@ class GMoEConv(nn.Module):
         Args:
             x: [N, D].
             graph: N nodes; with ``bond_dims`` its edge types are bond types.
-            two_hop: graph of the nodes two hops away (:func:`gmoe_ext.ops.two_hop_graph`), needed by hop-2 experts
+            two_hop: graph of the nodes two hops away (``gmoe_ext.ops.two_hop_graph``), needed by hop-2 experts
                 on molecules; None on plain graphs means A(Ax) over ``graph``.
             pair_types: int64 [P, 2], the two bond types of each edge type of ``two_hop``.
 

@@ -68,9 +68,12 @@ class Slots(NamedTuple):
 class NoisyTopKGate(nn.Module):
     """Send each node to its k best experts by a noisy linear score.
 
-    G(h_i) = Softmax(TopK(Q(h_i), k)),  Q(h_i) = h_i W_g + noise * sigma(h_i)   (GMoE, eqs. 3 and 4)
-    with sigma = Softplus(h_i W_n) + 0.01 in training and no noise in evaluation. Both weights start at zero, so that
-    training begins with a uniformly random choice.
+    GMoE, eqs. 3 and 4, with noise in training only:
+
+        G(h_i) = Softmax(TopK(Q(h_i), k))
+        Q(h_i) = h_i W_g + noise * sigma(h_i),  sigma(h_i) = Softplus(h_i W_n) + 0.01
+
+    Both weights start at zero, so that training begins with a uniformly random choice.
 
     Args:
         dim: D, features of a node.

@@ -65,7 +65,7 @@ def own_targets(teacher_logits_NC: Tensor, temperature: float = 1.0, normalized:
     Args:
         teacher_logits_NC: the teacher's logits; get no gradient.
         temperature: tau.
-        normalized: see :func:`soften`.
+        normalized: see ``soften``.
 
     Returns:
         PairTargets of N rows.
@@ -92,7 +92,7 @@ def neighbour_targets(
         teacher_logits_NC: the teacher's logits; get no gradient.
         pairs: row v holds the neighbours u that v has to match; the edge weights are w_vu (1 where None, 0 = dropped).
         temperature: tau.
-        normalized: see :func:`soften`.
+        normalized: see ``soften``.
 
     Returns:
         PairTargets of N rows.
@@ -111,13 +111,13 @@ def neighbour_targets(
 def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.0, normalized: bool = True) -> Tensor:
     """Match the summed targets of each node's pairs.
 
-    1/N sum_v sum_u w_vu KL(t_u || s_v) = 1/N sum_v (offset_v - <mass_v, log s_v>)   (RbM, eq. 12)
+        1/N sum_v sum_u w_vu KL(t_u || s_v) = 1/N sum_v (offset_v - <mass_v, log s_v>)   (RbM, eq. 12)
 
     Args:
         student_logits_NC: the student's logits, one forward per node.
-        targets: from :func:`own_targets` or :func:`neighbour_targets` at the same temperature.
+        targets: from ``own_targets`` or ``neighbour_targets`` at the same temperature.
         temperature: tau.
-        normalized: see :func:`soften`.
+        normalized: see ``soften``.
 
     Returns:
         Scalar; 0 for no rows.
@@ -142,13 +142,13 @@ def kd(
 ) -> Tensor:
     """Match the teacher's class distribution node by node.
 
-    1/N sum_v KL(softmax(t_v / tau) || softmax(s_v / tau))   (RbM, eq. 9, second term without its weight)
+        1/N sum_v KL(softmax(t_v / tau) || softmax(s_v / tau))   (RbM, eq. 9, second term without its weight)
 
     Args:
         student_logits_NC: the student's logits.
         teacher_logits_NC: the teacher's logits; get no gradient.
         temperature: tau > 0; no tau^2 factor is applied.
-        normalized: see :func:`soften`.
+        normalized: see ``soften``.
 
     Returns:
         Scalar; 0 for no rows.

@@ -14,7 +14,7 @@ def squared_cv(values_E: Tensor, eps: float = 1e-10) -> Tensor:
     """Compute the squared coefficient of variation: unbiased variance over squared mean, 0 for a single value.
 
     GMoE's importance loss (eq. 5) is that of the experts' gate sums, its load loss (eqs. 6-8) that of their expected
-    numbers of rows. :func:`gmoe_ext.ops.noisy_topk` returns both in training, :func:`sums` without noise.
+    numbers of rows. ``gmoe_ext.ops.noisy_topk`` returns both in training, ``sums`` without noise.
 
     Args:
         values_E: one non-negative value per expert, any floating dtype.
@@ -52,7 +52,7 @@ def sums(gate_NK: Tensor, index_NK: Tensor, num_experts: int) -> tuple[Tensor, T
 def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float = 1e-10) -> Tensor:
     """Even out how much gate weight each expert receives.
 
-    Var(Load) / (Mean(Load)^2 + eps), Load_e = sum of the gates sent to e, unbiased variance   (RbM, eq. 8)
+        Var(Load) / (Mean(Load)^2 + eps), Load_e = sum of the gates sent to e, unbiased variance   (RbM, eq. 8)
 
     Args:
         gate_NK: routing weights; the gradient flows through them to the router's input.
@@ -80,7 +80,7 @@ def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float
 def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tensor, eps: float = 1e-12) -> Tensor:
     """Pull rows towards the embeddings of the experts that serve them.
 
-    -1/N sum_i sum_r gate_ir cos(x_i, sg[memory_e(i,r)])   (RbM, eq. 6)
+        -1/N sum_i sum_r gate_ir cos(x_i, sg[memory_e(i,r)])   (RbM, eq. 6)
 
     Args:
         x_ND: the layer's input rows, as routed.
@@ -116,7 +116,7 @@ def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tenso
 def self_similarity(memory_ED: Tensor, eps: float = 1e-12) -> Tensor:
     """Push expert embeddings apart on the sphere.
 
-    1/E^2 sum_i sum_j cos(memory_i, sg[memory_j]), the diagonal included   (RbM, eq. 7)
+        1/E^2 sum_i sum_j cos(memory_i, sg[memory_j]), the diagonal included   (RbM, eq. 7)
 
     Args:
         memory_ED: expert embeddings; the gradient flows through one factor only.

@@ -34,7 +34,9 @@ class ExpertConfig:
 class ExpertLayer(nn.Module):
     """Linear experts of the rows that a router sends them, under one learned scale.
 
-    y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1), s learned, clamped at log 100
+        y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1)
+
+    s is learned and clamped at log 100.
 
     Attributes:
         pretraining: whether the experts are trained without the router and the scale, before routing starts.

@@ -18,7 +18,7 @@ from ..losses import self_similarity
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRouterConfig:
-    """Settings of a :class:`CosineMemoryRouter`.
+    """Settings of a ``CosineMemoryRouter``.
 
     Attributes:
         num_experts: E.
@@ -27,7 +27,7 @@ class MemoryRouterConfig:
         annealing: Delta in [0, 1); 0 keeps the rate constant.
         annealing_epochs: T, epochs after which the rate has moved a fraction Delta of the way to 1.
         normalize_inputs: average the directions of rows; False averages the rows themselves.
-        memory: "buffer" is moved by the average and by :meth:`CosineMemoryRouter.spread_` alone; "parameter" is also
+        memory: "buffer" is moved by the average and by ``CosineMemoryRouter.spread_`` alone; "parameter" is also
             seen by the optimizer.
     """
 
@@ -55,7 +55,7 @@ class MemoryRouterConfig:
 
 
 class MemoryRouting(NamedTuple):
-    """The decision of a :class:`CosineMemoryRouter` for a batch.
+    """The decision of a ``CosineMemoryRouter`` for a batch.
 
     Attributes:
         gate: [N, k] routing weights, descending; their gradient flows to the router's input.
@@ -71,18 +71,18 @@ class MemoryRouting(NamedTuple):
 class CosineMemoryRouter(nn.Module):
     """Route each row to its k nearest expert embeddings; in training the embeddings follow their rows.
 
-    gate = softmax of the k largest cosines (RbM, eq. 3); memory <- moving average of the rows served (eq. 4) at a rate
-    that may anneal to 1 (eq. 14).
+    The gate is the softmax of the k largest cosines (RbM, eq. 3). The memory is a moving average of the rows served
+    (eq. 4), at a rate that may anneal to 1 (eq. 14).
 
     Args:
         dim: D.
-        config: the router's settings; the defaults of :class:`MemoryRouterConfig` if None.
+        config: the router's settings; the defaults of ``MemoryRouterConfig`` if None.
         eps: smallest norm.
-        options: fields of :class:`MemoryRouterConfig` by keyword; they replace those of ``config``.
+        options: fields of ``MemoryRouterConfig`` by keyword; they replace those of ``config``.
 
     Attributes:
         epoch: t of eq. 14.
-        following: whether a training forward moves the embeddings; otherwise only :meth:`follow_` does.
+        following: whether a training forward moves the embeddings; otherwise only ``follow_`` does.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -138,7 +138,7 @@ class CosineMemoryRouter(nn.Module):
 
         Args:
             x_ND: the rows.
-            routing: the result of :meth:`route` for them.
+            routing: the result of ``route`` for them.
             copies_N: how many equal rows each row stands for; None means one.
         """
         gate_NK = routing.gate.detach()

@@ -38,16 +38,17 @@ class MoEConfig(ExpertConfig):
 class MoELayer(ExpertLayer):
     """Mixture of linear experts routed by learned embeddings.
 
-    y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1), gates of :class:`ProjectedRouter` (eq. 2)
+        y = exp(s) sum_r gate_r (W_e(r) x + b_e(r))   (RbM, eq. 1)
 
-    In pre-training rows go where ``variant`` says, without router and scale; :meth:`start_routing` ends it.
+    The gates are those of ``ProjectedRouter`` (eq. 2). In pre-training rows go where ``variant`` says,
+    without router and scale; ``start_routing`` ends it.
 
     Args:
         in_dim: D.
         out_dim: F.
         proj_dim: dimension in which rows are compared with the experts' embeddings.
-        config: the layer's settings; the defaults of :class:`MoEConfig` if None.
-        options: fields of :class:`MoEConfig` by keyword (num_experts, k, dropout, shared_dropout, load_balance,
+        config: the layer's settings; the defaults of ``MoEConfig`` if None.
+        options: fields of ``MoEConfig`` by keyword (num_experts, k, dropout, shared_dropout, load_balance,
             variant); they replace those of ``config``.
 
     Returns:

@@ -23,7 +23,9 @@ Variant = Literal["paper", "released_code"]
 class ProjectedRouter(nn.Module):
     """Route each row to the k experts whose learned embeddings are nearest to its projection.
 
-    gate = Softmax(TopK(t cos(q_e, W x + b)))   (RbM, eq. 2; X-MoE), with q, t, W and b learned by backpropagation
+        gate = Softmax(TopK(t cos(q_e, W x + b)))   (RbM, eq. 2; X-MoE)
+
+    q, t, W and b are learned by backpropagation.
 
     Args:
         dim: D.

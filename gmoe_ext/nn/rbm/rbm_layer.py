@@ -25,7 +25,7 @@ class RbMConfig(MemoryRouterConfig, ExpertConfig):
     Attributes:
         input_attention: learn att [E, D], which starts at log 1.1; without it the factor is 1.
         commitment: weight alpha of eq. 6.
-        self_similarity: weight of eq. 7. A "buffer" memory takes its step in :meth:`RbMLayer.spread_`, a "parameter"
+        self_similarity: weight of eq. 7. A "buffer" memory takes its step in ``RbMLayer.spread_``, a "parameter"
             memory gets the gradient of the loss.
         load_balance: weight of eq. 8.
         gate_gradient: let the task's gradient flow through the gates to the input; otherwise only that of the losses
@@ -42,15 +42,16 @@ class RbMConfig(MemoryRouterConfig, ExpertConfig):
 class RbMLayer(ExpertLayer):
     """Mixture of linear experts routed by memory.
 
-    y = exp(s) sum_r gate_r (W_e(r) (exp(att_e(r)) * x) + b_e(r))   (RbM, eq. 5), att and s learned, clamped at log 100
+        y = exp(s) sum_r gate_r (W_e(r) (exp(att_e(r)) * x) + b_e(r))   (RbM, eq. 5)
 
-    In pre-training all rows go to expert 0, without scales; :meth:`start_routing` ends it.
+    att and s are learned and clamped at log 100. In pre-training all rows go to expert 0, without scales;
+    ``start_routing`` ends it.
 
     Args:
         in_dim: D.
         out_dim: F.
-        config: the layer's settings; the defaults of :class:`RbMConfig` if None.
-        options: fields of :class:`RbMConfig` by keyword (num_experts, k, dropout, commitment, ema_rate, ...); they
+        config: the layer's settings; the defaults of ``RbMConfig`` if None.
+        options: fields of ``RbMConfig`` by keyword (num_experts, k, dropout, commitment, ema_rate, ...); they
             replace those of ``config``.
 
     Returns:
