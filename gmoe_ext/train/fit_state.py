@@ -7,7 +7,7 @@ import random
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,50 +104,32 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 @dataclass
-class FitState:
-    """Where a fit stands. All of it goes into the checkpoint."""
+class FitResult:
+    """Outcome of one fit; scores are in the task's metric, epochs are counted from 1, and 0 is none yet."""
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best_epoch: int = 0  # counted from 1; 0: none yet
+    phase: str
+    metric: str
     val_best: float = math.nan
     test_at_best_val: float = math.nan
     test_best: float = math.nan
+    best_epoch: int = 0
+    epochs: int = 0
+    steps: int = 0
     wall_s: float = 0.0
+
+
+@dataclass
+class FitState(FitResult):
+    """Where a fit stands. All of it goes into the checkpoint."""
+
+    batches: int = 0  # of the current epoch
     metrics_bytes: int = 0  # length of metrics.jsonl when the checkpoint was written
     sums: Tensors = field(default_factory=dict)
     best: Tensors = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class FitResult:
-    """Outcome of one fit; scores are in the task's metric."""
-
-    phase: str
-    metric: str
-    val_best: float
-    test_at_best_val: float
-    test_best: float
-    best_epoch: int
-    epochs: int
-    steps: int
-    wall_s: float
-
-    @classmethod
-    def of(cls, task: Task, state: FitState) -> FitResult:
-        """The result of a task's fit in its final state."""
-        return cls(
-            phase=task.phase,
-            metric=task.metric,
-            val_best=state.val_best,
-            test_at_best_val=state.test_at_best_val,
-            test_best=state.test_best,
-            best_epoch=state.best_epoch,
-            epochs=state.epoch,
-            steps=state.step,
-            wall_s=state.wall_s,
-        )
+    def result(self) -> FitResult:
+        """Return the outcome alone, without weights."""
+        return FitResult(**{f.name: getattr(self, f.name) for f in fields(FitResult)})
 
 
 def seed_all(seed: int, phase: str = "") -> None:

@@ -46,20 +46,20 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
         raise ConfigError(f"train: epochs and eval_every must be at least 1, got {train.epochs} and {train.eval_every}")
     if run.dry_run:
         return _dry_fit(task, train, run)
-    state = run.restore(task) or FitState()
+    state = run.restore(task) or FitState(task.phase, task.metric)
     with run.fitting(task, train, state):
-        while state.epoch < train.epochs and not _out_of_patience(state, train):
+        while state.epochs < train.epochs and not _out_of_patience(state, train):
             losses = _train_epoch(task, train, state, run)
             _check_finite(losses, task, state)
-            state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
+            state.epochs, state.batches, state.sums = state.epochs + 1, 0, {}
             scores = {}
-            if state.epoch % train.eval_every == 0 or state.epoch == train.epochs:
+            if state.epochs % train.eval_every == 0 or state.epochs == train.epochs:
                 scores = _evaluate(task)
                 _select(task, train, state, scores)
             run.epoch_done(task, train, state, losses, scores)
         run.save(task, state)
     task.model.load_state_dict(state.best)
-    return FitResult.of(task, state)
+    return state.result()
 
 
 def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> dict[str, float]:
@@ -67,12 +67,12 @@ def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> d
     task.model.train()
     device = task.device
     start = perf_counter()
-    task.enter_epoch(state.epoch)
+    task.enter_epoch(state.epochs)
     per_epoch = train.step_per == "epoch"
-    for batch in _loaded(task, islice(task.batches(state.epoch), state.batch, None), device):
+    for batch in _loaded(task, islice(task.batches(state.epochs), state.batches, None), device):
         for name, value in _backward(task, train, device, batch).items():
             state.sums[name] = state.sums.get(name, 0.0) + value.detach().double()
-        state.batch += 1
+        state.batches += 1
         if per_epoch:
             continue
         _step(task, state)
@@ -113,14 +113,14 @@ def _step(task: Task, state: FitState) -> None:
     task.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         task.after_step()
-    state.step += 1
+    state.steps += 1
 
 
 def _means(state: FitState) -> dict[str, float]:
     """The mean losses of an epoch. The host waits for the device here, once per epoch."""
     if not state.sums:
         return {}
-    sums = torch.stack(list(state.sums.values())) / max(1, state.batch)
+    sums = torch.stack(list(state.sums.values())) / max(1, state.batches)
     return dict(zip(state.sums, sums.tolist(), strict=True))
 
 
@@ -148,7 +148,7 @@ def _select(task: Task, train: TrainConfig, state: FitState, scores: dict[str, f
         state.test_best = scores["test"]
     if state.best_epoch and not better(task.metric, scores["val"], state.val_best, train.keep_ties):
         return
-    state.best_epoch, state.val_best, state.test_at_best_val = state.epoch, scores["val"], scores["test"]
+    state.best_epoch, state.val_best, state.test_at_best_val = state.epochs, scores["val"], scores["test"]
     for name, value in task.model.state_dict().items():
         if name in state.best:
             state.best[name].copy_(value)
@@ -157,21 +157,21 @@ def _select(task: Task, train: TrainConfig, state: FitState, scores: dict[str, f
 
 
 def _out_of_patience(state: FitState, train: TrainConfig) -> bool:
-    return train.patience > 0 and state.best_epoch > 0 and state.epoch - state.best_epoch >= train.patience
+    return train.patience > 0 and state.best_epoch > 0 and state.epochs - state.best_epoch >= train.patience
 
 
 def _check_finite(losses: dict[str, float], task: Task, state: FitState) -> None:
     if not math.isfinite(losses.get("loss", math.nan)):
         got = losses.get("loss", "undefined, for lack of a batch to train on,")
         raise GmoeError(
-            f"{task.phase}: the loss is {got} in epoch {state.epoch + 1}\n"
+            f"{task.phase}: the loss is {got} in epoch {state.epochs + 1}\n"
             "  fix: lower the learning rate, or check the features"
         )
 
 
 def _dry_fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     """Run one step and one evaluation, and write nothing."""
-    state = FitState(epoch=1, batch=1)
+    state = FitState(task.phase, task.metric, epochs=1, batches=1)
     task.model.train()
     task.enter_epoch(0)
     losses = _backward(task, train, task.device, task.load(next(iter(task.batches(0)))))
@@ -179,4 +179,4 @@ def _dry_fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     scores = _evaluate(task)
     state.val_best, state.test_at_best_val, state.test_best = scores["val"], scores["test"], scores["test"]
     run.line(task.phase, f"one step: loss {losses['loss'].item():.3f}  val {scores['val']:.3f}")
-    return FitResult.of(task, state)
+    return state.result()

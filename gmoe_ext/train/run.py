@@ -77,7 +77,7 @@ class Run:
         self._val = None
         self._stop.awaited = True
         try:
-            with self.progress.phase(task.phase, "epoch", train.epochs, state.epoch):
+            with self.progress.phase(task.phase, "epoch", train.epochs, state.epochs):
                 yield
         finally:
             self._stop.awaited = False
@@ -95,7 +95,7 @@ class Run:
     ) -> None:
         """Record and show an epoch, then stop or write a checkpoint as after a step."""
         load, memory = task.expert_load(), peak_memory(task.device)
-        record: dict[str, Any] = {"phase": task.phase, "epoch": state.epoch, "step": state.step}
+        record: dict[str, Any] = {"phase": task.phase, "epoch": state.epochs, "step": state.steps}
         record |= losses | scores | {"wall_s": round(state.wall_s, 3)}
         if load is not None:
             record["expert_load"] = [round(share, 4) for share in load]
@@ -108,7 +108,7 @@ class Run:
         state.metrics_bytes = self._metrics_end = self.metrics_path.stat().st_size
         self._val = scores.get("val", self._val)
         text = f"loss {losses['loss']:.3f}" + ("" if self._val is None else f"  val {self._val:.3f}")
-        self.progress.advance(state.epoch, text, _details(load, memory))
+        self.progress.advance(state.epochs, text, _details(load, memory))
         self.step_done(task, train, state)
 
     def save(self, task: Task, state: FitState) -> None:
@@ -169,7 +169,7 @@ class Run:
         state.sums = {name: value.to(task.device) for name, value in checkpoint.select("sums", tensors).items()}
         self._metrics_end = state.metrics_bytes
         fit_state.set_rng_state(checkpoint.select("rng", tensors), scalars["rng"], task.device)
-        self.line(task.phase, f"continues after step {state.step} (epoch {state.epoch}, batch {state.batch})")
+        self.line(task.phase, f"continues after step {state.steps} (epoch {state.epochs}, batch {state.batches})")
         return state
 
 

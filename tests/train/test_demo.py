@@ -97,7 +97,7 @@ def test_a_stopped_demo_resumes_to_the_same_student(demo, tmp_path, monkeypatch)
     flags = [*SMALL, "--run_dir", str(tmp_path), "--device", "cpu", "--resume", "auto"]
 
     def stopping(self, task, train, state):
-        if (task.phase, state.step) in {("gmoe-gcn", 5), ("rbm", 15)}:
+        if (task.phase, state.steps) in {("gmoe-gcn", 5), ("rbm", 15)}:
             self._stop.requested = 15
         step_done(self, task, train, state)
 

@@ -58,15 +58,15 @@ class OneEpoch:
     def run(self, task, train, epoch=0, on_the_host=None):
         """``on_the_host``: tensors that stay there, the ids of the batches too; None: batches are on the device."""
         batches = enter(task, epoch)
-        loop._train_epoch(task, train, FitState(epoch=epoch), Steps())
+        loop._train_epoch(task, train, FitState(task.phase, task.metric, epochs=epoch), Steps())
         stays = [] if on_the_host is None else [*on_the_host, *batches]
         placed, moved = self.fake.place((task, batches), stays)
         placed.batches = lambda _epoch: moved
-        state = FitState(epoch=epoch)
+        state = FitState(task.phase, task.metric, epochs=epoch)
         with self.patch.context() as patch, self.fake.watched():
             patch.setattr(loop, "_means", lambda state: {})  # the end of the epoch, where the host does wait
             loop._train_epoch(placed, train, state, Steps())
-        assert state.step >= 1
+        assert state.steps >= 1
         for name, value in placed.model.state_dict().items():
             assert value.device.type == "cuda", f"{name} is on {value.device}"
         assert all(total.device.type == "cuda" for total in state.sums.values())
@@ -171,10 +171,10 @@ def test_torch_sees_nobody_wait_on_a_gpu(gpu, monkeypatch, make, name, options, 
     train = TrainConfig(batch_size=16, precision=precision)
     task = make(name, options, train, gpu)
     enter(task, at)
-    loop._train_epoch(task, train, FitState(epoch=at), Steps())
+    loop._train_epoch(task, train, FitState(task.phase, task.metric, epochs=at), Steps())
     monkeypatch.setattr(loop, "_means", lambda state: {})
     with no_waiting():
-        loop._train_epoch(task, train, FitState(epoch=at), Steps())
+        loop._train_epoch(task, train, FitState(task.phase, task.metric, epochs=at), Steps())
 
 
 def test_the_watch_sees_what_waits(monkeypatch):

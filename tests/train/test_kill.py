@@ -20,7 +20,7 @@ from gmoe_ext.train import run, __main__
 kill_at, number = int(sys.argv[1]), int(sys.argv[2])
 step_done = run.Run.step_done
 def hit(self, task, train, state):
-    if state.step == kill_at:
+    if state.steps == kill_at:
         os.kill(os.getpid(), number)
     step_done(self, task, train, state)
 run.Run.step_done = hit
