@@ -57,22 +57,33 @@ class NodeTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """Scores of validation and test nodes."""
-        logits = self.model(self.data.x, self.data.graph).logits
-        score = {"val": self._score(logits, self.data, self.data.val_idx)}
-        if self.full is None or self.heldout is None:
-            return score | {"test": self._score(logits, self.data, self.data.test_idx)}
-        whole = self.model(self.full.x, self.full.graph).logits
-        score["test"] = self._score(whole, self.full, self.heldout)
-        if len(self.data.test_idx):
-            score["test_observed"] = self._score(logits, self.data, self.data.test_idx)
-        return score
+        logits, arrived = self.model(self.data.x, self.data.graph).logits, None
+        if self.full is not None and self.heldout is not None:
+            whole = self.model(self.full.x, self.full.graph).logits
+            arrived = whole[self.heldout], self.full.y[self.heldout]
+        return node_scores(self.data, logits, arrived)
 
     def expert_load(self) -> list[float] | None:
         """Shares of the experts at the last forward, for a model that routes."""
         return expert_load(self.model)
 
-    def _score(self, logits: Tensor, data: NodeData, nodes: Tensor) -> float:
-        return metrics.evaluate(self.metric, logits[nodes], data.y[nodes])
+
+def node_scores(data: NodeData, logits_NC: Tensor, arrived: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+    """Score the nodes that training sees, and those that arrive after it.
+
+    Args:
+        data: what training sees.
+        logits_NC: logits of its nodes.
+        arrived: logits and labels of held-out nodes; "test" is their score then, and "test_observed" the others'.
+    """
+
+    def score(nodes: Tensor) -> float:
+        return metrics.evaluate(data.metric, logits_NC[nodes], data.y[nodes])
+
+    if arrived is None:
+        return {"val": score(data.val_idx), "test": score(data.test_idx)}
+    scores = {"val": score(data.val_idx), "test": metrics.evaluate(data.metric, *arrived)}
+    return scores | ({"test_observed": score(data.test_idx)} if len(data.test_idx) else {})
 
 
 def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...data import metrics
 from ...data.batching import without_waiting
 from ...distill import StudentTargets, kmeans_start
 from ...models import ExpertStudent, MoE, RbM
@@ -21,6 +20,7 @@ from ...models.registry import Model
 from ...nn.losses import krd
 from ..config import Config
 from ..fit_state import Task, epoch_generator
+from .node import node_scores
 from .scene import Inputs, Scene
 
 _UNLABELLED = -100  # class of a node whose label training does not see
@@ -91,16 +91,11 @@ class StudentTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """Scores of validation and test nodes."""
-        data = self.scene.observed
-        logits = self.evaluated_NC = self.model(self.inputs.seen_ND).logits
-        scores = {"val": self._score(logits, data.y, data.val_idx)}
-        if self.inputs.heldout is None or self.scene.heldout is None:
-            return scores | {"test": self._score(logits, data.y, data.test_idx)}
-        arrived = self.model(self.inputs.heldout).logits
-        scores["test"] = metrics.evaluate(self.metric, arrived, self.scene.data.y[self.scene.heldout])
-        if len(data.test_idx):
-            scores["test_observed"] = self._score(logits, data.y, data.test_idx)
-        return scores
+        logits, arrived = self.model(self.inputs.seen_ND).logits, None
+        if self.inputs.heldout is not None and self.scene.heldout is not None:
+            arrived = self.model(self.inputs.heldout).logits, self.scene.data.y[self.scene.heldout]
+        self.evaluated_NC = logits
+        return node_scores(self.scene.observed, logits, arrived)
 
     def after_evaluation(self) -> None:
         """Tell the sampler where student and teacher agree."""
@@ -131,9 +126,6 @@ class StudentTask(Task):
         of_labels = math.ceil(len(self.scene.observed.train_idx) / size)
         of_pairs = math.ceil(self.drawn.num_pairs / size)
         return nu * of_labels, (1.0 - nu) * of_pairs, float(of_labels + of_pairs)
-
-    def _score(self, logits: Tensor, y: Tensor, nodes: Tensor) -> float:
-        return metrics.evaluate(self.metric, logits[nodes], y[nodes])
 
 
 class ExpertTask(StudentTask):
