@@ -1,7 +1,7 @@
-"""The latency report: python -m bench.latency BENCHMARK.json, as `make bench` calls it.
+"""Write the latency report from what pytest-benchmark measured: python -m bench.latency BENCHMARK.json (`make bench`).
 
-Reads what pytest-benchmark measured under bench/ and writes bench/results/latency.md and latency.png: p50 and p95 of
-every implementation, and how many times as long as ours the pure-PyTorch form takes.
+bench/results/latency.md and latency.png show p50 and p95 of every implementation, and how many times as long the
+pure-PyTorch form takes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmoe_ext.train.speed import duration
+from gmoe_ext.timing import Samples, duration
 
 from .claims import machine
-from .claims.timing import Samples
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = ("native", "packed")
@@ -25,7 +24,7 @@ PURE = "reference"
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation on one job; seconds."""
+    """One implementation of one job, with times in seconds."""
 
     group: str
     name: str
@@ -39,34 +38,29 @@ class Row:
 
 
 def rows_of(record: dict[str, Any]) -> list[Row]:
-    """The rows of a pytest-benchmark file with its data, group by group, ours first.
+    """Read a pytest-benchmark file, group by group, ours first.
 
     Raises:
-        ValueError: the file has no rounds (written without --benchmark-json or with --benchmark-save alone).
+        ValueError: the file has no single rounds (written by --benchmark-save instead of --benchmark-json).
     """
     rows = []
     for one in record["benchmarks"]:
         seconds = one["stats"].get("data")
         if not seconds:
-            raise ValueError(f"{one['fullname']}: no single rounds in the file; mend: pytest --benchmark-json=FILE")
-        samples = Samples(tuple(seconds))
-        name = one["extra_info"].get("implementation", "native")
-        group = one["group"] or one["name"]
-        # The same student is benched packed and in torch, once as RbM and once as MLP.
-        kind = (one.get("params") or {}).get("name")
-        group = f"{group}, {kind}" if kind else group
-        rows.append(Row(group, name, samples.percentile(50), samples.percentile(95), len(seconds)))
+            raise ValueError(f"{one['fullname']}: the file has no single rounds; fix: pytest --benchmark-json=FILE")
+        samples, name = Samples(seconds), one["extra_info"]["implementation"]
+        rows.append(Row(one["group"], name, samples.median, samples.percentile(95), len(seconds)))
     order = {group: place for place, group in enumerate(dict.fromkeys(row.group for row in rows))}
     return sorted(rows, key=lambda row: (order[row.group], not row.ours, row.p50))
 
 
 def pure(rows: Sequence[Row], group: str) -> Row | None:
-    """The pure-PyTorch row of a group, if it has one."""
+    """Return the pure-PyTorch row of a group, if it has one."""
     return next((row for row in rows if row.group == group and row.name == PURE), None)
 
 
 def table(rows: Sequence[Row]) -> Iterable[str]:
-    """Markdown."""
+    """Generate the table as Markdown, line by line."""
     yield "| job | implementation | p50 | p95 | pure PyTorch takes | rounds |"
     yield "|---|---|---|---|---|---|"
     last = ""
@@ -79,7 +73,7 @@ def table(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """One line per job: a bar from p50 to p95 for each implementation."""
+    """Draw one line per job: a bar from p50 to p95 for each implementation."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -113,8 +107,8 @@ def write(record: dict[str, Any], facts: dict[str, Any], out: Path) -> list[Path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the report of a file."""
-    parser = argparse.ArgumentParser("python -m bench.latency", description="The latency report of `make bench`.")
+    """Write the report of a file."""
+    parser = argparse.ArgumentParser("python -m bench.latency", description="Write the latency report of `make bench`.")
     parser.add_argument("record", type=Path, help="written by pytest --benchmark-json")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""Every promise about speed as data: who runs against whom on which inputs, and what the ratio has to be.
+"""Every claim about speed as data: which variants run on which inputs, and what their ratio must be.
 
     python -m bench.claims [--only NAME] [--threads 1] [--json FILE]
 
-This package imports no torch by itself: the allocator's setting is read when torch loads, and `__main__` makes it.
+This package itself imports no torch: `__main__` sets the allocator's environment variable before torch loads.
 """

@@ -1,14 +1,19 @@
-"""All experiments."""
+"""All experiments, by device."""
 
 from __future__ import annotations
 
-from . import aggregate, cosine, expert_linear, layers, student, training
+from . import dispatch, gradients, layers, routing, sparse, student, training
 from .claim import Experiment
 from .settings import Settings
 
-FILES = (cosine, expert_linear, aggregate, layers, student, training)
-
 
 def experiments(settings: Settings) -> list[Experiment]:
-    """Every experiment, file by file."""
-    return [experiment for file in FILES for experiment in file.experiments(settings)]
+    """List every experiment of the CPU."""
+    found = (routing, dispatch, sparse, layers, student, training)
+    return [experiment for module in found for experiment in module.experiments(settings)]
+
+
+def gpu_experiments(settings: Settings) -> list[Experiment]:
+    """List every experiment of a GPU; the tests also build them on the CPU."""
+    found = (routing, dispatch, sparse, gradients, layers, training)
+    return [experiment for module in found for experiment in module.gpu_experiments(settings)]

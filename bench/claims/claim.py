@@ -1,6 +1,6 @@
-"""What a claim is: variants of one job, measured together, and a number made of their times that has to hold.
+"""Claims about speed: variants of one job are measured together, and a number computed from their times must hold.
 
-An experiment prepares inputs and variants once; its claims are judged from the same measurement.
+An experiment prepares inputs and variants once; all its claims are judged from the same measurement.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from .timing import Samples
+from ..timing import Samples
 
 Direction = Literal["at least", "at most"]
 
 
 class Mismatch(Exception):
-    """A variant's result is not the reference's: nothing of its experiment may be reported."""
+    """A variant's result differs from the reference: nothing of its experiment may be reported."""
 
 
 class Missing(Exception):
-    """A variant cannot run here, and why: a package that is not installed, a feature that does not exist."""
+    """A variant cannot run here; the message says why (a package is not installed, a feature does not exist)."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Variant:
     """One way to do the job.
 
     Attributes:
-        call: does it once.
+        call: does the job once.
         check: raises Mismatch unless the result is right; None where there is nothing to compare.
-        work: units of work of one call; a measure compares times per unit.
+        work: units of work of one call; measures compare times per unit.
     """
 
     call: Callable[[], Any]
@@ -41,7 +41,7 @@ Variants = Mapping[str, Variant | Missing]
 
 
 def optional(make: Callable[[], Variant]) -> Variant | Missing:
-    """The variant, or why there is none."""
+    """Return the variant, or the reason why it is missing."""
     try:
         return make()
     except Missing as reason:
@@ -49,16 +49,16 @@ def optional(make: Callable[[], Variant]) -> Variant | Missing:
 
 
 class Measure(Protocol):
-    """The number a claim is about, made of the times of some variants."""
+    """The number a claim is about, computed from the times of some variants."""
 
     unit: str
 
     def variants(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of names; of each group at least one must have run."""
+        """Return groups of names; at least one of each group must have run."""
         ...
 
     def value(self, times: Mapping[str, Samples], level: float) -> float:
-        """The number, at a level of its spread: 0 the middle, -1 the lower quartile, +1 the upper."""
+        """Return the number at a level of its spread: 0 the median, -1 the lower quartile, +1 the upper."""
         ...
 
 
@@ -68,7 +68,7 @@ def _best(names: Sequence[str], times: Mapping[str, Samples], level: float) -> f
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of one variant over the time of another, per unit of work; of several names the fastest counts."""
+    """Time of one variant divided by that of another, per unit of work; of several names the fastest counts."""
 
     time_of: tuple[str, ...]
     over: tuple[str, ...]
@@ -83,7 +83,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Microseconds:
-    """Time of one call; with ``less``, what it takes beyond a call of that variant."""
+    """Time of one call; with ``less``, minus the time of a call of that variant."""
 
     of: str
     less: str | None = None
@@ -99,7 +99,7 @@ class Microseconds:
 
 @dataclass(frozen=True)
 class Tail:
-    """A high percentile of single calls over their median."""
+    """A high percentile of single calls divided by their median."""
 
     of: str
     percentile: float = 99.0
@@ -115,7 +115,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Flatness:
-    """Largest time per unit of work over the smallest, over all of the variants named."""
+    """Largest time per unit of work of the named variants divided by the smallest."""
 
     of: tuple[str, ...]
     unit: str = "x"
@@ -129,14 +129,14 @@ class Flatness:
 
 @dataclass(frozen=True)
 class Claim:
-    """One promise.
+    """A target for one number.
 
     Attributes:
         name: "operator/size/what".
-        source: the promise in words.
+        source: the claim in words.
         measure: the number it is about.
         target: what the number must reach.
-        direction: whether more or less is better.
+        direction: whether larger or smaller numbers meet it.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Claim:
     direction: Direction = "at least"
 
     def holds(self, value: float) -> bool:
-        """Whether the promise is kept."""
+        """Return whether the value meets the target."""
         return value >= self.target if self.direction == "at least" else value <= self.target
 
 
@@ -156,11 +156,11 @@ class Experiment:
 
     Attributes:
         name: "operator/size".
-        prepare: makes inputs and variants; called right before they are measured, and dropped right after. Where
-            one call is too long to be made for a check alone, it checks by itself and raises Mismatch.
-        claims: what is judged.
+        prepare: makes inputs and variants right before they are measured; they are freed right after. Where one call
+            takes too long to be made for a check alone, it checks by itself and raises Mismatch.
+        claims: judged from the measurement.
         gradients: whether variants differentiate; all others run in inference mode.
-        calls: samples of single calls, for percentiles; None samples as long as the time allowed lasts.
+        calls: number of samples of single calls, for percentiles; None samples until the time is used up.
     """
 
     name: str
@@ -171,11 +171,11 @@ class Experiment:
 
 
 def speedup(name: str, source: str, over: str | tuple[str, ...], target: float, ours: str = "ours") -> Claim:
-    """A claim that ours is so many times as fast as the fastest of some rivals."""
+    """Claim that ours is at least ``target`` times as fast as the fastest of some rivals."""
     rivals = (over,) if isinstance(over, str) else over
     return Claim(name, source, Ratio(rivals, (ours,)), target)
 
 
 def cost(name: str, source: str, of: str, target: float, ours: str = "ours") -> Claim:
-    """A claim that ours takes at most so many times as long as something that cannot be avoided."""
+    """Claim that ours takes at most ``target`` times as long as something that cannot be avoided."""
     return Claim(name, source, Ratio((ours,), (of,)), target, "at most")

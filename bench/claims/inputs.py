@@ -1,29 +1,38 @@
-"""Random inputs of the claims: rows, routings, graphs."""
+"""Seeded inputs of the claims: rows, routings, graphs and molecules."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gmoe_ext import Graph
+from gmoe_ext.data.molecules import ATOM_DIMS, BOND_DIMS, MoleculeData
+from gmoe_ext.data.splits import Split
+
+# Molecules in number and shape like those of OGB: 24 atoms, 25 bonds, two rings.
+ATOMS = 24
+MOST_BONDS = 4  # of one atom
+REACH = 3  # a new atom is bound to one of the last few: chains with short branches
+RINGS = (5, 5)  # how far back the bonds reach that close a ring
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers."""
+    """Draw standard normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def routing(num_rows: int, num_experts: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(gate [N, k], index [N, k]): k different experts for each row, all alike, gates that sum to 1."""
+    """Draw k different, equally likely experts for each row: gate [N, k], which sums to 1, and index [N, k]."""
     scores = torch.rand(num_rows, num_experts, generator=torch.Generator().manual_seed(seed))
     top, index = scores.topk(k, dim=1)
     return torch.softmax(top, dim=1), index
 
 
 def power_law_graph(num_nodes: int, num_edges: int, seed: int) -> Graph:
-    """GCN weights over a symmetric graph whose degrees fall off as rank^-1/2, self loops counted in num_edges.
+    """Make a symmetric graph with GCN weights whose degrees fall off as rank^-1/2; num_edges includes self loops.
 
-    The ranks are dealt out at random, so that hubs lie anywhere in memory. Pairs may repeat.
+    Ranks are assigned to nodes at random, so that hubs lie anywhere in memory. Pairs may repeat.
     """
     generator = torch.Generator().manual_seed(seed)
     rank = torch.randperm(num_nodes, generator=generator)
@@ -34,8 +43,50 @@ def power_law_graph(num_nodes: int, num_edges: int, seed: int) -> Graph:
 
 
 def uniform_graph(num_nodes: int, num_edges: int, seed: int) -> Graph:
-    """Weighted rows of nearly equal length with uniform columns, made as rows: no list of edges has to be sorted."""
+    """Make a weighted graph with rows of nearly equal length and uniform columns, without sorting an edge list."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.arange(num_nodes + 1) * num_edges // num_nodes
     columns = torch.randint(num_nodes, (num_edges,), generator=generator, dtype=torch.int32)
     return Graph(num_nodes, offsets, columns, torch.rand(num_edges, generator=generator))
+
+
+def made_up_molecules(num_graphs: int, seed: int, name: str = "made-up molecules") -> MoleculeData:
+    """Make random molecules with 0/1 labels, split 8/1/1 in order."""
+    generator = np.random.default_rng(seed)
+    bonds = [_bonds(generator) for _ in range(num_graphs)]
+    flat = np.concatenate(bonds)
+    return MoleculeData.from_arrays(
+        name,
+        generator.integers(0, ATOM_DIMS, size=(num_graphs * ATOMS, len(ATOM_DIMS))),
+        np.full(num_graphs, ATOMS),
+        flat.T,
+        generator.integers(0, BOND_DIMS, size=(len(flat), len(BOND_DIMS))),
+        np.array([len(one) for one in bonds]),
+        generator.integers(0, 2, size=(num_graphs, 1)).astype(np.float32),
+        _split(num_graphs),
+    )
+
+
+def _bonds(generator: np.random.Generator) -> np.ndarray:
+    """Bonds [B, 2] of one molecule: a tree whose atoms have at most four, then the rings that fit."""
+    degree = np.zeros(ATOMS, dtype=np.int64)
+    bonds: list[tuple[int, int]] = []
+
+    def bind(old: int, new: int) -> None:
+        bonds.append((old, new))
+        degree[[old, new]] += 1
+
+    for atom in range(1, ATOMS):
+        free = [other for other in range(max(0, atom - REACH), atom) if degree[other] < MOST_BONDS]
+        bind(int(generator.choice(free)), atom)
+    for steps in RINGS:
+        atom = int(generator.integers(steps, ATOMS))
+        if (atom - steps, atom) not in bonds and max(degree[atom - steps], degree[atom]) < MOST_BONDS:
+            bind(atom - steps, atom)
+    return np.array(bonds)
+
+
+def _split(size: int) -> Split:
+    ids = torch.arange(size)
+    train, val = 8 * size // 10, 9 * size // 10
+    return Split(ids[:train], ids[train:val], ids[val:], "made up")

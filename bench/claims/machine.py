@@ -1,4 +1,4 @@
-"""What the numbers were taken on, and who else used it meanwhile."""
+"""Describe the machine, and measure how much of it other processes used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def describe(num_threads: int, clock: str = "wall", device: str = "cpu") -> dict[str, Any]:
-    """The machine, the software and the settings."""
+    """Describe the machine, the software and the settings."""
     native = gmoe_ext.backend() == "native"
     return {
         **({} if device == "cpu" else gpu()),
@@ -40,7 +40,7 @@ def describe(num_threads: int, clock: str = "wall", device: str = "cpu") -> dict
 
 
 def gpu() -> dict[str, Any]:
-    """The GPU and what runs it."""
+    """Describe the GPU and its driver."""
     card = torch.cuda.get_device_properties(torch.cuda.current_device())
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"]
     try:
@@ -60,7 +60,7 @@ def gpu() -> dict[str, Any]:
 
 
 def line(machine: dict[str, Any]) -> str:
-    """The description as one line."""
+    """Format the description as one line."""
     card = (f"{machine['gpu']} (sm_{machine['gpu_capability']}), CUDA {machine['cuda']}",) if "gpu" in machine else ()
     parts = (
         *card,
@@ -77,12 +77,12 @@ def line(machine: dict[str, Any]) -> str:
 
 
 def threads(machine: dict[str, Any]) -> str:
-    """'1 thread', '2 threads'."""
+    """Format the number of threads: '1 thread', '2 threads'."""
     return f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
 
 
 def cpu_model() -> str:
-    """The processor's name, its model number where several share the name."""
+    """Return the processor's name, with family and model numbers, since several models share a name."""
     fields: dict[str, str] = {}
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -96,7 +96,7 @@ def cpu_model() -> str:
 
 
 def allocator() -> str:
-    """Whether arrays may lie on huge pages."""
+    """Say whether arrays may lie on huge pages."""
     wanted = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1"
     if not HUGE_PAGES.exists():
         return "huge pages unknown to this system"
@@ -105,7 +105,7 @@ def allocator() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a mark where it has changes."""
+    """Return the commit of the source tree, marked as dirty where it has changes."""
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
         cwd=ROOT,
@@ -117,7 +117,7 @@ def commit() -> str:
 
 
 def caches() -> dict[int, int]:
-    """Bytes of each level of data cache that one CPU sees: {1: 49152, 2: 2097152, 3: ...}; empty where not told."""
+    """Return the bytes of each level of data cache of one CPU: {1: 49152, 2: 2097152, 3: ...}; empty if unknown."""
     sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
@@ -128,16 +128,16 @@ def caches() -> dict[int, int]:
 
 
 class Neighbours:
-    """Share of the CPUs' time that other processes took since this was made.
+    """Measures the share of CPU time that other processes have taken since construction.
 
-    Counted over the CPUs that this process may use; time stolen by other machines on the same host counts too.
+    It counts the CPUs that this process may use, and includes time stolen by other machines on the same host.
     """
 
     def __init__(self) -> None:
         self._busy, self._own, self._start = _busy_s(), _own_s(), perf_counter()
 
     def share(self) -> float | None:
-        """0 is a quiet machine, 1 nothing left for us; None where the system does not tell."""
+        """Return 0 for a quiet machine to 1 for a fully busy one; None where the system does not say."""
         busy = _busy_s()
         if busy is None or self._busy is None:
             return None
@@ -152,7 +152,7 @@ def _own_s() -> float:
 
 
 def _busy_s() -> float | None:
-    """Seconds that the allowed CPUs were not idle: user, nice, system, irq, softirq and steal of /proc/stat."""
+    """Seconds in which the allowed CPUs were busy: user, nice, system, irq, softirq and steal of /proc/stat."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None

@@ -1,12 +1,18 @@
-"""Is a result right? Compared with the reference on the very inputs that are timed."""
+"""Compare results with gmoe_ext.reference on the very inputs that are timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gmoe_ext import _native
+from gmoe_ext.train.fit_state import Task
+from gmoe_ext.train.tasks.student import StudentTask
 
 from .claim import Mismatch
 
@@ -16,8 +22,19 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float64: 1e-10}
 TIED_ROWS = 1e-4
 
 
+@contextmanager
+def on_reference() -> Iterator[None]:
+    """Run gmoe_ext.ops on the reference, as they run where nothing was compiled."""
+    compiled = _native.available
+    _native.available = False
+    try:
+        yield
+    finally:
+        _native.available = compiled
+
+
 def same(expected: Tensor | Sequence[Tensor]) -> Callable[[Any], None]:
-    """A check that a result, or each of several, is the expected one up to rounding; errors count relative to RMS."""
+    """Make a check that one or several results equal the expected ones up to rounding, relative to each row's RMS."""
     wanted = [expected] if isinstance(expected, Tensor) else list(expected)
 
     def check(result: Any) -> None:
@@ -36,18 +53,18 @@ def _compare(mine: Tensor, theirs: Tensor, what: str) -> None:
     if theirs.numel() == 0:
         return
     tolerance = TOLERANCE[mine.dtype]
-    # Row by row sums of different length: an error is measured against the size of its own row.
+    # Rows are sums of different length: an error is measured against the size of its own row.
     wide = mine.detach().float().reshape(len(mine) if mine.dim() else 1, -1)
     base = theirs.detach().float().reshape(wide.shape)
     size = base.square().mean(1).sqrt().clamp_min(float(base.square().mean().sqrt()) * 0.1).clamp_min(1e-20)
     error = float(((wide - base).abs().amax(1) / size).nan_to_num(torch.inf).max())
-    # The largest of many rounding errors, so some of them above their RMS.
+    # The largest of many rounding errors lies above their RMS.
     if not error <= 10 * tolerance:
         raise Mismatch(f"{what}: error {error:.2g} of the row's size, at most {10 * tolerance:.2g} is rounding")
 
 
 def same_routing(gate_NK: Tensor, index_NK: Tensor) -> Callable[[Any], None]:
-    """A check of (gate [N, k], index [N, k]), up to the order of experts that float32 cannot tell apart."""
+    """Make a check of (gate [N, k], index [N, k]), up to the order of experts that float32 cannot tell apart."""
 
     def check(result: Any) -> None:
         gate, index = result[0], result[1]
@@ -58,7 +75,7 @@ def same_routing(gate_NK: Tensor, index_NK: Tensor) -> Callable[[Any], None]:
 
 
 def same_index(index_NK: Tensor) -> Callable[[Any], None]:
-    """A check of chosen experts alone, up to ties."""
+    """Make a check of the chosen experts alone, up to ties."""
 
     def check(result: Any) -> None:
         wanted = index_NK.reshape(len(index_NK), -1)
@@ -71,10 +88,10 @@ def same_index(index_NK: Tensor) -> Callable[[Any], None]:
 
 
 def same_step(expected: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
-    """A check of a training step's loss and gradients, by their norms.
+    """Make a check of a training step's loss and gradients by their norms.
 
-    Rounding grows through the layers, and a gradient that is zero but for rounding (a bias before a BatchNorm) has no
-    digits to compare: it is measured against the largest.
+    Rounding errors grow through the layers, and a gradient that is zero up to rounding (a bias before a BatchNorm) has
+    no digits to compare: it is measured against the largest.
     """
     largest = max(float(theirs.norm()) for theirs in expected)
 
@@ -88,3 +105,27 @@ def same_step(expected: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
                 raise Mismatch(f"{what} of the first step: off by {error:.2g} of {float(theirs.norm()):.2g}")
 
     return check
+
+
+def first_epoch(task: Task) -> int:
+    """Return the first epoch in which rows are routed to experts."""
+    return task.pretrain_epochs if isinstance(task, StudentTask) else 0
+
+
+def first_step(task: Task) -> list[Tensor]:
+    """Return loss and gradients of the first batch, with seeded noise, on a copy whose memories may move."""
+    trial = copy.deepcopy(task.model).train()
+    model, task.model = task.model, trial
+    if isinstance(task, StudentTask):
+        task.learners = trial.learners()
+    try:
+        task.enter_epoch(first_epoch(task))
+        torch.manual_seed(1)
+        loss = task.losses(task.load(next(iter(task.batches(first_epoch(task))))))["loss"]
+        weights = [weight for weight in trial.parameters() if weight.requires_grad]
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+    finally:
+        task.model = model
+        if isinstance(task, StudentTask):
+            task.learners = model.learners()
+    return [loss.detach(), *(grad for grad in found if grad is not None)]

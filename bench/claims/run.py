@@ -1,4 +1,4 @@
-"""Runs experiments: check against the reference, time, judge."""
+"""Run experiments: check results against the reference, time, judge, and report as text and JSON."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
+from gmoe_ext.timing import duration
+
+from ..timing import WALL, Samples, Timer, interleave
 from .claim import Claim, Experiment, Mismatch, Missing, Variant
 from .machine import Neighbours
-from .timing import WALL, Samples, Timer, interleave
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one claim; value, low and high are None where it was not measured."""
+    """The result of one claim; value, low and high are None where it was not measured."""
 
     claim: Claim
     value: float | None = None
@@ -26,13 +28,13 @@ class Verdict:
 
     @property
     def met(self) -> bool | None:
-        """None: not measured."""
+        """Whether the claim holds; None: not measured."""
         return None if self.value is None else self.claim.holds(self.value)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one experiment. A refusal leaves no times and no verdicts."""
+    """The result of one experiment. A refusal leaves no times and no verdicts."""
 
     name: str
     times: dict[str, Samples] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class Outcome:
 
 
 def run(experiments: Iterable[Experiment], budget_s: float, timer: Timer = WALL) -> Iterator[Outcome]:
-    """Run one after the other; what one leaves in memory is freed before the next begins."""
+    """Run experiments one after another, freeing the memory of each before the next begins."""
     for experiment in experiments:
         yield run_one(experiment, budget_s, timer)
         gc.collect()
@@ -75,11 +77,11 @@ def _check(name: str, variant: Variant) -> None:
     try:
         variant.check(variant.call())
     except Mismatch as reason:
-        raise Mismatch(f"'{name}' does not give what gmoe_ext.reference gives: {reason}") from None
+        raise Mismatch(f"the result of '{name}' differs from gmoe_ext.reference: {reason}") from None
 
 
 def judge(claim: Claim, times: dict[str, Samples], missing: dict[str, str]) -> Verdict:
-    """Make the claim's number of the times; a rival that did not run leaves the claim open, never met."""
+    """Compute the claim's number; a rival that did not run leaves the claim open, never met."""
     for group in claim.measure.variants():
         if not any(name in times for name in group):
             reasons = dict.fromkeys(missing.get(name, f"'{name}' was left out") for name in group)
@@ -89,7 +91,7 @@ def judge(claim: Claim, times: dict[str, Samples], missing: dict[str, str]) -> V
 
 
 def select(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Experiment]:
-    """Those whose name, or the name of one of their claims, contains one of the given texts."""
+    """Return the experiments whose name, or the name of one of their claims, contains one of the given texts."""
     if not only:
         return list(experiments)
 
@@ -101,7 +103,7 @@ def select(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Exper
 
 
 def as_record(outcome: Outcome) -> dict[str, Any]:
-    """For JSON."""
+    """Return what the results file keeps of an experiment."""
     return {
         "experiment": outcome.name,
         "refused": outcome.refusal or None,
@@ -124,3 +126,53 @@ def as_record(outcome: Outcome) -> dict[str, Any]:
             for verdict in outcome.verdicts
         ],
     }
+
+
+def experiment_lines(outcome: Outcome, judged: bool) -> list[str]:
+    """Format the report of one experiment; ``judged`` False: at quick sizes nothing is called met or missed."""
+    if outcome.refusal:
+        return [f"{outcome.name}: REFUSED, no time is reported: {outcome.refusal}"]
+    others = "" if outcome.others is None else f"   others had {outcome.others:.0%} of the CPU"
+    lines = [f"{outcome.name}{others}"]
+    width = max((len(name) for name in [*outcome.times, *outcome.missing]), default=0)
+    lines += [f"    {name:{width}}  {_times(samples)}" for name, samples in outcome.times.items()]
+    lines += [f"    {name:{width}}  not measured: {why}" for name, why in outcome.missing.items()]
+    lines += [f"  {_claim_line(verdict, judged)}" for verdict in outcome.verdicts]
+    return lines
+
+
+def _claim_line(verdict: Verdict, judged: bool) -> str:
+    """'met     expert_linear/170000/eager  2.71 x [2.66, 2.80], target at least 2.4 x   (the claim in words)'."""
+    claim = verdict.claim
+    if verdict.value is None or verdict.low is None or verdict.high is None:
+        return f"open    {claim.name}  not measured: {verdict.reason}   ({claim.source})"
+    word = ("met" if verdict.met else "MISSED") if judged else "quick"
+    low, high = sorted((verdict.low, verdict.high))
+    return (
+        f"{word:7} {claim.name}  {verdict.value:.3g} {claim.measure.unit} [{low:.3g}, {high:.3g}], "
+        f"target {target(claim)}   ({claim.source})"
+    )
+
+
+def target(claim: Claim) -> str:
+    """Format a target: 'at least 2.4 x'."""
+    return f"{claim.direction} {claim.target:g} {claim.measure.unit}"
+
+
+def _times(samples: Samples) -> str:
+    """Median, quartiles and number of samples."""
+    median = samples.at(0)
+    below, above = (samples.at(-1) / median - 1, samples.at(1) / median - 1)
+    return f"{duration(median):>9}  quartiles {below:+.0%} {above:+.0%}  n={len(samples.seconds)}"
+
+
+def summary(outcomes: Sequence[Outcome], judged: bool) -> str:
+    """Count the claims that are met, missed and open, and the experiments that were refused."""
+    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
+    refused = sum(bool(outcome.refusal) for outcome in outcomes)
+    open_ = sum(verdict.met is None for verdict in verdicts)
+    end = f"{open_} not measured" + (f", {refused} experiments REFUSED" if refused else "")
+    if not judged:
+        return f"{len(verdicts) - open_} claims ran at quick sizes, which judge nothing; {end}"
+    met = sum(verdict.met is True for verdict in verdicts)
+    return f"{met} met, {len(verdicts) - met - open_} missed, {end}"

@@ -1,27 +1,31 @@
-"""What holds for a whole run of the claims."""
+"""The settings of one run of the claims, and the rivals that can take part in it."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from .claim import Missing
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Threads, sizes and what is left out.
+    """Threads, sizes and rivals left out.
 
     Attributes:
         threads: of ours and of every rival.
-        quick: sizes that run in seconds and judge nothing.
+        quick: use sizes that run in seconds and judge nothing.
         without: rivals left out, such as "torch.compile".
-        device: where inputs lie; "cuda" in the claims of a GPU, which the tests build on "cpu".
+        device: of the inputs; "cuda" in the claims of a GPU, which the tests also run on "cpu".
     """
 
     threads: int = 1
@@ -30,7 +34,7 @@ class Settings:
     device: str = "cpu"
 
     def size(self, full: int, quick: int) -> int:
-        """The one of two sizes that this run takes."""
+        """Return the size that applies to this run."""
         return quick if self.quick else full
 
     def rival(self, name: str, package: str | None = None) -> None:
@@ -42,8 +46,21 @@ class Settings:
 
 
 def imported(package: str, make: Callable[[], T]) -> T:
-    """Call ``make``, which imports a package that is there and yet may not load."""
+    """Call ``make``, which imports an installed package that may still fail to load."""
     try:
         return make()
     except (ImportError, OSError) as error:
         raise Missing(f"package does not load: {package} ({error})") from error
+
+
+def compiled(settings: Settings, function: F) -> F:
+    """Compile a function with inductor for the shapes it is called with.
+
+    Raises:
+        Missing: it is left out, or there is no C++ compiler.
+    """
+    settings.rival("torch.compile")
+    if settings.device == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise Missing("no C++ compiler for torch.compile")
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""The packed student, served: RbM 192->256->256->40, E=8, k=3, against ONNX Runtime and plain PyTorch."""
+"""Serving a packed student: RbM 192->256->256->40, E=8, k=3, against ONNX Runtime and plain PyTorch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gmoe_ext.runtime import PackedStudent
 
 from ..rivals import onnx_student as rivals
 from . import parity
-from .backend import on_reference
 from .claim import Claim, Experiment, Microseconds, Missing, Ratio, Tail, Variant, Variants, optional, speedup
+from .parity import on_reference
 from .settings import Settings, imported
 
 NUM_EXPERTS, K = 8, 3
 DIMS = {"in_dim": 192, "hidden_dim": 256, "out_dim": 40, "num_layers": 3}
 QUICK_DIMS = {"in_dim": 19, "hidden_dim": 24, "out_dim": 4, "num_layers": 3}
-BATCHES = 64  # different rows in turn, so that the experts a row needs are rarely all in the nearest cache
+BATCHES = 64  # of different rows, so that the experts a row needs are rarely all in the nearest cache
 ORT_RBM = ("ONNX Runtime, gather", "ONNX Runtime, dense")
 
 Answer = Callable[[np.ndarray], np.ndarray]
@@ -57,7 +57,7 @@ def experiments(settings: Settings) -> list[Experiment]:
 
 
 def students(settings: Settings) -> tuple[RbM, MLP]:
-    """The student and the MLP of one expert's size."""
+    """Build the student and an MLP of the size of one expert."""
     torch.manual_seed(0)
     dims = QUICK_DIMS if settings.quick else DIMS
     rbm, mlp = models.build("rbm", **dims, num_experts=NUM_EXPERTS, k=K), models.build("mlp", **dims)
@@ -66,7 +66,7 @@ def students(settings: Settings) -> tuple[RbM, MLP]:
 
 
 def packed(model: RbM, threads: int, weights: Weights = "float32") -> PackedStudent:
-    """The student as it is served; its file is mapped, and may lose its name."""
+    """Pack and load the student; its file is mapped and may be unlinked."""
     with tempfile.TemporaryDirectory() as folder:
         student = PackedStudent.load(pack(model, Path(folder) / "student.safetensors", dtype=weights))
     student.num_threads = threads
@@ -74,13 +74,13 @@ def packed(model: RbM, threads: int, weights: Weights = "float32") -> PackedStud
 
 
 def rows_of(model: RbM, rows: int) -> np.ndarray:
-    """[BATCHES, rows, D]."""
+    """Draw inputs [BATCHES, rows, D]."""
     in_dim = model.expert_layers()[0].experts.in_dim
     return np.random.default_rng(0).standard_normal((BATCHES, rows, in_dim), np.float32)
 
 
 def in_turn(answer: Answer, x: np.ndarray) -> Callable[[], np.ndarray]:
-    """Answers the next batch at each call."""
+    """Make a call that answers the next batch each time."""
     turns = itertools.cycle(x)
     return lambda: answer(next(turns))
 
@@ -91,14 +91,14 @@ def _variant(answer: Answer, x: np.ndarray, expected: np.ndarray, precision: tor
 
 
 def alone(settings: Settings) -> Variants:
-    """Ours, one row at a time."""
+    """Prepare ours, one row at a time."""
     rbm, _ = students(settings)
     x = rows_of(rbm, 1)
     return {"ours": _variant(packed(rbm, settings.threads).predict, x, _expected(rbm, x))}
 
 
 def serving(settings: Settings, rows: int) -> Variants:
-    """Ours, the same model in PyTorch, ONNX Runtime's forms, and the plain MLP."""
+    """Prepare ours, the same model in PyTorch, ONNX Runtime's forms, and the plain MLP."""
     rbm, mlp = students(settings)
     x = rows_of(rbm, rows)
     expected = _expected(rbm, x)

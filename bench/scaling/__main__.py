@@ -1,4 +1,7 @@
-"""python -m bench.scaling: time per unit of work over sizes, peak memory, and the page that shows both."""
+"""python -m bench.scaling: measure time per unit of work over sizes and peak memory, and write the page about both.
+
+Writes bench/results/scaling.json, docs/scaling.png and docs/performance.md.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; 1: an operator does not give what the reference gives."""
+    """Measure and write; return 1 if an operator's result differs from the reference."""
     options = _parse(arguments)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch loads
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read when torch loads
     import torch
 
     from ..claims import machine
     from ..claims.claim import Mismatch
-    from . import memory, page, series
+    from . import measure, page
 
     results, docs = options.out / "bench" / "results", options.out / "docs"
     results.mkdir(parents=True, exist_ok=True)
@@ -32,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = {"quick": options.quick, "machine": facts, "series": [], "memory": []}
         budget_s = options.seconds if options.seconds is not None else (0.02 if options.quick else 3.0)
         try:
-            for one in series.all_series(options.quick):
-                record["series"].append(series.measure(one, budget_s))
+            for one in measure.all_series(options.quick):
+                record["series"].append(measure.time_series(one, budget_s))
                 print(*_lines(record["series"][-1]), sep="\n", flush=True)
         except Mismatch as reason:
-            print(f"bench.scaling: {one.name}: REFUSED, not what gmoe_ext.reference gives: {reason}", file=sys.stderr)
+            print(f"bench.scaling: {one.name}: REFUSED, differs from gmoe_ext.reference: {reason}", file=sys.stderr)
             return 1
-        for name, size in memory.names(options.quick):
-            measured = memory.measure(name, size, options.threads)
+        for name in measure.JOBS:
+            measured = measure.peak_memory(name, 2_000 if options.quick else 170_000, options.threads)
             if measured is not None:
                 record["memory"].append(measured)
                 print(
@@ -61,7 +64,7 @@ def _lines(record: dict) -> list[str]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m bench.scaling", description="Time per unit of work, peak memory.")
+    parser = argparse.ArgumentParser("python -m bench.scaling", description="Measure time per unit of work and peak memory.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="small sizes: everything runs; needs --out")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each size (default 3; quick: 0.02)")

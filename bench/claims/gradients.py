@@ -1,4 +1,4 @@
-"""The gradient of every operator against that of its reference, which is plain eager PyTorch."""
+"""On a GPU: the gradient of every operator against that of its reference, which is plain eager PyTorch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from torch.utils._pytree import tree_leaves
 
 from gmoe_ext import Graph, ops, reference
 
-from .. import inputs, parity
-from ..claim import Experiment, Variant, Variants, speedup
-from ..molecules import made_up
-from ..settings import Settings
+from . import inputs, parity
+from .claim import Experiment, Variant, Variants, speedup
+from .settings import Settings
 
 NUM_EXPERTS, K = 8, 3
-Call = Callable[..., Any]
-Make = Callable[[Settings], tuple[Call, Call, list[Tensor]]]
+# Makes call(package, *leaves), where the package is gmoe_ext.ops or gmoe_ext.reference, and the leaves.
+Make = Callable[[Settings], tuple[Callable[..., Any], list[Tensor]]]
 
 
-def experiments(settings: Settings) -> list[Experiment]:
-    """One per operator that has a gradient."""
+def gpu_experiments(settings: Settings) -> list[Experiment]:
+    """One experiment for each operator with a gradient."""
     found = []
     for operator, make in OPERATORS.items():
         name = f"cuda gradients/{operator}"
@@ -33,15 +32,15 @@ def experiments(settings: Settings) -> list[Experiment]:
 
 
 def backward(settings: Settings, make: Make) -> Variants:
-    """The forward is done beforehand and kept; both start from the same cotangents."""
-    ours, eager, values = make(settings)
+    """Prepare the backward alone: the forward is done beforehand, and both start from the same cotangents."""
+    call, values = make(settings)
     calls = {}
-    for name, function in (("ours", ours), ("eager", eager)):
+    for name, package in (("ours", ops), ("eager", reference)):
         leaves = [value.detach().clone().requires_grad_() for value in values]
-        results = [t for t in tree_leaves(function(*leaves)) if isinstance(t, Tensor) and t.requires_grad]
+        results = [t for t in tree_leaves(call(package, *leaves)) if isinstance(t, Tensor) and t.requires_grad]
         cotangents = [inputs.normal(*t.shape, seed=9, dtype=t.dtype).to(t.device) for t in results]
         calls[name] = partial(torch.autograd.grad, results, leaves, cotangents, retain_graph=True)
-    # By norms: of many thousand rows a few choose between experts that float32 cannot tell apart.
+    # Compared by norms: a few of many thousand rows choose between experts that float32 cannot tell apart.
     right = parity.same_step(calls["eager"]())
     return {"ours": Variant(calls["ours"], right), "eager": Variant(calls["eager"])}
 
@@ -50,104 +49,82 @@ def _normal(settings: Settings, *shape: int, seed: int) -> Tensor:
     return inputs.normal(*shape, seed=seed).to(settings.device)
 
 
-def _cosine_topk(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
-    x = _normal(settings, settings.size(170_000, 300), 256, seed=0)
+def _cosine_topk(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     memory = _normal(settings, NUM_EXPERTS, 256, seed=1)
-    return *(partial(_first, room.cosine_topk, memory, K) for room in (ops, reference)), [x]
+    x = _normal(settings, settings.size(170_000, 300), 256, seed=0)
+    return lambda package, x: package.cosine_topk(x, memory, K)[0], [x]
 
 
-def _first(operator: Call, *others: Any) -> Any:
-    *fixed, x = others
-    return operator(x, *fixed)[0]
-
-
-def _topk_softmax(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _topk_softmax(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     logits = _normal(settings, settings.size(170_000, 300), NUM_EXPERTS, seed=0)
-    return *(partial(_first, room.topk_softmax, K) for room in (ops, reference)), [logits]
+    return lambda package, logits: package.topk_softmax(logits, K)[0], [logits]
 
 
-def _noisy_topk(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _noisy_topk(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     shape = settings.size(170_000, 300), NUM_EXPERTS
     clean, noise = _normal(settings, *shape, seed=0), _normal(settings, *shape, seed=1)
     sigma = _normal(settings, *shape, seed=2).abs() + 0.1
 
-    def call(room: Any, clean: Tensor, sigma: Tensor) -> Any:
-        gate, _, importance, load = room.noisy_topk(clean, sigma, noise, K)
+    def call(package: Any, clean: Tensor, sigma: Tensor) -> Any:
+        gate, _, importance, load = package.noisy_topk(clean, sigma, noise, K)
         return gate, importance, load
 
-    return partial(call, ops), partial(call, reference), [clean, sigma]
+    return call, [clean, sigma]
 
 
-def _expert_linear(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _expert_linear(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     rows, dim = settings.size(20_000, 200), settings.size(256, 16)
     gate, index = inputs.routing(rows, NUM_EXPERTS, K, seed=3)
     plan = reference.expert_plan(index.to(settings.device), NUM_EXPERTS)
-
-    def call(room: Any, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Any:
-        return room.expert_linear(x, weight, bias, plan, gate)
-
-    values = [
+    return lambda package, x, weight, bias, gate: package.expert_linear(x, weight, bias, plan, gate), [
         _normal(settings, rows, dim, seed=0),
         _normal(settings, NUM_EXPERTS, dim, dim, seed=1) / dim**0.5,
         _normal(settings, NUM_EXPERTS, dim, seed=2),
         gate.to(settings.device),
     ]
-    return partial(call, ops), partial(call, reference), values
 
 
-def _expert_norm(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _expert_norm(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     rows, k, dim = settings.size(26_000, 200), 4, settings.size(150, 16)
     gate, index = inputs.routing(rows, NUM_EXPERTS, k, seed=3)
     index = index.to(settings.device)
     mean, var = torch.zeros(NUM_EXPERTS, dim), torch.ones(NUM_EXPERTS, dim)
     running = mean.to(settings.device), var.to(settings.device)
-
-    def call(room: Any, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Any:
-        return room.expert_norm(y, index, weight, bias, *running, gate)[0]
-
-    values = [
+    return lambda package, y, weight, bias, gate: package.expert_norm(y, index, weight, bias, *running, gate)[0], [
         _normal(settings, rows, k, dim, seed=0),
         _normal(settings, NUM_EXPERTS, dim, seed=1),
         _normal(settings, NUM_EXPERTS, dim, seed=2),
         gate.to(settings.device),
     ]
-    return partial(call, ops), partial(call, reference), values
 
 
-def _aggregate(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _aggregate(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     nodes, edges = settings.size(170_000, 200), settings.size(1_200_000, 2_000)
     graph = inputs.power_law_graph(nodes, edges, seed=0).to(settings.device)
     graph.transpose()
-    x = _normal(settings, nodes, 128, seed=1)
-    return partial(ops.aggregate, graph), partial(reference.aggregate, graph), [x]
+    return lambda package, x: package.aggregate(graph, x), [_normal(settings, nodes, 128, seed=1)]
 
 
 def _bonds(settings: Settings) -> Graph:
-    graphs = settings.size(1084, 6)
-    graph = made_up(graphs, seed=0).graph.gcn_norm().to(settings.device)
+    graph = inputs.made_up_molecules(settings.size(1084, 6), seed=0).graph.gcn_norm().to(settings.device)
     graph.transpose()
     return graph
 
 
-def _edge_aggregate(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _edge_aggregate(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     graph, dim = _bonds(settings), settings.size(300, 16)
     values = [_normal(settings, graph.num_nodes, dim, seed=0), _normal(settings, graph.num_edge_types, dim, seed=1)]
-    return partial(ops.edge_aggregate, graph), partial(reference.edge_aggregate, graph), values
+    return lambda package, x, table: package.edge_aggregate(graph, x, table), values
 
 
-def _routed_edge_aggregate(settings: Settings) -> tuple[Call, Call, list[Tensor]]:
+def _routed_edge_aggregate(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     graph, experts, dim = _bonds(settings), 4, settings.size(150, 16)
     _, index = inputs.routing(graph.num_nodes, experts, 2, seed=3)
     index = index.to(settings.device)
-
-    def call(room: Any, x: Tensor, table: Tensor) -> Any:
-        return room.routed_edge_aggregate(graph, x, table, index)
-
-    values = [
+    return lambda package, x, table: package.routed_edge_aggregate(graph, x, table, index), [
         _normal(settings, experts, graph.num_nodes, dim, seed=0),
         _normal(settings, experts, graph.num_edge_types, dim, seed=1),
     ]
-    return partial(call, ops), partial(call, reference), values
 
 
 OPERATORS: dict[str, Make] = {

@@ -8,13 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gmoe_ext import Graph, ops, reference
+from gmoe_ext import ops, reference
 
 from ..rivals import sparse as rivals
 from . import inputs, parity
-from .claim import Claim, Experiment, Flatness, Variant, Variants, cost, optional, speedup
-from .compiled import compiled
-from .settings import Settings, imported
+from .claim import Claim, Experiment, Flatness, Missing, Variant, Variants, cost, optional, speedup
+from .settings import Settings, compiled, imported
 
 DIM = 128
 MATRIX = ("sparse.mm", "sparse.mm sum")
@@ -33,7 +32,7 @@ def experiments(settings: Settings) -> list[Experiment]:
         found.append(Experiment(name, partial(forward, settings, nodes, edges), _forward_claims(name)))
         name += " with gradients"
         claim = speedup(f"{name}/sparse.mm", "fwd+bwd >= 2.2x torch.sparse.mm", MATRIX, 2.2)
-        found.append(Experiment(name, partial(with_gradients, settings, nodes, edges), (claim,), gradients=True))
+        found.append(Experiment(name, partial(with_gradients, nodes, edges), (claim,), gradients=True))
     found.append(_flat(settings))
     return found
 
@@ -49,13 +48,24 @@ def _forward_claims(name: str) -> tuple[Claim, ...]:
 
 
 def forward(settings: Settings, nodes: int, edges: int) -> Variants:
-    """Ours, torch's products, index_add, the libraries."""
+    """Prepare ours, torch's products, index_add and the libraries."""
     graph = inputs.power_law_graph(nodes, edges, seed=0)
     x = inputs.normal(nodes, DIM, seed=1)
     half = x.bfloat16()
     matrix, added = rivals.csr(graph), rivals.index_add(graph)
     right = parity.same(reference.aggregate(graph, x))
     twice = parity.same(reference.aggregate(graph, x, hops=2))
+
+    def scatter() -> Variant:
+        settings.rival("torch-scatter", "torch_scatter")
+        return Variant(partial(imported("torch-scatter", lambda: rivals.scatter(graph)), x), right)
+
+    def dgl(weighted: bool) -> Variant:
+        settings.rival("DGL", "dgl")
+        run = imported("dgl", lambda: rivals.dgl_sum(graph, settings.threads, weighted))
+        expected = reference.aggregate(graph if weighted else graph.with_weight(None), x)
+        return Variant(partial(run, x), parity.same(expected))
+
     return {
         "ours": Variant(lambda: ops.aggregate(graph, x), right),
         "ours, two hops": Variant(lambda: ops.aggregate(graph, x, hops=2), twice),
@@ -64,14 +74,14 @@ def forward(settings: Settings, nodes: int, edges: int) -> Variants:
         "sparse.mm sum": Variant(lambda: rivals.multiply_sum(matrix, x), right),
         "index_add": Variant(lambda: added(x), right),
         "torch.compile of index_add": optional(lambda: Variant(partial(compiled(settings, added), x), right)),
-        "torch-scatter": optional(lambda: _scatter(settings, graph, x, right)),
-        "DGL unweighted": optional(lambda: _dgl(settings, graph, x, False)),
-        "DGL weighted": optional(lambda: _dgl(settings, graph, x, True)),
+        "torch-scatter": optional(scatter),
+        "DGL unweighted": optional(lambda: dgl(weighted=False)),
+        "DGL weighted": optional(lambda: dgl(weighted=True)),
     }
 
 
-def with_gradients(settings: Settings, nodes: int, edges: int) -> Variants:
-    """Forward and the gradient of x; the transposed graph of ours is made beforehand, as in training."""
+def with_gradients(nodes: int, edges: int) -> Variants:
+    """Prepare forward and the gradient of x; our transposed graph is made beforehand, as in training."""
     graph = inputs.power_law_graph(nodes, edges, seed=0)
     x = inputs.normal(nodes, DIM, seed=1).requires_grad_()
     grad_y = inputs.normal(nodes, DIM, seed=2)
@@ -91,19 +101,6 @@ def with_gradients(settings: Settings, nodes: int, edges: int) -> Variants:
     return {name: Variant(partial(step, form), right) for name, form in forms.items()}
 
 
-def _scatter(settings: Settings, graph: Graph, x: Tensor, right: Callable[[Tensor], None]) -> Variant:
-    settings.rival("torch-scatter", "torch_scatter")
-    run = imported("torch-scatter", lambda: rivals.scatter(graph))
-    return Variant(lambda: run(x), right)
-
-
-def _dgl(settings: Settings, graph: Graph, x: Tensor, weighted: bool) -> Variant:
-    settings.rival("DGL", "dgl")
-    run = imported("dgl", lambda: rivals.dgl_sum(graph, settings.threads, weighted))
-    expected = reference.aggregate(graph if weighted else graph.with_weight(None), x)
-    return Variant(lambda: run(x), parity.same(expected))
-
-
 def _flat(settings: Settings) -> Experiment:
     counts = (2_000, 20_000) if settings.quick else (100_000, 1_000_000, 10_000_000, 60_000_000)
     nodes = settings.size(FLAT_NODES, 256)
@@ -114,7 +111,7 @@ def _flat(settings: Settings) -> Experiment:
 
 
 def edge_counts(nodes: int, counts: tuple[int, ...]) -> Variants:
-    """The same rows, more and more edges; a call of the reference on the largest would take 30 GB of messages."""
+    """Prepare the same rows with more and more edges; the reference would need 30 GB of messages for the largest."""
     x = inputs.normal(nodes, DIM, seed=1)
     variants = {}
     for edges in counts:
@@ -122,3 +119,43 @@ def edge_counts(nodes: int, counts: tuple[int, ...]) -> Variants:
         right = parity.same(reference.aggregate(graph, x)) if edges == min(counts) else None
         variants[f"{edges} edges"] = Variant(partial(ops.aggregate, graph, x), right, work=float(edges * DIM))
     return variants
+
+
+def gpu_experiments(settings: Settings) -> list[Experiment]:
+    """A graph of ogbn-arxiv's size and a small dense one, against cuSPARSE, which torch calls for CSR matrices."""
+    found = []
+    sizes = [(170_000, 1_200_000), (20_000, 500_000)] if not settings.quick else [(200, 2_000), (50, 2_000)]
+    for nodes, edges in sizes:
+        name = f"cuda sparse/{nodes}-{edges}"
+        claims = (
+            speedup(f"{name}/float32", "SpMM >= 1.0x cached cuSPARSE fp32", "cuSPARSE", 1.0),
+            speedup(f"{name}/bfloat16", "SpMM >= 1.5x cached cuSPARSE fp32 with bf16", "cuSPARSE", 1.5, "ours bf16"),
+        )
+        found.append(Experiment(name, partial(gpu_forward, settings, nodes, edges), claims))
+    return found
+
+
+def gpu_forward(settings: Settings, nodes: int, edges: int) -> Variants:
+    """Prepare one hop and two; the matrix is made beforehand."""
+    graph = inputs.power_law_graph(nodes, edges, seed=0).to(settings.device)
+    x = inputs.normal(nodes, DIM, seed=1).to(settings.device)
+    half, matrix, added = x.bfloat16(), rivals.csr(graph), rivals.index_add(graph)
+    right = parity.same(reference.aggregate(graph, x))
+    of_half = parity.same(reference.aggregate(graph, half))
+
+    def narrow() -> Variant:
+        narrow_matrix = matrix.bfloat16()
+        try:
+            rivals.multiply(narrow_matrix, half)
+        except RuntimeError as error:
+            raise Missing(f"torch does not run it here: {str(error).splitlines()[0]}") from error
+        return Variant(lambda: rivals.multiply(narrow_matrix, half))
+
+    return {
+        "ours": Variant(lambda: ops.aggregate(graph, x), right),
+        "ours, two hops": Variant(lambda: ops.aggregate(graph, x, hops=2)),
+        "ours bf16": Variant(lambda: ops.aggregate(graph, half), of_half),
+        "cuSPARSE": Variant(lambda: rivals.multiply(matrix, x), right),
+        "cuSPARSE bf16": optional(narrow),  # with its weights rounded, so not compared
+        "index_add": Variant(lambda: added(x), right),
+    }
