@@ -1,4 +1,4 @@
-"""Every operator beside its pure-PyTorch reference and its rivals, forward and with gradients: one table, one benchmark.
+"""Every operator beside its pure-PyTorch reference and its rivals, forward and with gradients, from one table.
 
 `make bench` runs all of it; `pytest bench/bench_ops.py -o python_files='bench_*.py' -k "topk_softmax and 1x8"` a part.
 """
@@ -199,9 +199,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("operator", "sizes", "implementation", "gradients"), cases())
-def test_operator(
-    benchmark: Any, operator: str, sizes: tuple[int, ...], implementation: str, gradients: bool
-) -> None:
+def test_operator(benchmark: Any, operator: str, sizes: tuple[int, ...], implementation: str, gradients: bool) -> None:
     bench = OPERATORS[operator]
     arguments = bench.arguments(*sizes)
     leaves = [arguments[place].requires_grad_() for place in bench.leaves] if gradients else []

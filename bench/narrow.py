@@ -1,7 +1,7 @@
 """Measure what storing a student's weights in fewer bits gains and costs: python -m bench.narrow [RUN_DIR ...]
 
-Without arguments: the latency of one row of a random RbM and a random MLP with each kind of weights, as JSON lines. Every
-call gets another row, so that the experts it needs are rarely all in the nearest cache.
+Without arguments: the latency of one row of a random RbM and a random MLP with each kind of weights, as JSON lines.
+Every call gets another row, so that the experts it needs are rarely all in the nearest cache.
 
 With finished distillations: the accuracy of their best students, as Markdown. Each is packed with each kind of weights
 and answers every node of its data; accuracy is that of the test nodes.

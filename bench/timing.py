@@ -100,7 +100,9 @@ class EventTimer:
         if not torch.cuda.is_available():
             return "torch sees no GPU here"
         if not build_info().get("cuda", False):
-            return "gmoe_ext was built without its CUDA kernels\n  fix: FORCE_CUDA=1 python setup.py build_ext --inplace"
+            return (
+                "gmoe_ext was built without its CUDA kernels\n  fix: FORCE_CUDA=1 python setup.py build_ext --inplace"
+            )
         return None
 
 

@@ -1,4 +1,4 @@
-"""The house is in order: every operator has all its rooms, files keep their budgets, imports go down only."""
+"""The source tree keeps its layout: files of every operator, line budgets, directions of imports and includes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.bench_ops import OPERATORS
 from gmoe_ext import ops, reference
 
 from .ops.opinfo import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 OP_NAMES = sorted(ops.__all__)
-ROOMS = (
+OP_FILES = (
     "csrc/core/{op}.h",
     "csrc/core/cpu/{op}.cpp",
     "csrc/core/cuda/{op}.cu",
     "csrc/ops/{op}.cpp",
     "gmoe_ext/ops/{op}.py",
     "gmoe_ext/reference/{op}.py",
-    "bench/ops/bench_{op}.py",
 )
 COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of another operator, compiled with it
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
@@ -39,7 +39,7 @@ CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 
 @cache
 def tracked() -> list[Path]:
-    """Text files of the source tree, build products left out."""
+    """Text files of the source tree, without build products."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0:
         found = [ROOT / name for name in listed.stdout.split("\0") if name]
@@ -61,15 +61,16 @@ def _name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("op", OP_NAMES)
-def test_every_operator_has_all_its_rooms(op: str) -> None:
-    places = [place for place in ROOMS if not (op in COMPOSED and place.startswith("csrc/"))]
+def test_every_operator_has_all_its_files(op: str) -> None:
+    places = [place for place in OP_FILES if not (op in COMPOSED and place.startswith("csrc/"))]
     missing = [place.format(op=op) for place in places if not (ROOT / place.format(op=op)).is_file()]
-    assert not missing, f"operator {op} lacks {missing}; CONTRIBUTING.md has the list"
+    assert not missing, f"operator {op} lacks {missing}; see the checklist in CONTRIBUTING.md"
     assert callable(getattr(reference, op))
 
 
-def test_every_operator_has_a_spec() -> None:
+def test_every_operator_has_a_spec_and_a_benchmark() -> None:
     assert sorted(spec.name for spec in OPS) == OP_NAMES
+    assert sorted(OPERATORS) == OP_NAMES
 
 
 @pytest.mark.native
@@ -80,12 +81,12 @@ def test_registered_operators_are_the_public_ones_and_their_gradients() -> None:
     for name in registered:
         op, gradient, argument = name.removesuffix(".default").partition("_grad")
         assert op in OP_NAMES, f"gmoe::{name} belongs to no public operator"
-        named = argument == "" or argument.startswith("_")  # <op>_grad makes several at once
+        named = argument == "" or argument.startswith("_")  # <op>_grad computes several at once
         assert not gradient or named, f"gmoe::{name}: a gradient is named <op>_grad_<argument>"
 
 
 def _source_lists() -> str:
-    """CMakeLists.txt with the files written out that it makes from its list of operators."""
+    """CMakeLists.txt with the file names spelled out that it builds from its list of operators."""
     cmake = (ROOT / "CMakeLists.txt").read_text()
     listed = re.search(r"set\(OPERATORS\n(.*?)\)", cmake, re.DOTALL)
     assert listed is not None
@@ -94,24 +95,26 @@ def _source_lists() -> str:
     return cmake + "\n".join(pattern.replace("${op}", op) for pattern in patterns for op in operators)
 
 
-@pytest.mark.parametrize("room", ["csrc/core/cpu", "csrc/ops", "csrc/runtime", "csrc/tests"])
-def test_source_lists_name_every_file(room: str) -> None:
+@pytest.mark.parametrize("folder", ["csrc/core/cpu", "csrc/ops", "csrc/runtime", "csrc/tests"])
+def test_source_lists_name_every_file(folder: str) -> None:
     cmake = _source_lists()
     assert "GLOB" not in cmake
-    for path in sorted((ROOT / room).glob("*.cpp")):
-        assert _name(path) in cmake, f"{_name(path)} is in no source list of CMakeLists.txt"
+    for path in sorted((ROOT / folder).glob("*.cpp")):
+        assert _name(path) in cmake, f"{_name(path)} is missing from the source lists of CMakeLists.txt"
 
 
 CUDA_KERNELS = sorted(path.stem for path in (ROOT / "csrc/core/cuda").glob("*.cu"))
 
 
 @pytest.mark.parametrize(
-    "room", ["csrc/bindings", "csrc/core/cuda", "csrc/ops/cuda", "csrc/tests/cuda", "csrc/tests/emulator"]
+    "folder", ["csrc/bindings", "csrc/core/cuda", "csrc/ops/cuda", "csrc/tests/cuda", "csrc/tests/emulator"]
 )
-def test_source_lists_name_every_file_of_cuda(room: str) -> None:
+def test_source_lists_name_every_file_of_cuda(folder: str) -> None:
     cmake = _source_lists()
-    for path in sorted((ROOT / room).glob("*.c[pu]*")):
-        assert path.suffix == ".cuh" or _name(path) in cmake, f"{_name(path)} is in no source list of CMakeLists.txt"
+    for path in sorted((ROOT / folder).glob("*.c[pu]*")):
+        assert path.suffix == ".cuh" or _name(path) in cmake, (
+            f"{_name(path)} is missing from the source lists of CMakeLists.txt"
+        )
 
 
 @pytest.mark.parametrize("kernel", CUDA_KERNELS)
@@ -129,7 +132,7 @@ def test_cuda_kernels_use_only_what_the_emulator_knows() -> None:
     for path in sorted((ROOT / "csrc/core/cuda").glob("*.cu*")):
         if path.name != "instructions.cuh":
             found = unknown.search(path.read_text())
-            assert found is None, f"{_name(path)}: '{found and found[0]}'; instructions.cuh wraps it"
+            assert found is None, f"{_name(path)}: '{found and found[0]}' belongs into instructions.cuh"
 
 
 def test_every_kernel_is_tested_without_torch() -> None:
@@ -184,7 +187,7 @@ def test_text_is_clean() -> None:
     faults = []
     for path in tracked():
         if re.search(r"(^|/)(utils?|helpers?)(\.|/)", _name(path)):
-            faults.append(f"{_name(path)}: a name that says nothing")
+            faults.append(f"{_name(path)}: the name says nothing")
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if machine.search(line):
                 faults.append(f"{_name(path)}:{number}: a path of one machine: {line.strip()}")
@@ -195,7 +198,7 @@ def test_text_is_clean() -> None:
     assert not faults, "\n".join(faults)
 
 
-INCLUDES = {  # what a floor of the C++ side may not include
+FORBIDDEN_INCLUDES = {  # what a layer of the C++ side must not include
     "csrc/core": r"(torch|pybind11|Python\.h|ATen|ops/|runtime/|bindings/|tests/)",
     "csrc/runtime": r"(torch|pybind11|Python\.h|ATen|ops/|bindings/)",
     "csrc/tests": r"(torch|pybind11|Python\.h|ATen|ops/|bindings/)",
@@ -203,10 +206,10 @@ INCLUDES = {  # what a floor of the C++ side may not include
 }
 
 
-@pytest.mark.parametrize("room", INCLUDES)
-def test_includes_go_down_only(room: str) -> None:
-    forbidden = re.compile(rf'#\s*include\s*["<]{INCLUDES[room]}')
-    for path in (p for p in tracked() if _name(p).startswith(f"{room}/") and p.name != "torch_module.cpp"):
+@pytest.mark.parametrize("folder", FORBIDDEN_INCLUDES)
+def test_includes_go_down_only(folder: str) -> None:
+    forbidden = re.compile(rf'#\s*include\s*["<]{FORBIDDEN_INCLUDES[folder]}')
+    for path in (p for p in tracked() if _name(p).startswith(f"{folder}/") and p.name != "torch_module.cpp"):
         found = [line for line in path.read_text().splitlines() if forbidden.match(line)]
         assert not found, f"{_name(path)}: {found}"
 

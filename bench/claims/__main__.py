@@ -75,16 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench.claims", description="Check every claim about speed.")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="names that contain this; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="names that contain this; may be repeated"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of ours and of every rival (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/claims-tTHREADS.json, when all claims run")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="default: bench/results/claims-tTHREADS.json, when all claims run"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: everything runs, nothing is judged")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each variant (default: 3; quick: 0.02)")
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: time of this process, for comparisons on a busy machine"
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: time of this process, for comparisons on a busy machine",
     )
-    parser.add_argument("--without", action="append", default=[], metavar="RIVAL", help='leave out, such as "torch.compile"')
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="RIVAL", help='leave out, such as "torch.compile"'
+    )
     parser.add_argument("--list", action="store_true", help="print the claims and stop")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""cosine_topk, alone and with the moving average of the memories; on a GPU against the copy of the rows that it reads."""
+"""cosine_topk, alone and with the moving average of the memories; on a GPU against a copy of the rows that it reads."""
 
 from __future__ import annotations
 

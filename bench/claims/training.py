@@ -79,7 +79,9 @@ def amazon_photo(settings: Settings) -> Task:
     assert isinstance(nodes, NodeData)
     if settings.quick:
         student = dataclasses.replace(config.student, hidden_dim=32)
-        config = dataclasses.replace(config, student=student, teacher=dataclasses.replace(config.teacher, hidden_dim=32))
+        config = dataclasses.replace(
+            config, student=student, teacher=dataclasses.replace(config.teacher, hidden_dim=32)
+        )
     config = resolve_protocol(config, nodes.split)
     scene = Scene.of(config, nodes)
     torch.manual_seed(0)

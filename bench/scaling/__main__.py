@@ -64,7 +64,9 @@ def _lines(record: dict) -> list[str]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m bench.scaling", description="Measure time per unit of work and peak memory.")
+    parser = argparse.ArgumentParser(
+        "python -m bench.scaling", description="Measure time per unit of work and peak memory."
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="small sizes: everything runs; needs --out")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each size (default 3; quick: 0.02)")

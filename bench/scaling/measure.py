@@ -1,4 +1,4 @@
-"""Measure time per unit of work over series of sizes, and peak memory. N nodes or rows, M edges, D features, E experts."""
+"""Measure time per unit of work over sizes, and peak memory. N nodes or rows, M edges, D features, E experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers: the packed student, the same student elsewhere, a plain MLP of one expert's size, and the teacher."""
+"""The contestants: a packed student, the same student elsewhere, a plain MLP of one expert's size, the teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..export import load_onnx
 from ..export.fold import FoldedLayer, FoldedStudent
 from ..export.graphs import PlainStudent, write_onnx
 from ..export.pack import unpack
-from .measure import Ask
+from ..timing import Ask
 from .subject import Requests, Subject
 
 PACKED, TORCH, ONNX = "packed student", "student, PyTorch", "student, ONNX Runtime"
@@ -37,11 +37,11 @@ Make = Callable[[Requests], Answer]
 
 @dataclass(frozen=True)
 class Contestants:
-    """Ready to be asked.
+    """Contestants that are ready to answer.
 
     Attributes:
         asks: by name, in the order of the report.
-        absent: name -> why it is not there.
+        absent: name -> why it cannot take part.
     """
 
     asks: dict[str, Ask]
@@ -49,10 +49,10 @@ class Contestants:
 
 
 def line_up(subject: Subject, requests: Requests, threads: int, scratch: Path) -> Contestants:
-    """Everybody who can answer the requests here, on so many threads, after a look at their answers.
+    """Set up every contestant that can answer here with so many threads, and compare their answers.
 
     Raises:
-        GmoeError: two forms of one model disagree.
+        GmoeError: two forms of one model give different answers.
     """
     torch.set_num_threads(threads)
     subject.packed.num_threads = threads
@@ -77,14 +77,14 @@ def line_up(subject: Subject, requests: Requests, threads: int, scratch: Path) -
     asks: dict[str, Ask] = dict(answers)
     server, ids = subject.teacher, requests.ids
     if server is None or ids is None:
-        absent[TEACHER] = "no run is known of this file: pass --run RUN_DIR"
+        absent[TEACHER] = "the run of this file is unknown: pass --run RUN_DIR"
     else:
         asks[TEACHER] = lambda i: server.answer(ids[i % len(ids)])
     return Contestants(asks, absent)
 
 
 def without_experts(student: FoldedStudent) -> FoldedStudent:
-    """The first experts of its first member alone."""
+    """Keep only the first experts of its first member."""
     layers = [FoldedLayer(one.weight_EDF[:1], one.bias_EF[:1], None, 1, one.relu) for one in student.members[0]]
     return replace(student, name="mlp", members=[layers])
 
@@ -120,11 +120,13 @@ def _onnx(student: FoldedStudent, requests: Requests, threads: int, path: Path) 
 
 
 def _check(answers: dict[str, Answer], names: tuple[str, ...]) -> None:
-    """Those of the names that are there must agree on the first request; near ties may send a few rows elsewhere."""
+    """The named contestants that are present must agree on the first request, up to a few rows with near ties."""
     present = [name for name in names if name in answers]
     expected = answers[present[0]](0)
     bound = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     for name in present[1:]:
         differs = np.abs(answers[name](0) - expected).max(axis=1) > bound
         if differs.sum() > MOST_TIES * len(differs):
-            raise GmoeError(f"'{name}' answers other than '{present[0]}' on {differs.sum()} of {len(differs)} rows")
+            raise GmoeError(
+                f"'{name}' gives other answers than '{present[0]}' on {differs.sum()} of {len(differs)} rows"
+            )

@@ -1,4 +1,4 @@
-"""The latency report: Markdown, JSON and a picture."""
+"""Write the latency report: Markdown, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..train.speed import duration
+from ..timing import BURST_S, Samples, duration
 from .contestants import EXPLAINED, PACKED, TEACHER
-from .measure import BURST_S, PERCENTILES, Latency
 
+PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 HOW = (
     f"One process; the contestants answer the same requests in turns of {1e3 * BURST_S:g} ms, each request timed "
     "alone. The first request of a turn is not counted, since it finds the caches as another contestant left them. "
-    "Requests are random and differ from one to the next. A request of the student holds the features of its rows, and "
-    "the row numbers of its position table; the teacher is handed node ids and fetches features and edges itself. A "
-    "percentile with fewer than one request beyond it is left out."
+    "Requests are random and differ from one to the next. A request to the student holds the features of its rows and "
+    "their rows of the position table; the teacher gets node ids and fetches features and edges itself. A percentile "
+    "with fewer than one request beyond it is left out."
 )
 
 
 @dataclass
 class Findings:
-    """All that was measured.
+    """Everything that was measured.
 
     Attributes:
-        facts: what on what, name -> text.
+        facts: the student, machine and software, name -> text.
         latency: batch -> contestant -> seconds of one request, on one thread.
         throughput: threads -> contestant -> seconds of one request of ``throughput_batch`` rows.
         throughput_batch: rows.
-        share: batch -> part of a core that this process had; far below 1, times are those of a busy machine.
+        share: batch -> part of a core that this process had; far below 1, the machine was busy.
         fetched: batch -> nodes that the teacher fetches for a request (median); None where it reads the whole graph.
-        absent: contestant -> why it is not there.
+        absent: contestant -> why it was not measured.
     """
 
     facts: dict[str, str]
-    latency: dict[int, dict[str, Latency]] = field(default_factory=dict)
-    throughput: dict[int, dict[str, Latency]] = field(default_factory=dict)
+    latency: dict[int, dict[str, Samples]] = field(default_factory=dict)
+    throughput: dict[int, dict[str, Samples]] = field(default_factory=dict)
     throughput_batch: int = 1
     share: dict[int, float] = field(default_factory=dict)
     fetched: dict[int, int | None] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Findings:
 
 
 def write(findings: Findings, folder: Path) -> list[Path]:
-    """Write latency.json, latency.md and, where matplotlib is installed, latency.png; returns what was written."""
+    """Write latency.json, latency.md and, where matplotlib is installed, latency.png; return the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     page, record, picture = (folder / f"latency.{suffix}" for suffix in ("md", "json", "png"))
     record.write_text(json.dumps(_record(findings), indent=1) + "\n")
@@ -60,8 +60,8 @@ def write(findings: Findings, folder: Path) -> list[Path]:
 
 
 def markdown(findings: Findings) -> Iterator[str]:
-    """The page, line by line."""
-    yield "# What an answer costs"
+    """Generate the page line by line."""
+    yield "# Latency of a packed student"
     yield ""
     yield "Made by `python -m gmoe_ext.bench_student`; do not edit."
     yield ""
@@ -70,7 +70,7 @@ def markdown(findings: Findings) -> Iterator[str]:
     for batch, times in findings.latency.items():
         yield from _latency_table(batch, times, findings)
     yield from _throughput_table(findings)
-    yield "## Who answers"
+    yield "## Contestants"
     yield ""
     present = {name for times in findings.latency.values() for name in times}
     yield from (f"- {name}: {text}." for name, text in EXPLAINED.items() if name in present)
@@ -84,13 +84,13 @@ def markdown(findings: Findings) -> Iterator[str]:
     yield ""
 
 
-def _latency_table(batch: int, times: dict[str, Latency], findings: Findings) -> Iterator[str]:
+def _latency_table(batch: int, times: dict[str, Samples], findings: Findings) -> Iterator[str]:
     yield f"## {batch:,} row{'' if batch == 1 else 's'} a request, 1 thread"
     yield ""
     if batch in findings.fetched:
         fetched = findings.fetched[batch]
         if fetched is None:
-            yield "The teacher needs most of the graph for a request, and reads all of it."
+            yield "The teacher needs most of the graph for a request and reads all of it."
         else:
             yield f"The teacher fetches {fetched:,} nodes for a request (median)."
         yield ""
@@ -99,7 +99,7 @@ def _latency_table(batch: int, times: dict[str, Latency], findings: Findings) ->
     yield "|---" * (len(heads) + 3) + "|"
     ours = times[PACKED].median
     for name, latency in times.items():
-        tail = ["-" if (t := latency.percentile(p)) is None else duration(t) for p in PERCENTILES[1:]]
+        tail = ["-" if (t := latency.tail(p)) is None else duration(t) for p in PERCENTILES[1:]]
         cells = [duration(latency.median), *tail]
         ratio = f"{latency.median / ours:.3g}x"
         yield f"| {name} | {' | '.join(cells)} | {len(latency.seconds):,} | {ratio} |"
@@ -123,8 +123,8 @@ def _throughput_table(findings: Findings) -> Iterator[str]:
 
 
 def _record(findings: Findings) -> dict[str, Any]:
-    def numbers(latency: Latency) -> dict[str, Any]:
-        named = {f"p{p:g}_s": latency.percentile(p) for p in PERCENTILES}
+    def numbers(latency: Samples) -> dict[str, Any]:
+        named = {f"p{p:g}_s": latency.tail(p) for p in PERCENTILES}
         return {**named, "median_s": latency.median, "requests": len(latency.seconds)}
 
     return {
@@ -144,7 +144,7 @@ def _record(findings: Findings) -> dict[str, Any]:
 
 
 def draw(findings: Findings, path: Path) -> None:
-    """Left: p50 to p99.9 by batch. Right: rows per second by threads.
+    """Plot p50 to p99.9 by batch (left) and rows per second by threads (right).
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -162,7 +162,7 @@ def draw(findings: Findings, path: Path) -> None:
         shift = 0.11 * (place - (len(names) - 1) / 2)
         for i, times in enumerate(findings.latency.values()):
             if name in times:
-                known = [v for v in map(times[name].percentile, PERCENTILES) if v is not None]
+                known = [v for v in map(times[name].tail, PERCENTILES) if v is not None]
                 left.vlines(i + shift, times[name].median, max(known, default=times[name].median), color=f"C{place}")
                 left.plot(i + shift, times[name].median, "o", color=f"C{place}", label=name if i == 0 else None)
         rates = {n: findings.throughput_batch / t[name].median for n, t in findings.throughput.items() if name in t}

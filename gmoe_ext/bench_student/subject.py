@@ -1,4 +1,4 @@
-"""What is measured: a packed student, and where its run is known, its teacher and its graph."""
+"""The subject of the report: a packed student and, where its run is known, its teacher and its graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANDOM_NODES = 20_000
 
 @dataclass(frozen=True)
 class Requests:
-    """Batches of rows to ask for in turn.
+    """Batches of rows that are requested in turn.
 
     Attributes:
         x: [R, B, F] features as callers of the packed file hand them in.
@@ -42,7 +42,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Subject:
-    """A student and what belongs to it.
+    """A student with its data and teacher.
 
     Attributes:
         path: the packed file.
@@ -59,7 +59,7 @@ class Subject:
     teacher_name: str = ""
 
     def requests(self, batch: int, seed: int) -> Requests:
-        """Random nodes of the graph, or random rows where there is none."""
+        """Draw random nodes of the graph, or random rows without a graph."""
         random, features = np.random.default_rng(seed), self.packed.info()["features"]
         table = features["position_nodes"]
         columns = features["columns"] + (0 if table else features["position_columns"])
@@ -72,17 +72,17 @@ class Subject:
 
 
 def load(path: Path, run_dir: Path | None, data_root: Path | None, scratch: Path) -> Subject:
-    """The subject of a packed file, or of a run directory, whose best student is packed into ``scratch``.
+    """Load a packed file, or a run directory, whose best student is packed into ``scratch``.
 
     Args:
         path: the file or the directory.
-        run_dir: run of the student; found by itself where the file lies in it.
-        data_root: where the run's data are now; None: where they were.
-        scratch: a directory for files that nobody keeps.
+        run_dir: run of the student; not needed where the file lies in it.
+        data_root: where the run's data are now; None: where they were during training.
+        scratch: a directory for temporary files.
 
     Raises:
-        ConfigError: the run has no student or no teacher, or its data are no node data, or do not fit the file.
-        DataError: a file is damaged, or the data are not there.
+        ConfigError: the run has no student or no teacher, or its data are not node data or do not match the file.
+        DataError: a file is damaged, or the data are missing.
     """
     if path.is_dir():
         run_dir = path

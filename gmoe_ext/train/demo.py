@@ -18,10 +18,11 @@ from ..errors import GmoeError
 from ..export import pack, preparation
 from ..models.registry import Model
 from ..runtime import PackedStudent
+from ..timing import microseconds
 from .config import Config
 from .report import Outcome, Trained, align
 from .run import Run
-from .speed import NodeServer, microseconds
+from .speed import NodeServer
 from .tasks.distill import Distilled, distill
 
 BATCH = 4096

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-from time import perf_counter
-
 import torch
 from torch import Tensor
 
@@ -57,29 +53,3 @@ class NodeServer:
             if 2 * len(reached) > self.graph.num_nodes:
                 return None
         return reached
-
-
-def microseconds(call: Callable[[int], object], seconds: float = 0.4) -> float:
-    """Return the median time of call(i), i = 0, 1, ..., in microseconds, after a warm-up.
-
-    Args:
-        call: what is timed; its argument lets it ask for another node each time.
-        seconds: how long to measure; at least three calls are made.
-    """
-    for i in range(2):
-        call(i)
-    times: list[float] = []
-    begin = perf_counter()
-    while len(times) < 3 or (perf_counter() - begin < seconds and len(times) < 2000):
-        start = perf_counter()
-        call(len(times))
-        times.append(perf_counter() - start)
-    return statistics.median(times) * 1e6
-
-
-def duration(seconds: float) -> str:
-    """Format a time with three digits and a unit."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"

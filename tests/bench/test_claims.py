@@ -9,18 +9,18 @@ from types import SimpleNamespace
 import pytest
 
 import gmoe_ext
+from bench import timing
 from bench.claims import __main__ as command
-from bench.claims import catalogue, run, timing
-from bench.claims.backend import on_reference
+from bench.claims import catalogue, run
 from bench.claims.claim import Experiment, Flatness, Microseconds, Missing, Ratio, Tail, Variant, cost, speedup
-from bench.claims.cuda import catalogue as gpu_catalogue
+from bench.claims.parity import on_reference
 from bench.claims.settings import Settings
-from bench.claims.timing import Samples
+from bench.timing import Samples
 from gmoe_ext import ops
 
 QUICK = Settings(quick=True, without=("torch.compile",))
 EXPERIMENTS = catalogue.experiments(QUICK)
-OF_A_GPU = gpu_catalogue.experiments(QUICK)  # in small, and on the CPU
+OF_A_GPU = catalogue.gpu_experiments(QUICK)  # in small, and on the CPU
 
 
 @pytest.mark.parametrize("experiments", [EXPERIMENTS, OF_A_GPU], ids=["cpu", "cuda"])

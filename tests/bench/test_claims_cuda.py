@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import gmoe_ext
+from bench import timing
 from bench.claims import __main__ as command
-from bench.claims.cuda import catalogue, events
+from bench.claims import catalogue
 from bench.claims.settings import Settings
 
 QUICK = Settings(quick=True, without=("torch.compile",))
-EXPERIMENTS = catalogue.experiments(QUICK)
+EXPERIMENTS = catalogue.gpu_experiments(QUICK)
 
 
 def test_every_operator_with_a_gradient_is_timed():
@@ -24,7 +25,7 @@ def test_every_operator_with_a_gradient_is_timed():
 
 def test_no_promise_is_lost():
     """Every target of a GPU has a claim; what changes here changes what the project promises."""
-    full = catalogue.experiments(Settings(device="cuda"))
+    full = catalogue.gpu_experiments(Settings(device="cuda"))
     sources = {claim.source: claim.target for experiment in full for claim in experiment.claims}
     for words, target in (
         ("80% of copy bandwidth", 0.8),
@@ -52,8 +53,8 @@ def test_without_a_gpu_it_says_so(capsys):
 
 def test_a_build_without_kernels_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(events, "build_info", lambda: {**gmoe_ext.build_info(), "cuda": False})
-    assert "built without its CUDA kernels" in (events.lacking() or "")
+    monkeypatch.setattr(timing, "build_info", lambda: {**gmoe_ext.build_info(), "cuda": False})
+    assert "built without its CUDA kernels" in (timing.EventTimer.unavailable() or "")
 
 
 class Event:
@@ -73,8 +74,8 @@ class Event:
 
 def test_each_call_has_its_own_events_and_a_cold_cache(monkeypatch):
     written, called = [], []
-    timer = events.EventTimer.__new__(events.EventTimer)
-    timer._written_over = type("Buffer", (), {"zero_": lambda _self: written.append(len(called))})()
+    timer = timing.EventTimer.__new__(timing.EventTimer)
+    timer._evicting = type("Buffer", (), {"zero_": lambda _self: written.append(len(called))})()
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert timer.seconds(lambda: called.append(Event.recorded), 3) == pytest.approx(6e-3)

@@ -11,9 +11,9 @@ import pytest
 from bench import latency
 
 
-def entry(group: str, implementation: str, seconds: list[float], params: dict[str, str] | None = None) -> dict:
+def entry(group: str, implementation: str, seconds: list[float]) -> dict:
     named = {"name": implementation, "fullname": implementation, "extra_info": {"implementation": implementation}}
-    return named | {"group": group, "params": params, "stats": {"data": seconds}}
+    return named | {"group": group, "stats": {"data": seconds}}
 
 
 RECORD = {
@@ -21,8 +21,8 @@ RECORD = {
         entry("b", "reference", [4.0, 4.0, 4.0]),
         entry("b", "native", [1.0, 2.0, 3.0]),
         entry("a", "loop", [1e-5]),
-        entry("student", "packed", [1e-6], {"name": "rbm"}),
-        entry("student", "reference", [1e-4], {"name": "rbm"}),
+        entry("student, rbm", "packed", [1e-6]),
+        entry("student, rbm", "reference", [1e-4]),
     ]
 }
 
@@ -52,7 +52,7 @@ def test_a_file_without_single_rounds_is_refused():
 def test_a_real_run_becomes_a_report(tmp_path, repository):
     pytest.importorskip("matplotlib")
     record = tmp_path / "latency.json"
-    chosen = ["bench/ops/bench_topk_softmax.py", "-k", "1-8", "--benchmark-only", "--benchmark-max-time=0.01"]
+    chosen = ["bench/bench_ops.py", "-k", "topk_softmax and 1x8", "--benchmark-only", "--benchmark-max-time=0.01"]
     options = ["-o", "python_files=bench_*.py", "-o", "addopts=", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *chosen, *options]
     subprocess.run([*command, f"--benchmark-json={record}"], cwd=repository, check=True, capture_output=True)

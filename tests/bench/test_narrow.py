@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.runtime.narrow import main
+from bench.narrow import main
 
 
 def test_every_kind_of_weights_is_measured_on_the_run_s_own_nodes(

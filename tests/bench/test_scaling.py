@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.scaling import __main__ as command
-from bench.scaling import memory, page, series
+from bench.scaling import measure, page
 from gmoe_ext import ops
 
 
@@ -16,12 +16,12 @@ def test_the_page_shows_every_series_and_the_memory(tmp_path):
     assert command.main(["--quick", "--seconds", "0", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "bench" / "results" / "scaling.json").read_text())
     text = (tmp_path / "docs" / "performance.md").read_text()
-    assert [one["name"] for one in record["series"]] == [one.name for one in series.all_series(quick=True)]
+    assert [one["name"] for one in record["series"]] == [one.name for one in measure.all_series(quick=True)]
     for one in record["series"]:
         assert f"### {one['name']}" in text
         for point in one["points"]:
             assert point["ns_per_work"] > 0 and f"| {point['size']:,} |" in text
-    assert [one["name"] for one in record["memory"]] in ([], list(memory.JOBS))
+    assert [one["name"] for one in record["memory"]] in ([], list(measure.JOBS))
     assert (tmp_path / "docs" / "scaling.png").stat().st_size > 1000
 
 
@@ -34,7 +34,7 @@ def test_a_wrong_result_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_peak_memory_sees_a_copy_as_large_as_the_inputs():
-    frugal = memory.measure("aggregate", 4_000, threads=1)
+    frugal = measure.peak_memory("aggregate", 4_000, threads=1)
     if frugal is None:
         pytest.skip("this system does not tell the peak of a process")
     assert frugal["within"] and frugal["peak"] >= frugal["inputs"] + frugal["outputs"] // 2

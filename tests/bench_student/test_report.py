@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gmoe_ext import models
-from gmoe_ext.bench_student.command import default_threads, main
+from gmoe_ext.bench_student.__main__ import default_threads, main
 from gmoe_ext.bench_student.contestants import MLP_ONNX, MLP_TORCH, ONNX, PACKED, TEACHER, TORCH, line_up
-from gmoe_ext.bench_student.measure import Latency, interleaved
 from gmoe_ext.bench_student.subject import load
 from gmoe_ext.errors import GmoeError
 from gmoe_ext.export import pack
+from gmoe_ext.timing import Samples, in_bursts
 
 QUICK = ("--batch", "1", "5", "--threads", "1", "2", "--seconds", "0.1")
 
@@ -118,7 +118,7 @@ def test_contestants_that_disagree_are_not_timed(student_file: Path, tmp_path: P
     true = contestants.unpack(student_file)
     true.layers[0].bias_EF += 1
     monkeypatch.setattr(contestants, "unpack", lambda path: true)
-    with pytest.raises(GmoeError, match="'student, PyTorch' answers other than 'packed student' on"):
+    with pytest.raises(GmoeError, match="'student, PyTorch' gives other answers than 'packed student' on"):
         line_up(subject, subject.requests(20, seed=0), 1, tmp_path)
 
 
@@ -133,16 +133,16 @@ def test_bursts_share_the_time_and_leave_out_the_first_request() -> None:
         asked["slow"].append(i)
         time.sleep(0.02)
 
-    latency = interleaved({"quick": quick, "slow": slow}, seconds=0.05, burst_s=0.01)
+    latency = in_bursts({"quick": quick, "slow": slow}, seconds=0.05, burst_s=0.01)
     assert len(latency["slow"].seconds) == 5 and len(asked["slow"]) == 10
     assert len(asked["quick"]) == len(latency["quick"].seconds) + 5
     assert latency["quick"].median < 0.01 < latency["slow"].median
 
 
 def test_a_percentile_needs_requests_beyond_it() -> None:
-    thousand = Latency(np.arange(1000.0))
-    assert thousand.percentile(99.9) == pytest.approx(998.001) and thousand.percentile(50) == 499.5
-    assert Latency(np.arange(999.0)).percentile(99.9) is None and Latency(np.arange(19.0)).percentile(95) is None
+    thousand = Samples(np.arange(1000.0))
+    assert thousand.tail(99.9) == pytest.approx(998.001) and thousand.tail(50) == 499.5
+    assert Samples(np.arange(999.0)).tail(99.9) is None and Samples(np.arange(19.0)).tail(95) is None
 
 
 @pytest.mark.parametrize(
