@@ -51,7 +51,7 @@ def test_the_page_shows_what_the_claims_left(tmp_path):
     claims = {"machine": machine, "cpu_of_others": 0.01, "experiments": experiments}
     record = {"machine": machine, "series": [], "memory": []}
     text = "\n".join(page.lines(record, [claims]))
-    assert "Promises, 2 threads" in text and "others had 1% of the CPU" in text
+    assert "Claims, 2 threads" in text and "others had 1% of the CPU" in text
     assert "| op/size/eager | 3 x | 2.5 to 3.5 | at least 2 x | yes |" in text
     assert "| op/size/rival | not measured: package missing: rival |  | at least 2 x | open |" in text
     assert "op/other: nothing is reported" in text
