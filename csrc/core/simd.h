@@ -239,9 +239,15 @@ inline void dot(const T* x, const U* const* rows, std::int64_t dim, A* out) {
 }
 template <typename T, typename A = Accumulator<T>>
 inline A squared_norm(const T* x, std::int64_t dim) {
-  A square;
-  dot<1>(x, &x, dim, &square);
-  return square;
+  Vector<A> sum = {};
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= dim; d += kLanes<A>) {
+    const Vector<A> value = load(x + d);
+    sum += value * value;
+  }
+  A total = horizontal_sum<A>(sum);
+  for (; d < dim; ++d) total += widen(x[d]) * widen(x[d]);
+  return total;
 }
 
 // NaN stays NaN, as in torch.relu and its gradient: neither comparison holds for it.

@@ -83,27 +83,34 @@ void statistics(const ExpertNorm<T>& n) {
   const ExpertSlots<T>& a = n.slots;
   const std::vector<std::int64_t> count = slots_of(a);
   std::copy(count.begin(), count.end(), n.count);
-  // value(tile, y, e, v) is what vector v of a slot's row y adds to the sums of expert e.
-  const auto sum_of = [&](const auto& value) {
-    return sums_by_expert(a, a.dim,
-                          [&](const auto& tile, std::int64_t e, std::int64_t first, const SlotOrder& order, A* sums) {
-                            constexpr int kVectors = kVectorsOf<decltype(tile)>;
-                            Vector<A> part[kVectors] = {};
-                            for (std::int64_t at = order.begin(e); at < order.end(e); ++at) {
-                              const T* y = a.y + (first + order.slot(at)) * a.dim;
+  const auto sum = sums_by_expert(
+      a, a.dim, [&](const auto& tile, std::int64_t e, std::int64_t first, const SlotOrder& order, A* sums) {
+        constexpr int kVectors = kVectorsOf<decltype(tile)>;
+        Vector<A> part[kVectors] = {};
+        for (std::int64_t at = order.begin(e); at < order.end(e); ++at) {
+          const T* y = a.y + (first + order.slot(at)) * a.dim;
 #pragma GCC unroll 8
-                              for (int v = 0; v < kVectors; ++v) part[v] += value(tile, y, e, v);
-                            }
-                            tile.write_all(sums, part);
-                          });
-  };
-  const auto sum = sum_of([](const auto& tile, const T* y, std::int64_t, int v) { return tile.read(y, v); });
+          for (int v = 0; v < kVectors; ++v) part[v] += tile.read(y, v);
+        }
+        tile.write_all(sums, part);
+      });
   mean_or(sum, n.count, a.num_experts, a.dim, n.running_mean, n.mean);
   // Squares of centered values, so that nothing cancels.
-  const auto square = sum_of([&](const auto& tile, const T* y, std::int64_t e, int v) {
-    const Vector<A> centered = tile.read(y, v) - tile.read(n.mean + e * a.dim, v);
-    return centered * centered;
-  });
+  const auto square = sums_by_expert(
+      a, a.dim, [&](const auto& tile, std::int64_t e, std::int64_t first, const SlotOrder& order, A* sums) {
+        constexpr int kVectors = kVectorsOf<decltype(tile)>;
+        Vector<A> part[kVectors] = {}, mean[kVectors];
+        tile.read_all(n.mean + e * a.dim, mean);
+        for (std::int64_t at = order.begin(e); at < order.end(e); ++at) {
+          const T* y = a.y + (first + order.slot(at)) * a.dim;
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) {
+            const Vector<A> centered = tile.read(y, v) - mean[v];
+            part[v] += centered * centered;
+          }
+        }
+        tile.write_all(sums, part);
+      });
   mean_or(square, n.count, a.num_experts, a.dim, n.running_var, n.var);
 }
 
