@@ -173,7 +173,7 @@ class PackedStudent::Lease {
       const std::lock_guard lock(student_.mutex_);
       student_.idle_.push_back(std::move(work_));
     } catch (const std::bad_alloc&) {
-      work_.reset();  // no room to keep it: the next call makes another
+      work_.reset();  // no memory to keep it: the next call makes a new one
     }
   }
   Workspace& operator*() const { return *work_; }

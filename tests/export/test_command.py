@@ -1,4 +1,4 @@
-"""``python -m gmoe_ext.export RUN_DIR`` on what training leaves."""
+"""``python -m gmoe_ext.export RUN_DIR`` on a training run."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_weights_are_those_of_the_best_epoch(run_dir: Path) -> None:
     assert all(torch.equal(value, best[name]) for name, value in weights.items())
 
 
-def test_without_kept_inputs_positions_are_the_callers(run_dir: Path) -> None:
+def test_without_saved_inputs_callers_pass_positions(run_dir: Path) -> None:
     (run_dir / "checkpoints/inputs.safetensors").unlink()
     assert main([str(run_dir), "--output", str(run_dir / "bare.safetensors")]) == 0
     assert PackedStudent.load(run_dir / "bare.safetensors").predict(np.ones((2, 12))).shape == (2, 3)
 
 
-def test_a_directory_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "expected a run directory" in capsys.readouterr().err
 

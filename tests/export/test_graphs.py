@@ -1,4 +1,4 @@
-"""Students as ONNX graphs and torch archives answer as their models."""
+"""ONNX graphs and torch archives predict what their models predict."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_graph_answers_as_its_model(tmp_path: Path, format: str, case: str) ->
 
 
 @pytest.mark.parametrize("format", [ONNX, "pt2"])
-def test_a_graph_says_what_it_is_and_not_where_it_was_made(tmp_path: Path, format: str) -> None:
+def test_a_graph_has_the_document_but_no_paths_of_the_exporting_machine(tmp_path: Path, format: str) -> None:
     model, content = CASES["rbm, table"]()
     save, load = FORMATS[format]
     path = save(model, tmp_path / "student", **content)
@@ -94,7 +94,7 @@ def test_a_graph_says_what_it_is_and_not_where_it_was_made(tmp_path: Path, forma
         assert str(place).encode() not in data
 
 
-def test_an_archive_needs_torch_alone(tmp_path: Path) -> None:
+def test_an_archive_needs_only_torch(tmp_path: Path) -> None:
     model, content = CASES["rbm, table"]()
     path, x = save_pt2(model, tmp_path / "student.pt2", **content), np.ones((3, 16), np.float32)
     program = (
@@ -118,7 +118,7 @@ def test_a_missing_library_is_named_before_anything_is_written(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("format", [ONNX, "pt2"])
-def test_another_s_graph_is_refused(tmp_path: Path, format: str) -> None:
+def test_a_foreign_graph_is_refused(tmp_path: Path, format: str) -> None:
     path, module = tmp_path / "other", torch.nn.Linear(2, 2).eval()
     if format == "pt2":
         torch.export.save(torch.export.export(module, (torch.ones(2, 2),)), path)
@@ -129,7 +129,7 @@ def test_another_s_graph_is_refused(tmp_path: Path, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", [ONNX, "pt2"])
-def test_the_command_writes_a_graph_and_holds_it_to_its_model(
+def test_the_command_writes_a_graph_and_compares_it_with_its_model(
     distilled_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
 ) -> None:
     run_dir = shutil.copytree(distilled_run, tmp_path / "run")

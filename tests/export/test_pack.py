@@ -1,4 +1,4 @@
-"""A packed student is the model it was packed from."""
+"""A packed student predicts what its model predicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gmoe_ext.runtime import PackedStudent
 
 
 def trained(name: str, seed: int = 0, **options: Any) -> Model:
-    """A model in evaluation whose every learnt value has moved away from its start."""
+    """Return a model in evaluation mode whose learnt values all differ from their initial ones."""
     generator = torch.Generator().manual_seed(seed)
     model = models.build(name, **options).eval()
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert pack(model, tmp_path / "a").read_bytes() == pack(model, tmp_path / "b").read_bytes()
 
 
-def test_packing_leaves_the_model_alone(tmp_path: Path) -> None:
+def test_packing_does_not_change_the_model(tmp_path: Path) -> None:
     model = trained("rbm", in_dim=8, hidden_dim=16, out_dim=4, num_layers=2, num_experts=3, k=2, norm="batch")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pack(model, tmp_path / "s.safetensors")
@@ -307,7 +307,7 @@ def test_refused_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", EXPERTS)
-def test_a_packed_student_is_read_back_as_it_answers(tmp_path: Path, dtype: str, name: str) -> None:
+def test_an_unpacked_student_has_the_weights_of_the_file(tmp_path: Path, dtype: str, name: str) -> None:
     model = trained(name, in_dim=21, hidden_dim=34, out_dim=6, num_layers=3, norm="batch", **EXPERTS[name])
     content = dict(positions=torch.randn(30, 5), class_names=list("abcdef"), normalize="row_l1", dtype=dtype)
     path = pack(model, tmp_path / "s.safetensors", **content)

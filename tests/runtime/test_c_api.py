@@ -1,4 +1,4 @@
-"""The C library answers as PackedStudent does, says what is wrong, and can be built against."""
+"""The C library predicts what PackedStudent predicts, reports errors, and C programs build against it."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_the_c_example_answers_as_the_packed_student(
 
 
 @pytest.mark.parametrize("language", [("c", "-std=c99"), ("c++", "-std=c++11")], ids=["C99", "C++11"])
-def test_the_header_stands_alone(compiler: str, tmp_path: Path, language: tuple[str, str]) -> None:
+def test_the_header_compiles_on_its_own(compiler: str, tmp_path: Path, language: tuple[str, str]) -> None:
     source = tmp_path / "alone"
     source.write_text("#include <gmoe_runtime.h>\nint main(void) { return gmoe_abi_version() == GMOE_ABI_VERSION; }\n")
     warnings = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]

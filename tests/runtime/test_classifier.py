@@ -1,4 +1,4 @@
-"""A packed student where a scikit-learn classifier is expected."""
+"""A packed student as a scikit-learn classifier."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_refused(student_file: Path) -> None:
         classifier.fit(x, np.zeros(3))
 
 
-def test_scikit_learn_takes_it_for_a_classifier(student_file: Path, rows: torch.Tensor) -> None:
+def test_scikit_learn_accepts_it_as_a_classifier(student_file: Path, rows: torch.Tensor) -> None:
     pytest.importorskip("sklearn", minversion="1.6")
     from scipy.sparse import csr_array
     from sklearn.base import is_classifier

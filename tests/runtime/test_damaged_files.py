@@ -1,4 +1,4 @@
-"""Files from anywhere: refused with a reason, or served without harm."""
+"""Untrusted files are refused with a reason or served safely."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "gmoe_ext.student"
 
 
 def split(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Header, student document and tensor data of a sound file."""
+    """Return the header, student document and tensor data of a valid file."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     return header, json.loads(header["__metadata__"][KEY]), data[8 + length :]
@@ -279,7 +279,7 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
 
 
 def mutations(sound: bytes, seed: int) -> Iterator[bytes]:
-    """Endless damaged versions of a sound file, most of them in the header."""
+    """Yield damaged versions of a valid file without end, most of them damaged in the header."""
     rng = random.Random(seed)
     (length,) = struct.unpack("<Q", sound[:8])
     digits = [i for i in range(8, 8 + length) if 48 <= sound[i] < 58]

@@ -83,7 +83,7 @@ def test_every_kind_answers_single_and_sparse_rows_alike(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("kind", ["moe", "moe, released code"])
-def test_a_projecting_router_routes_as_the_model_s(tmp_path: Path, kind: str) -> None:
+def test_a_projected_router_routes_like_the_model(tmp_path: Path, kind: str) -> None:
     model, student = packed(kind, tmp_path / "s", in_dim=24, hidden_dim=40, out_dim=7, num_layers=2)
     h = x = torch.randn(50, 24)
     for position, layer in enumerate(model.expert_layers()):

@@ -106,7 +106,7 @@ struct Block {
   using A = Accumulator<T>;
 
   explicit Block(const NoisyLogits<T>& logits)
-      : num_experts(logits.num_experts), k(logits.k), clean(room()), sigma(room()), noise(room()), noisy(room()) {}
+      : num_experts(logits.num_experts), k(logits.k), clean(size()), sigma(size()), noise(size()), noisy(size()) {}
 
   void load_rows(const NoisyLogits<T>& a, std::int64_t first, std::int64_t count) {
     const std::int64_t begin = first * num_experts;
@@ -116,7 +116,7 @@ struct Block {
     for (std::int64_t e = 0; e < num_experts; ++e) noisy[e] = clean[e] + noise[e] * sigma[e];
   }
   bool all() const { return k == num_experts; }
-  std::size_t room() const { return static_cast<std::size_t>(num_experts); }
+  std::size_t size() const { return static_cast<std::size_t>(num_experts); }
 
   std::int64_t num_experts, k;
   std::vector<Vector<A>> clean, sigma, noise, noisy;
@@ -154,8 +154,8 @@ class Forward {
         block_(call.logits),
         top_(static_cast<std::size_t>(call.logits.k + 1)),
         order_(top_.size()),
-        importance_(block_.room()),
-        load_(block_.room()) {}
+        importance_(block_.size()),
+        load_(block_.size()) {}
 
   // Routes rows [first, last) and writes their two sums per expert.
   void run(std::int64_t first, std::int64_t last, A* sums) {
@@ -215,9 +215,9 @@ class Backward {
         gate_(static_cast<std::size_t>(call.logits.k)),
         grad_gate_(gate_.size()),
         chosen_(gate_.size()),
-        clean_(block_.room()),
-        sigma_(block_.room()),
-        noisy_(block_.room()) {}
+        clean_(block_.size()),
+        sigma_(block_.size()),
+        noisy_(block_.size()) {}
 
   // Rows [first, first + count), at most kLanes.
   void run(std::int64_t first, std::int64_t count) {

@@ -66,11 +66,10 @@ struct RoutedProduct {
   const std::int64_t* offsets;  // [num_experts + 1]
   const std::int64_t* order;    // slots by expert, ascending in out_row
   std::int64_t num_experts, out_rows;
-  T* out;                         // [out_rows, columns], or null
-  const T* against = nullptr;     // [out_rows, columns], or null
-  const T* in_against = nullptr;  // [num_experts, depth], or null
-  Accumulator<T>* slot_value =
-      nullptr;  // [num_slots], zeroed by the caller; null if there is nothing to be dotted with
+  T* out;                                // [out_rows, columns], or null
+  const T* against = nullptr;            // [out_rows, columns], or null
+  const T* in_against = nullptr;         // [num_experts, depth], or null
+  Accumulator<T>* slot_value = nullptr;  // [num_slots], zeroed by the caller; used with against or in_against
 
   std::int64_t depth() const { return weight.depth; }
   std::int64_t columns() const { return weight.columns; }
