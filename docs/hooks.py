@@ -1,4 +1,4 @@
-"""MkDocs hook: turn the LaTeX in a page into MathML when the site is built, so that viewing it needs no script."""
+"""MkDocs hook: make pages that need no script when they are viewed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_ROLE = re.compile(r":(?:attr|class|exc|func|meth|mod):(?=<code>)")
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Replace the formulas that pymdownx.arithmatex marked."""
-    return _FORMULA.sub(_mathml, content)
+    """Turn the LaTeX that pymdownx.arithmatex marked into MathML, and drop Sphinx roles in front of names."""
+    return _ROLE.sub("", _FORMULA.sub(_mathml, content))
 
 
 def _mathml(match: re.Match[str]) -> str:
