@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -85,6 +85,16 @@ def expect_dim(op: str, argument: str, value: Tensor, dim: int, names: str) -> N
         raise ValueError(f"gmoe::{op}: expected '{argument}' of shape {names}, got {list(value.shape)}")
 
 
+def expect_shape(op: str, argument: str, value: Tensor, shape: Sequence[int | str], match: str) -> None:
+    """Check a shape of sizes, or names such as ``"D"`` for any size; ``match`` says where the sizes come from."""
+    fits = value.dim() == len(shape)
+    for want, got in zip(shape, value.shape, strict=False):
+        fits = fits and (isinstance(want, str) or got == want)
+    if not fits:
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"gmoe::{op}: expected '{argument}' of shape [{expected}] {match}, got {list(value.shape)}")
+
+
 def expect_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     """Check the dtype; raise ``TypeError`` otherwise."""
     if value.dtype not in allowed:
@@ -116,6 +126,11 @@ def expect_index(op: str, argument: str, value: Tensor, bound: int) -> None:
     if bad.numel():
         position = int(bad[0])
         raise GraphIndexError(f"gmoe::{op}", argument, position, int(flat[position]), bound)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """Return the dtype in which sums over x are accumulated."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def register(

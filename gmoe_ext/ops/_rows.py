@@ -26,8 +26,7 @@ def expect_features(name: str, graph: Graph, x: Tensor) -> None:
     """Check that x is a floating [N, D] that fits the graph."""
     op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
-    nodes = graph.num_nodes
-    op.expect(x.shape[0] == nodes, name, "x", lambda: f"of shape [{nodes}, D] to match 'graph'", list(x.shape))
+    op.expect_shape(name, "x", x, (graph.num_nodes, "D"), "to match 'graph'")
     op.expect_device(name, "graph", graph.columns, "x", x)
 
 
@@ -53,7 +52,7 @@ def expect_valid(name: str, graph: Graph, num_edge_types: int | None = None) -> 
 
 def weight_like(graph: Graph, x: Tensor) -> Tensor | None:
     """Return the graph's weights in the dtype of sums over rows of x."""
-    return None if graph.weight is None else graph.weight.to(_accumulator(x))
+    return None if graph.weight is None else graph.weight.to(op.wide(x))
 
 
 def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transpose:
@@ -77,10 +76,6 @@ def expect_transpose(name: str, offsets: Tensor | None, of: str) -> None:
             f"gmoe::{name}: expected 'transpose_offsets' for the gradient of {of}, got None; "
             f"fix: call gmoe_ext.ops.{name}, which passes the transposed graph"
         )
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def common_dtype(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

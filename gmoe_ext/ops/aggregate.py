@@ -91,7 +91,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _fake_grad_weight(grad_y: Tensor, x: Tensor, offsets: Tensor, columns: Tensor, *_: Tensor | None) -> Tensor:
-    return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty(columns.shape[0], dtype=op.wide(x))
 
 
 def _setup_context_grad_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

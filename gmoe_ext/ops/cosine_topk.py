@@ -56,8 +56,7 @@ def expect_routing(name: str, x: Tensor, memory: Tensor, k: int) -> None:
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
     op.expect_like(name, "memory", memory, "x", x)
-    dim = x.shape[1]
-    op.expect(memory.shape[1] == dim, name, "memory", lambda: f"of shape [E, {dim}] to match 'x'", list(memory.shape))
+    op.expect_shape(name, "memory", memory, ("E", x.shape[1]), "to match 'x'")
     op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
 
 

@@ -48,14 +48,7 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
     _rows.expect_features(name, graph, x)
     op.expect_dim(name, "edge_table", edge_table, 2, "[T, D]")
     op.expect_like(name, "edge_table", edge_table, "x", x)
-    dim = x.shape[1]
-    op.expect(
-        edge_table.shape[1] == dim,
-        name,
-        "edge_table",
-        lambda: f"of shape [T, {dim}] to match 'x'",
-        list(edge_table.shape),
-    )
+    op.expect_shape(name, "edge_table", edge_table, ("T", x.shape[1]), "to match 'x'")
     if not op.native():
         _rows.expect_valid(name, graph, edge_table.shape[0])
         return reference.edge_aggregate(graph, x, edge_table)

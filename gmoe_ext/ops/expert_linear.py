@@ -89,45 +89,25 @@ def _check(
     op.expect_like(name, "weight", weight, "x", x)
     op.expect_device(name, "plan", plan.order, "x", x)
     num_experts, out_dim, in_dim = weight.shape
-    op.expect(
-        num_experts == plan.num_experts,
-        name,
-        "weight",
-        f"of shape [{plan.num_experts}, Dout, Din] to match the plan",
-        list(weight.shape),
-    )
-    op.expect(x.shape[1] == in_dim, name, "x", f"of shape [R, {in_dim}] to match 'weight'", list(x.shape))
+    op.expect_shape(name, "weight", weight, (plan.num_experts, "Dout", "Din"), "to match the plan")
+    op.expect_shape(name, "x", x, ("R", in_dim), "to match 'weight'")
     if bias is not None:
         op.expect_like(name, "bias", bias, "x", x)
-        expected = [num_experts, out_dim]
-        op.expect(
-            list(bias.shape) == expected, name, "bias", f"of shape {expected} to match 'weight'", list(bias.shape)
-        )
-    slots = [plan.num_rows, plan.k]
+        op.expect_shape(name, "bias", bias, (num_experts, out_dim), "to match 'weight'")
+    slots = (plan.num_rows, plan.k)
     if gate is not None:
         op.expect_like(name, "gate", gate, "x", x)
-        op.expect(list(gate.shape) == slots, name, "gate", f"of shape {slots} to match the plan", list(gate.shape))
+        op.expect_shape(name, "gate", gate, slots, "to match the plan")
     if source is None:
-        expected = [plan.num_rows, in_dim]
-        op.expect(list(x.shape) == expected, name, "x", f"of shape {expected} to match the plan", list(x.shape))
+        op.expect_shape(name, "x", x, (plan.num_rows, in_dim), "to match the plan")
     else:
         op.expect_dtype(name, "source", source, op.INTEGER)
         op.expect_device(name, "source", source, "x", x)
-        op.expect(
-            list(source.shape) == slots, name, "source", f"of shape {slots} to match the plan", list(source.shape)
-        )
+        op.expect_shape(name, "source", source, slots, "to match the plan")
 
 
 def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    offsets: Tensor,
-    order: Tensor,
-    k: int,
-    gate: Tensor | None,
-    source: Tensor | None,
-    tf32: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, order: Tensor, k: int, gate: Tensor | None, *_: Any
 ) -> Tensor:
     num_rows, out_dim = order.shape[0] // k, weight.shape[1]
     return x.new_empty(num_rows, k, out_dim) if gate is None else x.new_empty(num_rows, out_dim)

@@ -65,20 +65,17 @@ def expert_norm(
     op.expect_dim(name, "y", y, 3, "[N, k, D]")
     op.expect_dtype(name, "y", y, op.FLOATING)
     rows, k, dim = y.shape
-    slots = [("index", index)] if gate is None else [("index", index), ("gate", gate)]
-    for argument, value in slots:
-        fits = value.shape == (rows, k)
-        op.expect(fits, name, argument, lambda: f"of shape [{rows}, {k}] to match 'y'", list(value.shape))
+    op.expect_shape(name, "index", index, (rows, k), "to match 'y'")
     op.expect_dtype(name, "index", index, op.INTEGER)
     op.expect_device(name, "index", index, "y", y)
     if gate is not None:
+        op.expect_shape(name, "gate", gate, (rows, k), "to match 'y'")
         op.expect_like(name, "gate", gate, "y", y)
     op.expect_dim(name, "weight", weight, 2, "[E, D]")
     experts = weight.shape[0]
     per_expert = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     for argument, value in per_expert.items():
-        fits = value.shape == (experts, dim)
-        op.expect(fits, name, argument, lambda: f"of shape [{experts}, {dim}] (E, D)", list(value.shape))
+        op.expect_shape(name, argument, value, (experts, dim), "(E, D)")
         op.expect_like(name, argument, value, "y", y)
     if not op.native():
         op.expect_index(name, "index", index, experts)
@@ -92,12 +89,8 @@ def _fake(
     gate: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     out = y.new_empty(y.shape if gate is None else (y.shape[0], y.shape[2]))
-    mean, var = (weight.new_empty(weight.shape, dtype=_wide(y.dtype)) for _ in range(2))
+    mean, var = (weight.new_empty(weight.shape, dtype=op.wide(y)) for _ in range(2))
     return out, mean, var, weight.new_empty(weight.shape[0], dtype=torch.int64)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -115,9 +108,9 @@ def _backward(ctx: Any, grad_out: Tensor, *_statistics: Tensor | None) -> tuple[
 
 
 def _fake_grad(
-    grad_out: Tensor, y: Tensor, index: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: Tensor,
-    gate: Tensor | None, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_out: Tensor, y: Tensor, index: Tensor, weight: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gate = others[-2]
     grad_gate = y.new_empty(0 if gate is None else y.shape[0], y.shape[1])
     return y.new_empty(y.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape), grad_gate
 

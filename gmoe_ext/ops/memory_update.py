@@ -63,18 +63,9 @@ def memory_update(
     op.expect_like(name, "gate", gate, "memory", memory)
     op.expect_dtype(name, "index", index, op.INTEGER)
     op.expect_device(name, "index", index, "memory", memory)
-    dim = memory.shape[1]
-    op.expect(x.shape[1] == dim, name, "x", lambda: f"of shape [N, {dim}] to match 'memory'", list(x.shape))
-    op.expect(
-        gate.shape[0] == x.shape[0], name, "gate", lambda: f"of shape [{x.shape[0]}, k] to match 'x'", list(gate.shape)
-    )
-    op.expect(
-        index.shape == gate.shape,
-        name,
-        "index",
-        lambda: f"of shape {list(gate.shape)} to match 'gate'",
-        list(index.shape),
-    )
+    op.expect_shape(name, "x", x, ("N", memory.shape[1]), "to match 'memory'")
+    op.expect_shape(name, "gate", gate, (x.shape[0], "k"), "to match 'x'")
+    op.expect_shape(name, "index", index, gate.shape, "to match 'gate'")
     op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
     if not op.native():
         op.expect_index(name, "index", index, memory.shape[0])

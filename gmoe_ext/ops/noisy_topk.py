@@ -52,8 +52,7 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
     op.expect_dim(name, "clean", clean, 2, "[N, E]")
     op.expect_dtype(name, "clean", clean, op.FLOATING)
     for argument, value in (("sigma", sigma), ("noise", noise)):
-        fits = value.shape == clean.shape
-        op.expect(fits, name, argument, lambda: f"of shape {list(clean.shape)} to match 'clean'", list(value.shape))
+        op.expect_shape(name, argument, value, clean.shape, "to match 'clean'")
         op.expect_like(name, argument, value, "clean", clean)
     op.expect(1 <= k <= clean.shape[1], name, "k", lambda: f"in [1, E] = [1, {clean.shape[1]}]", k)
     if not op.native():
@@ -64,9 +63,8 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
 
 def _fake(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, experts = clean.shape
-    wide = torch.float64 if clean.dtype == torch.float64 else torch.float32
     index = clean.new_empty(rows, k, dtype=torch.int64)
-    importance, load = (clean.new_empty(experts, dtype=wide) for _ in range(2))
+    importance, load = (clean.new_empty(experts, dtype=op.wide(clean)) for _ in range(2))
     return clean.new_empty(rows, k), index, importance, load
 
 
@@ -80,15 +78,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(
     ctx: Any, grad_gate: Tensor, _grad_index: Tensor | None, grad_importance: Tensor, grad_load: Tensor
 ) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.gmoe.noisy_topk_grad(grad_gate, grad_importance, grad_load, *ctx.saved_tensors)
-    grad_clean, grad_sigma = grads
+    grad_clean, grad_sigma = torch.ops.gmoe.noisy_topk_grad(grad_gate, grad_importance, grad_load, *ctx.saved_tensors)
     return grad_clean, grad_sigma, None, None
 
 
 def _fake_grad(
-    grad_gate: Tensor, grad_importance: Tensor, grad_load: Tensor, clean: Tensor, sigma: Tensor, noise: Tensor,
-    gate: Tensor, index: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad_gate: Tensor, grad_importance: Tensor, grad_load: Tensor, clean: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
     return clean.new_empty(clean.shape), clean.new_empty(clean.shape)
 
 

@@ -85,17 +85,8 @@ def expect_routed_edges(name: str, graph: Graph, x: Tensor, edge_table: Tensor, 
         lambda: f"of shape [{experts}, {nodes}, D] or [{nodes}, D] to match 'edge_table' and 'graph'",
         list(x.shape),
     )
-    dim = x.shape[-1]
-    op.expect(
-        edge_table.shape[2] == dim,
-        name,
-        "edge_table",
-        lambda: f"of shape [F, T, {dim}] to match 'x'",
-        list(edge_table.shape),
-    )
-    op.expect(
-        index.shape[0] == nodes, name, "index", lambda: f"of shape [{nodes}, k] to match 'graph'", list(index.shape)
-    )
+    op.expect_shape(name, "edge_table", edge_table, ("F", "T", x.shape[-1]), "to match 'x'")
+    op.expect_shape(name, "index", index, (nodes, "k"), "to match 'graph'")
 
 
 # Without an index every row has one slot, for the only expert: edge_aggregate.
@@ -125,21 +116,16 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return (grad_x if want_x else None, grad_table if want_table else None, *[None] * 5, grad_weight, *[None] * 4)
 
 
-def _fake_grad(
-    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor | None, first_expert: int, offsets: Tensor,
-    columns: Tensor, edge_type: Tensor, weight: Tensor | None, want_x: bool, want_table: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _fake_grad(grad_y: Tensor, x: Tensor, edge_table: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    want_x, want_table = others[-2:]
     experts, types, dim = edge_table.shape
     rows = x.shape[-2] if want_x else 0
     grad_x = x.new_empty(rows, dim) if x.dim() == 2 else x.new_empty(experts, rows, dim)
     return grad_x, x.new_empty(experts, types if want_table else 0, dim)
 
 
-def _fake_grad_weight(
-    grad_y: Tensor, x: Tensor, edge_table: Tensor, index: Tensor | None, first_expert: int, offsets: Tensor,
-    columns: Tensor, edge_type: Tensor,
-) -> Tensor:  # fmt: skip
-    return x.new_empty(columns.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _fake_grad_weight(grad_y: Tensor, x: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(others[-2].shape[0], dtype=op.wide(x))  # one for each column
 
 
 op.register("routed_edge_aggregate", _fake, backward=_backward, setup_context=_setup_context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -80,9 +79,7 @@ def routed_edge_mixture(
     ):
         if value is not None:
             op.expect_like(name, argument, value, "x", x)
-            op.expect(
-                list(value.shape) == shape, name, argument, partial("of shape {}".format, shape), list(value.shape)
-            )
+            op.expect_shape(name, argument, value, shape, "to match the other arguments")
     if not op.native():
         _rows.expect_valid(name, graph, edge_table.shape[1])
         return reference.routed_edge_mixture(graph, x, edge_table, index, gate, scale, shift, onto, first_expert)
