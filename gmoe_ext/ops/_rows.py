@@ -26,7 +26,8 @@ def expect_features(name: str, graph: Graph, x: Tensor) -> None:
     """Check that x is a floating [N, D] that fits the graph."""
     op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
-    op.expect_shape(name, "x", x, (graph.num_nodes, "D"), "to match 'graph'")
+    if x.shape[0] != graph.num_nodes:  # a full check would be a twentieth of a small call
+        op.expect_shape(name, "x", x, (graph.num_nodes, "D"), "to match 'graph'")
     op.expect_device(name, "graph", graph.columns, "x", x)
 
 

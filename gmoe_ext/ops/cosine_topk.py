@@ -56,7 +56,8 @@ def expect_routing(name: str, x: Tensor, memory: Tensor, k: int) -> None:
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
     op.expect_like(name, "memory", memory, "x", x)
-    op.expect_shape(name, "memory", memory, ("E", x.shape[1]), "to match 'x'")
+    if memory.shape[1] != x.shape[1]:  # a full check would be a twentieth of a one-row call
+        op.expect_shape(name, "memory", memory, ("E", x.shape[1]), "to match 'x'")
     op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
 
 
