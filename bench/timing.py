@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gmoe_ext import build_info, timing
+from gmoe_ext import _native, timing
 
 SHORTEST_SAMPLE_S = 1e-3  # shorter ones repeat the call: the clock and the loop cost a tenth of a microsecond
 MOST_SAMPLES = 201
@@ -99,11 +99,7 @@ class EventTimer:
         """Return why the claims of a GPU cannot run here, or None."""
         if not torch.cuda.is_available():
             return "torch sees no GPU here"
-        if not build_info().get("cuda", False):
-            return (
-                "gmoe_ext was built without its CUDA kernels\n  fix: FORCE_CUDA=1 python setup.py build_ext --inplace"
-            )
-        return None
+        return _native.why_no_cuda()
 
 
 WALL = HostTimer(lambda: perf_counter())

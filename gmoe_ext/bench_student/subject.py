@@ -16,8 +16,8 @@ from ..errors import ConfigError, DataError
 from ..export import pack
 from ..export.run import TrainedModel, load_student, load_teacher
 from ..runtime import PackedStudent
+from ..train.node_server import NodeServer
 from ..train.parse import load_recipe
-from ..train.speed import NodeServer
 from ..train.tasks.scene import load_data
 
 REQUEST_BYTES = 64 << 20  # of features, for the requests of one batch size

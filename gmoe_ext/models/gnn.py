@@ -220,7 +220,7 @@ def gmoe(
         network: shape of the network.
         num_experts, num_hop1, k, combine: see ``gmoe_ext.nn.GMoEConfig``.
         aux_weight: lambda of eq. 9.
-        scale_hidden: make the width hidden_dim / sqrt(k), the paper's way to match the base network's cost (section 3.2).
+        scale_hidden: make the width hidden_dim / sqrt(k), so that the cost is the base network's (section 3.2).
         aux_over: take the "mean" or the "sum" of the layers' balance losses.
 
     Raises:

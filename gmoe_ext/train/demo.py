@@ -20,9 +20,9 @@ from ..models.registry import Model
 from ..runtime import PackedStudent
 from ..timing import microseconds
 from .config import Config
+from .node_server import NodeServer
 from .report import Outcome, Trained, align
 from .run import Run
-from .speed import NodeServer
 from .tasks.distill import Distilled, distill
 
 BATCH = 4096

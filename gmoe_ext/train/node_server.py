@@ -1,4 +1,4 @@
-"""Serve a GNN from memory, and time single answers."""
+"""Serve single nodes with a GNN."""
 
 from __future__ import annotations
 
