@@ -115,7 +115,7 @@ on_gpu() {  # name, tests: those on the GPU
   start "$name" 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m "not slow" -k cuda "$@"
 }
 contract=tests/ops/test_contract
-on_gpu tests_of_calls ${contract}_dispatch.py ${contract}_raw.py ${contract}_errors.py ${contract}_device.py
+on_gpu tests_of_calls ${contract}_dispatch.py ${contract}_errors.py ${contract}_device.py
 on_gpu tests_of_results ${contract}_forward.py ${contract}_determinism.py
 on_gpu tests_of_gradients ${contract}_gradient.py
 on_gpu tests_of_operators tests/ops --ignore-glob "*/test_contract_*"

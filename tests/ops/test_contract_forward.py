@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .opinfo import OPS, OpSpec
-from .samples import TOLERANCE, Sample, assert_close, assert_identical, outputs
+from .samples import TOLERANCE, Random, Sample, assert_close, assert_identical, outputs
 
 FLOATING_OPS = [spec for spec in OPS if spec.floating]
 INTEGER_OPS = [spec for spec in OPS if not spec.floating]
@@ -94,6 +94,43 @@ def test_memory_layout_does_not_matter(spec: OpSpec, layout: Callable[[Tensor], 
         got = outputs(spec.public(sample.replace({path: odd})))
         want = outputs(spec.public(sample.replace({path: odd.clone(memory_format=torch.contiguous_format)})))
         assert_identical(got, want, f"{spec}: '{path}' {layout.__name__}")
+
+
+@pytest.mark.parametrize("spec", GRAPH_OPS, ids=str)
+def test_equals_the_reference_on_any_graph(spec: OpSpec, device: torch.device) -> None:
+    # The other contract tests run without hypothesis, as on a machine lent for its GPU.
+    hypothesis = pytest.importorskip("hypothesis")
+    from tests.graphs import graphs
+
+    base = spec.rows(2)
+    typed = "edge_table" in base.args or spec.name == "two_hop_graph"
+    seeds = hypothesis.strategies.integers(0, 999)
+
+    @hypothesis.settings(max_examples=25, derandomize=True)
+    @hypothesis.given(graph=graphs(num_edge_types=3 if typed else 0, dtype=torch.float64), seed=seeds)
+    def check(graph: object, seed: int) -> None:
+        assert_agrees(spec, _on_graph(base, graph, Random(str(seed))).on(device), 1e-12)
+
+    check()
+
+
+def _on_graph(base: Sample, graph: object, random: Random) -> Sample:
+    """The base sample's call with a drawn graph: every tensor whose size is the number of nodes is drawn to fit."""
+    nodes: int = graph.num_nodes  # type: ignore[attr-defined]
+    changed: dict[str, object] = {"graph": graph}
+    if "x" in base.args:
+        changed["x"] = random.normal(*base["x"].shape[:-2], nodes, 3)
+    if "edge_table" in base.args:
+        changed["edge_table"] = random.normal(*base["edge_table"].shape[:-2], 3, 3)
+    if "index" in base.args:
+        changed["index"] = random.integers(5, nodes, 2)
+    if "onto" in base.args:
+        experts = base["edge_table"].shape[0]
+        changed |= {"gate": random.gate(nodes, 2), "onto": random.normal(nodes, 3)}
+        changed |= {"scale": random.normal(experts, 3), "shift": random.normal(experts, 3)}
+    if "starts" in base.args:
+        changed["starts"] = random.integers(nodes, 4 if nodes else 0)
+    return base.replace(changed)
 
 
 @pytest.mark.parametrize("spec", GRAPH_OPS, ids=str)

@@ -1,4 +1,4 @@
-"""What is special about expert_linear; the contract every operator keeps is tested in test_contract_*.py."""
+"""What is special about expert_linear; test_contract_*.py test what all operators keep."""
 
 import itertools
 import math
@@ -76,12 +76,34 @@ def test_rows_that_are_mostly_zeros_match_the_reference(kept, source):
             torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance * float(want.abs().max()))
 
 
-def test_only_needed_gradients_are_computed(monkeypatch):
+class Calls(TorchDispatchMode):
+    """Records the last argument of every call of an operator of this package."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "gmoe":
+            self.last[function._schema.name.removeprefix("gmoe::expert_linear")] = args[-1]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "wanted,computed",
+    [("x", "x"), ("weight", "weight"), ("bias", "bias"), ("gate", "gate"), ("x gate", "x_gate")],
+)
+def test_only_needed_gradients_are_computed(wanted, computed):
     x, weight, bias, plan, gate, _ = operands(20, 2, 3, 4, 5)
-    y = ops.expert_linear(x, weight.requires_grad_(), bias, plan, gate)
-    y.sum().backward()
-    assert weight.grad is not None
-    assert x.grad is None and bias.grad is None and gate.grad is None
+    leaves = {"x": x, "weight": weight, "bias": bias, "gate": gate}
+    for name in wanted.split():
+        leaves[name].requires_grad_()
+    y = ops.expert_linear(x, weight, bias, plan, gate)
+    with Calls() as calls:
+        y.sum().backward()
+    assert set(calls.last) == {f"_grad_{computed}"}
+    assert [name for name, leaf in leaves.items() if leaf.grad is not None] == wanted.split()
 
 
 def test_an_expert_without_rows_gets_a_zero_gradient():
@@ -162,18 +184,11 @@ def test_tf32_follows_torchs_switch_in_compiled_functions_too(tf32_switch):
 
 @pytest.mark.native
 def test_gradients_are_as_precise_as_their_forward(monkeypatch):
-    seen = {}
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "gmoe" and "tf32" in [a.name for a in function._schema.arguments]:
-                seen[function._schema.name] = args[-1]
-            return function(*args, **(kwargs or {}))
-
     monkeypatch.setattr(_dispatch, "allows_tf32", lambda x: True)
     x, weight, bias, plan, gate, _ = operands(5, 2, 3, 4, 6)
     leaves = [t.float().requires_grad_() for t in (x, weight, bias, gate)]
-    with Watch():
+    with Calls() as calls:
         for rows, gates in ((leaves[0], leaves[3]), (leaves[0], leaves[3].detach()), (leaves[0].detach(), leaves[3])):
             ops.expert_linear(rows, leaves[1], leaves[2], plan, gates).sum().backward()
-    assert seen == dict.fromkeys(["gmoe::expert_linear" + s for s in ("", *GRADIENTS_WITH_PRODUCTS)], True)
+    products = {name: last for name, last in calls.last.items() if name != "_grad_bias"}
+    assert products == dict.fromkeys(("", *GRADIENTS_WITH_PRODUCTS), True)
