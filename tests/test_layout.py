@@ -106,9 +106,7 @@ def test_source_lists_name_every_file(folder: str) -> None:
 CUDA_KERNELS = sorted(path.stem for path in (ROOT / "csrc/core/cuda").glob("*.cu"))
 
 
-@pytest.mark.parametrize(
-    "folder", ["csrc/bindings", "csrc/core/cuda", "csrc/ops/cuda", "csrc/tests/cuda", "csrc/tests/emulator"]
-)
+@pytest.mark.parametrize("folder", ["csrc/bindings", "csrc/core/cuda", "csrc/ops/cuda", "csrc/tests/emulator"])
 def test_source_lists_name_every_file_of_cuda(folder: str) -> None:
     cmake = _source_lists()
     for path in sorted((ROOT / folder).glob("*.c[pu]*")):
@@ -123,8 +121,8 @@ def test_every_cuda_kernel_belongs_to_an_operator_and_runs_on_the_emulator(kerne
     assert owners, f"{kernel}.cu belongs to no public operator"
     header = f"core/{max(owners, key=len)}.h"
     assert (ROOT / "csrc" / header).is_file()
-    tests = "".join(path.read_text() for path in (ROOT / "csrc/tests/cuda").glob("*.cpp"))
-    assert f'#include "{header}"' in tests, f"no test under csrc/tests/cuda includes {header}"
+    tests = "".join(path.read_text() for path in (ROOT / "csrc/tests").glob("*_test.cpp"))
+    assert f'#include "{header}"' in tests, f"no test under csrc/tests includes {header}"
 
 
 def test_cuda_kernels_use_only_what_the_emulator_knows() -> None:

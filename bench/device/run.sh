@@ -82,10 +82,11 @@ step() {  # name, most seconds, command: alone
   finish
 }
 
-build_kernel_tests() {  # not the emulator and its program
-  local flags="-std=c++20 -O3 -lineinfo -arch=$ARCH -Icsrc -DGMOE_WAIT_FOR_LAUNCHES -Xptxas -warn-spills"
-  ls csrc/core/cuda/*.cu csrc/tests/cuda/*.cpp bench/device/tests_main.cpp |
-    grep -v 'csrc/tests/cuda/main\.cpp$' |
+build_kernel_tests() {  # without the tests of files and students, which have no kernel on a device
+  local flags="-std=c++20 -O3 -lineinfo -arch=$ARCH -Icsrc -DGMOE_TEST_CUDA -DGMOE_WAIT_FOR_LAUNCHES"
+  flags="$flags -Xptxas -warn-spills"
+  ls csrc/core/cuda/*.cu csrc/tests/*_test.cpp bench/device/tests_main.cpp |
+    grep -Ev 'csrc/tests/(c_api|mutated_files|student)_test\.cpp$' |
     # shellcheck disable=SC2016
     xargs -P "$jobs" -I{} sh -c '"$0" $1 -c "$2" -o "$3/$(echo "$2" | tr / _).o"' "$NVCC" "$flags" {} "$work" &&
     "$NVCC" -arch="$ARCH" "$work"/*.o -o "$work/kernel_tests"

@@ -79,10 +79,9 @@ std::string document(const StudentSizes& s) {
   std::string layers;
   for (const LayerSizes& layer : s.layers) layers += (layers.empty() ? "" : ", ") + layer_json(layer);
   return join(R"({\"format_version\": )", runtime::kFormatVersion, R"(, \"members\": )", s.members,
-              R"(, \"producer\": \"test\", \"model\": \"rbm\", )",
-              R"(\"classes\": null, \"features\": {\"columns\": )", s.features, R"(, \"normalize\": \")",
-              runtime::normalize_name(s.normalize), R"(\", \"positions\": )", positions, R"(}, \"layers\": [)", layers,
-              "]}");
+              R"(, \"producer\": \"test\", \"model\": \"rbm\", )", R"(\"classes\": null, \"features\": {\"columns\": )",
+              s.features, R"(, \"normalize\": \")", runtime::normalize_name(s.normalize), R"(\", \"positions\": )",
+              positions, R"(}, \"layers\": [)", layers, "]}");
 }
 
 }  // namespace

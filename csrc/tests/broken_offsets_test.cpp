@@ -10,14 +10,12 @@
 #include "core/routed_edge_mixture.h"
 #include "core/two_hop_graph.h"
 #include "tests/check.h"
-#include "tests/cuda/device.h"
+#include "tests/device.h"
 #include "tests/edge_messages.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {
 namespace {
-
-namespace cuda = core::cuda;
 
 constexpr std::int64_t kNodes = 71, kEdges = 230, kHubEdges = 200, kDim = 6;
 constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
@@ -58,13 +56,14 @@ GMOE_TEST(aggregate_stays_inside_of_broken_offsets) {
     const std::vector<float> x(kNodes * kDim, 1.0f), weight(rows.columns.size(), 1.0f);
     std::vector<float> y(kNodes * kDim), grad_weight(rows.columns.size());
     Device device;
-    cuda::aggregate<float, std::int32_t>(
+    core::cuda::aggregate<float, std::int32_t>(
         {x.data(), rows.offsets.data(), rows.columns.data(), weight.data(), kNodes, rows.num_edges(), kDim, y.data()},
-        kNodes, device.call(cuda::aggregate_workspace<float>(kNodes, rows.num_edges(), kDim)));
+        kNodes, device.call(core::cuda::aggregate_workspace<float>(kNodes, rows.num_edges(), kDim)));
     CHECK(device.bad_index() == rows.num_edges());
-    cuda::aggregate_grad_weight<float, std::int32_t>({y.data(), x.data(), rows.offsets.data(), rows.columns.data(),
-                                                      kNodes, rows.num_edges(), kDim, grad_weight.data()},
-                                                     kNodes, device.call());
+    core::cuda::aggregate_grad_weight<float, std::int32_t>(
+        {y.data(), x.data(), rows.offsets.data(), rows.columns.data(), kNodes, rows.num_edges(), kDim,
+         grad_weight.data()},
+        kNodes, device.call());
     CHECK(device.bad_index() == rows.num_edges());
   });
 }
@@ -84,20 +83,22 @@ GMOE_TEST(routed_edges_stay_inside_of_broken_offsets) {
       const std::vector<float> gate(slots, 0.5f), scale(call.num_experts * kDim, 1.0f), onto(kNodes * kDim);
       Device device;
       if (rows_are_sources) {
-        cuda::routed_edge_aggregate_grad<float, std::int32_t>(
-            {call, y.data(), x.data(), table.data()}, device.call(cuda::routed_edge_aggregate_grad_workspace(call)));
+        core::cuda::routed_edge_aggregate_grad<float, std::int32_t>(
+            {call, y.data(), x.data(), table.data()},
+            device.call(core::cuda::routed_edge_aggregate_grad_workspace(call)));
         CHECK(device.bad_index() == 2 * call.num_edges);
         continue;
       }
-      cuda::routed_edge_aggregate<float, std::int32_t>({call, y.data()},
-                                                       device.call(cuda::routed_edge_aggregate_workspace(call)));
+      core::cuda::routed_edge_aggregate<float, std::int32_t>(
+          {call, y.data()}, device.call(core::cuda::routed_edge_aggregate_workspace(call)));
       CHECK(device.bad_index() == 2 * call.num_edges);
-      cuda::routed_edge_aggregate_grad_weight<float, std::int32_t>({call, y.data(), weight.data()}, device.call());
+      core::cuda::routed_edge_aggregate_grad_weight<float, std::int32_t>({call, y.data(), weight.data()},
+                                                                         device.call());
       CHECK(device.bad_index() == 2 * call.num_edges);
       std::vector<float> mixture(kNodes * kDim);
-      cuda::routed_edge_mixture<float, std::int32_t>(
+      core::cuda::routed_edge_mixture<float, std::int32_t>(
           {call, gate.data(), scale.data(), scale.data(), onto.data(), mixture.data()},
-          device.call(cuda::routed_edge_mixture_workspace(call)));
+          device.call(core::cuda::routed_edge_mixture_workspace(call)));
       CHECK(device.bad_index() == 2 * call.num_edges);
     }
   });
@@ -109,18 +110,19 @@ GMOE_TEST(graphs_and_walks_stay_inside_of_broken_offsets) {
     const std::vector<std::int64_t> starts(40, kNodes - 1);
     std::vector<std::int64_t> walks(starts.size() * 9), offsets(kNodes + 1);
     Device device;
-    cuda::random_walk<std::int32_t>({rows.offsets.data(), rows.columns.data(), starts.data(),
-                                     static_cast<std::int64_t>(starts.size()), 9, 1, walks.data()},
-                                    kNodes, num_edges, device.call());
+    core::cuda::random_walk<std::int32_t>({rows.offsets.data(), rows.columns.data(), starts.data(),
+                                           static_cast<std::int64_t>(starts.size()), 9, 1, walks.data()},
+                                          kNodes, num_edges, device.call());
     CHECK(device.bad_index() == num_edges + 40);
     const std::vector<std::int32_t> edge_type(rows.columns.size(), 1);
     const core::TwoHopGraph<std::int32_t> graph{
         rows.offsets.data(), rows.columns.data(), edge_type.data(), kNodes, 2, true, true};
-    cuda::two_hop_offsets(graph, num_edges, offsets.data(), device.call(cuda::two_hop_offsets_workspace(kNodes)));
+    core::cuda::two_hop_offsets(graph, num_edges, offsets.data(),
+                                device.call(core::cuda::two_hop_offsets_workspace(kNodes)));
     CHECK(device.bad_index() == 2 * num_edges);
     std::vector<std::int32_t> columns(static_cast<std::size_t>(offsets.back())), types(columns.size());
-    const cuda::TwoHopResult<std::int32_t> result{offsets.data(), offsets.back(), columns.data(), types.data()};
-    cuda::two_hop_edges(graph, num_edges, result, device.call(cuda::two_hop_edges_workspace(result)));
+    const core::cuda::TwoHopResult<std::int32_t> result{offsets.data(), offsets.back(), columns.data(), types.data()};
+    core::cuda::two_hop_edges(graph, num_edges, result, device.call(core::cuda::two_hop_edges_workspace(result)));
   });
 }
 

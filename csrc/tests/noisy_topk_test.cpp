@@ -1,22 +1,27 @@
-// Logits for the noisy gate, and what comes of them by loops over every row and expert in double precision.
-#pragma once
+// The noisy gate and its gradient against loops over every row and expert in double precision.
+#include "core/noisy_topk.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <numbers>
 #include <numeric>
-#include <vector>
+#include <span>
 
-#include "core/noisy_topk.h"
-#include "tests/check.h"
+#include "tests/device.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {
+namespace {
 
 struct NoisySizes {
   std::int64_t rows, experts, k;
 };
+constexpr NoisySizes kCpuSizes[] = {{0, 3, 2},   {1, 1, 1},    {2, 3, 3},  {33, 5, 2},
+                                    {7, 67, 66}, {2101, 8, 4}, {65, 17, 1}};
+// Fewer and more experts than lanes, sums of more than one block, warps with and without a second step, k = E.
+constexpr NoisySizes kCudaSizes[] = {{0, 3, 2},  {1, 1, 1},   {2, 3, 3},   {33, 5, 2}, {7, 67, 66},
+                                     {65, 8, 4}, {19, 17, 1}, {3, 130, 5}, {2, 33, 33}};
+constexpr std::span<const NoisySizes> kSizes = kOnDevice ? std::span<const NoisySizes>(kCudaSizes) : kCpuSizes;
 
 // Arguments and results of both directions.
 template <typename T>
@@ -149,4 +154,86 @@ void check_noisy_topk_grad(const NoisyCase<T>& c) {
   CHECK_CLOSE(c.grad_sigma, want_sigma);
 }
 
+template <typename T>
+void route(NoisyCase<T>& c) {
+  if constexpr (kOnDevice) {
+    const std::int64_t bytes = core::cuda::noisy_topk_workspace<T>(c.logits.num_rows, c.logits.num_experts);
+    core::cuda::noisy_topk(c.forward(), Device().call(bytes));
+  } else {
+    core::noisy_topk(c.forward());
+  }
+}
+
+// Notes the first bad index, at that position or -1.
+template <typename T>
+void differentiate(NoisyCase<T>& c, std::int64_t bad = -1) {
+  Device device;
+  if constexpr (kOnDevice) {
+    core::cuda::noisy_topk_grad(c.backward(), device.call());
+  } else {
+    core::noisy_topk_grad(c.backward());
+  }
+  CHECK(device.bad_index() == bad);
+}
+
+template <typename F>
+void for_each_case(std::uint64_t seed, const F& f) {
+  Random random(seed);
+  for_each_floating([&](auto type) {
+    for (const NoisySizes& s : kSizes) {
+      set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k);
+      NoisyCase<typename decltype(type)::type> c(random, s);
+      f(c);
+    }
+  });
+}
+
+GMOE_PARALLEL_TEST(noisy_topk) {
+  for_each_case(31, [](auto& c) {
+    route(c);
+    check_noisy_topk(c);
+  });
+}
+
+GMOE_PARALLEL_TEST(noisy_topk_puts_nan_first) {
+  for_each_case(33, [](auto& c) {
+    using T = typename std::remove_reference_t<decltype(c.clean)>::value_type;
+    if (c.logits.num_rows < 2) return;
+    const std::int64_t middle = c.logits.num_rows / 2 * c.logits.num_experts;
+    c.clean[middle + c.logits.num_experts - 1] = unwritten<T>(1)[0];
+    route(c);
+    check_noisy_topk(c);
+  });
+}
+
+// 32 rows a warp, 3 blocks on each of 132 processors.
+GMOE_PARALLEL_TEST(noisy_topk_of_more_rows_than_its_blocks_take_at_once) {
+  Random random(34);
+  NoisyCase<float> c(random, {3 * 132 * 32 + 77, 2, 1});
+  route(c);
+  check_noisy_topk(c);
+}
+
+GMOE_PARALLEL_TEST(noisy_topk_grad) {
+  for_each_case(32, [](auto& c) {
+    route(c);
+    differentiate(c);
+    check_noisy_topk_grad(c);
+  });
+}
+
+#ifdef GMOE_TEST_CUDA
+GMOE_PARALLEL_TEST(noisy_topk_grad_leaves_bad_indices_out) {
+  for_each_case(35, [](auto& c) {
+    if (c.logits.num_rows < 2) return;
+    route(c);
+    c.index[c.logits.k] = -1;
+    c.index.back() = c.logits.num_experts;
+    differentiate(c, c.logits.k);
+    check_noisy_topk_grad(c);
+  });
+}
+#endif
+
+}  // namespace
 }  // namespace gmoe::test

@@ -288,7 +288,8 @@ GMOE_TEST(headers_full_of_short_entries_take_little_memory) {
   }
   for (int i = 0; i < kLayers; ++i) {
     layers += i == 0 ? "" : ",";
-    layers += R"({\"router\":\"none\",\"in\":1,\"out\":1,\"experts\":1,\"k\":1,\"activation\":\"none\",\"weights\":\"int8\"})";
+    layers +=
+        R"({\"router\":\"none\",\"in\":1,\"out\":1,\"experts\":1,\"k\":1,\"activation\":\"none\",\"weights\":\"int8\"})";
   }
   const std::string full =
       R"({"__metadata__":{"gmoe_ext.student":"{\"format_version\":1,\"members\":1,\"producer\":\"\",\"model\":\"\",\"classes\":null,)"

@@ -1,20 +1,26 @@
-// Slots to normalise, and what comes of them by loops over every slot, expert and column in double precision.
-#pragma once
+// The norm per expert and its gradient against loops over every slot, expert and column in double precision.
+#include "core/expert_norm.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <vector>
+#include <span>
 
-#include "core/expert_norm.h"
+#include "tests/device.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {
+namespace {
 
 struct NormSizes {
   std::int64_t rows, experts, k, dim;
 };
-inline constexpr double kNormEps = 0.1;  // far above the rounding of bfloat16, as the variance of two slots is not
+constexpr NormSizes kCpuSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},     {2, 3, 3, 0},    {7, 5, 2, 3},
+                                   {63, 8, 3, 17}, {13, 40, 1, 131}, {61, 4, 2, 300}, {1601, 7, 4, 31}};
+// More slots than a chunk, more experts than a block takes, columns on both sides of a block's and a warp's.
+constexpr NormSizes kCudaSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},    {2, 3, 3, 0},   {7, 5, 2, 3},
+                                    {29, 40, 3, 7}, {5, 35, 1, 131}, {11, 4, 2, 64}, {131, 3, 4, 5}};
+constexpr std::span<const NormSizes> kSizes = kOnDevice ? std::span<const NormSizes>(kCudaSizes) : kCpuSizes;
+constexpr double kNormEps = 0.1;  // far above the rounding of bfloat16, as the variance of two slots is not
 
 template <typename T>
 struct NormCase {
@@ -42,8 +48,6 @@ struct NormResult {
   std::vector<double> out, mean, var, grad_y, grad_weight, grad_bias, grad_gate;
   std::vector<std::int64_t> count;
 };
-
-namespace norm {
 
 // One expert and one column: its slots, and the statistics they are normalised by.
 template <typename T>
@@ -80,8 +84,6 @@ Column<T> column_of(const NormCase<T>& c, std::int64_t at) {
   return column;
 }
 
-}  // namespace norm
-
 template <typename T>
 NormResult naive_norm(const NormCase<T>& c) {
   const auto& a = c.slots;
@@ -95,7 +97,7 @@ NormResult naive_norm(const NormCase<T>& c) {
   want.count.assign(static_cast<std::size_t>(a.num_experts), 0);
   for (const std::int64_t e : c.index) want.count[e < 0 || e >= a.num_experts ? 0 : e] += e >= 0 && e < a.num_experts;
   for (std::int64_t at = 0; at < size; ++at) {
-    const auto column = norm::column_of(c, at);
+    const auto column = column_of(c, at);
     const double weight = wide(c.weight[at]), bias = wide(c.bias[at]);
     want.mean.push_back(column.mean);
     want.var.push_back(column.var);
@@ -148,4 +150,59 @@ struct NormOutputs {
   }
 };
 
+// f(case, what it must give, room for what it gives, device) for every type and size, with gates and without.
+template <typename F>
+void for_each_case(const F& f) {
+  Random random(21);
+  for_each_floating([&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const NormSizes& s : kSizes) {
+      for (const bool combined : {true, false}) {
+        for (const bool bad : good_and_bad()) {
+          if (bad && s.rows < 2) continue;
+          set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k, ", dim ", s.dim, combined ? ", gates" : "",
+                   bad ? ", bad indices" : "");
+          NormCase<T> c(random, s, combined);
+          if (bad) c.index[s.k] = -1;
+          if (bad) c.index.back() = s.experts;
+          const NormResult want = naive_norm(c);
+          NormOutputs<T> got(want);
+          Device device;
+          f(c, want, got, device);
+          CHECK(device.bad_index() == (bad ? s.k : -1));
+        }
+      }
+    }
+  });
+}
+
+GMOE_PARALLEL_TEST(expert_norm) {
+  for_each_case([]<typename T>(const NormCase<T>& c, const NormResult& want, NormOutputs<T>& got, Device& device) {
+    if constexpr (kOnDevice) {
+      core::cuda::expert_norm(got.forward(c), device.call(core::cuda::expert_norm_workspace(c.slots)));
+    } else {
+      core::expert_norm(got.forward(c));
+    }
+    CHECK_EQUAL(got.count, want.count);
+    CHECK_CLOSE(got.mean, want.mean);
+    CHECK_CLOSE(got.var, want.var);
+    CHECK_CLOSE(got.out, want.out);
+  });
+}
+
+GMOE_PARALLEL_TEST(expert_norm_grad) {
+  for_each_case([]<typename T>(const NormCase<T>& c, const NormResult& want, NormOutputs<T>& got, Device& device) {
+    if constexpr (kOnDevice) {
+      core::cuda::expert_norm_grad(got.backward(c, want), device.call(core::cuda::expert_norm_workspace(c.slots)));
+    } else {
+      core::expert_norm_grad(got.backward(c, want));
+    }
+    CHECK_CLOSE(got.grad_y, want.grad_y);
+    CHECK_CLOSE(got.grad_weight, want.grad_weight);
+    CHECK_CLOSE(got.grad_bias, want.grad_bias);
+    CHECK_CLOSE(got.grad_gate, want.grad_gate);
+  });
+}
+
+}  // namespace
 }  // namespace gmoe::test
