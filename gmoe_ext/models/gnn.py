@@ -57,6 +57,8 @@ class GNNConfig:
     input: Literal["node", "molecule"] = "node"
 
     def __post_init__(self) -> None:
+        if self.hidden_dim < 1:
+            raise ValueError(f"expected 'hidden_dim' of at least 1, got {self.hidden_dim}")
         if self.num_layers < 1:
             raise ValueError(f"expected 'num_layers' of at least 1, got {self.num_layers}")
         if not 0.0 <= self.dropout < 1.0:
@@ -220,7 +222,8 @@ def gmoe(
         network: shape of the network.
         num_experts, num_hop1, k, combine: see ``gmoe_ext.nn.GMoEConfig``.
         aux_weight: lambda of eq. 9.
-        scale_hidden: make the width hidden_dim / sqrt(k), so that the cost is the base network's (section 3.2).
+        scale_hidden: make the width hidden_dim / sqrt(k), so that the cost is about that of the base network (section
+            3.2).
         aux_over: take the "mean" or the "sum" of the layers' balance losses.
 
     Raises:
@@ -231,13 +234,7 @@ def gmoe(
     """
     base = cast(Base, name.removeprefix("gmoe-"))
     experts = GMoEConfig(num_experts=num_experts, num_hop1=num_hop1, k=k, base=base, combine=combine)
-    network = replace(network, hidden_dim=scaled_dim(network.hidden_dim, k, scale_hidden))
+    if scale_hidden:
+        network = replace(network, hidden_dim=max(round(network.hidden_dim / math.sqrt(k)), 1))
     network_type = MoleculeGNN if network.input == "molecule" else NodeGNN
     return network_type(network, experts, aux_weight, aux_over)
-
-
-def scaled_dim(hidden_dim: int, k: int, scale_hidden: bool) -> int:
-    """Return hidden_dim / sqrt(k), the width at which k experts cost what one did (GMoE, section 3.2)."""
-    if hidden_dim < 1:
-        raise ValueError(f"expected 'hidden_dim' of at least 1, got {hidden_dim}")
-    return max(round(hidden_dim / math.sqrt(k)), 1) if scale_hidden else hidden_dim

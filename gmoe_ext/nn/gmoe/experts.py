@@ -136,13 +136,6 @@ def normalised(base: str, graph: Graph) -> Graph:
     return graph
 
 
-def finish(y_NKF: Tensor, slots: Slots, epilogue: Epilogue) -> Tensor:
-    """Apply an epilogue that could not be fused into a matrix product."""
-    if epilogue.scale is not None and epilogue.shift is not None:
-        y_NKF = scale_slots(y_NKF, slots, epilogue.scale, epilogue.shift)
-    return y_NKF if epilogue.gate is None else combine(y_NKF, epilogue.gate)
-
-
 def folded(linear: LinearExperts, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     """Fold scale * (W x + b) + shift into one weight and bias."""
     if scale is None or shift is None:
@@ -291,7 +284,10 @@ class BondConvs(nn.Module):
         else:
             rows_END = x.expand(num_experts, *x.shape)
             x_ENF = torch.baddbmm(self.linear.bias.unsqueeze(1), rows_END, self.linear.weight.transpose(1, 2))
-        return finish(self.messages(x_ENF, hops, slots), slots, epilogue)
+        y_NKF: Tensor = self.messages(x_ENF, hops, slots)
+        if epilogue.scale is not None and epilogue.shift is not None:
+            y_NKF = scale_slots(y_NKF, slots, epilogue.scale, epilogue.shift)
+        return y_NKF if epilogue.gate is None else combine(y_NKF, epilogue.gate)
 
     def _without_gradients(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue, gate: Tensor) -> Tensor:
         """Compute the gated sums with the rows of a few experts at a time in one buffer, and no row per slot."""
