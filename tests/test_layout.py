@@ -26,7 +26,6 @@ OP_FILES = (
     "csrc/core/cuda/{op}.cu",
     "csrc/ops/{op}.cpp",
     "gmoe_ext/ops/{op}.py",
-    "gmoe_ext/reference/{op}.py",
 )
 COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of another operator, compiled with it
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}

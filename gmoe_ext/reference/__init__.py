@@ -1,19 +1,9 @@
 """Naive PyTorch versions of every operator with the same names and signatures, differentiable and float64-capable."""
 
-from .aggregate import aggregate
-from .cosine_topk import cosine_topk
-from .cosine_topk_update import cosine_topk_update
-from .edge_aggregate import edge_aggregate
-from .expert_linear import expert_linear
-from .expert_norm import expert_norm
-from .expert_plan import expert_plan
-from .memory_update import memory_update
-from .noisy_topk import noisy_topk
-from .random_walk import random_walk
-from .routed_edge_aggregate import routed_edge_aggregate
-from .routed_edge_mixture import routed_edge_mixture
-from .topk_softmax import topk_softmax
-from .two_hop_graph import two_hop_graph
+from .edges import aggregate, edge_aggregate, routed_edge_aggregate, routed_edge_mixture
+from .experts import expert_linear, expert_norm, expert_plan
+from .graphs import random_walk, two_hop_graph
+from .routing import cosine_topk, cosine_topk_update, memory_update, noisy_topk, topk_softmax
 
 __all__ = [
     "aggregate",
