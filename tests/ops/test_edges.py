@@ -1,4 +1,4 @@
-"""What is special about edge_aggregate and its routed form; test_contract_*.py test what all operators keep."""
+"""What is special about edge_aggregate and its routed form; test_contract_*.py hold what all operators keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is special about expert_linear; test_contract_*.py test what all operators keep."""
+"""What is special about expert_linear; test_contract_*.py hold what all operators keep."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What is special about aggregate, two_hop_graph and random_walk; test_contract_*.py test what all operators keep."""
+"""What is special about aggregate, two_hop_graph and random_walk; test_contract_*.py hold what all operators keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is special about topk_softmax, expert_plan and memory_update; test_contract_*.py test what all operators keep."""
+"""What is special about topk_softmax, expert_plan, memory_update; test_contract_*.py hold what all operators keep."""
 
 import math
 
