@@ -68,7 +68,8 @@ struct Worker {
     tile.write_all(out, sum);
   }
 
-  void rows(std::int64_t first, std::int64_t last) const {
+  // A function of its own, so that the registers of its loop do not depend on what surrounds the call.
+  [[gnu::noinline]] void rows(std::int64_t first, std::int64_t last) const {
     for_each_tile_of<T>(slice.width, [&](const auto& tile) {
       for (std::int64_t row = first; row < last; ++row) {
         T* y = slice.y + row * slice.y_stride;
