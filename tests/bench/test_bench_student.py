@@ -1,4 +1,4 @@
-"""The latency report: who is in it, what it says of who is not, and what its numbers are."""
+"""The latency report of a student: its contestants, the reasons for missing ones, and its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner of claims: everything it would measure runs, right results only are reported, and the report is whole."""
+"""The runner of claims: everything it measures runs, only right results are reported, and no claim is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Argument sets of every operator: all the sizes and shapes that matter, seeded, in float64."""
+"""Seeded float64 arguments of every operator, over all sizes and shapes that matter."""
 
 from __future__ import annotations
 

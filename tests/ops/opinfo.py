@@ -1,6 +1,6 @@
 """One OpSpec per operator: what the generic contract tests need to know about it.
 
-A new operator is added to OPS and gets every contract test; nothing else is to be done here.
+A new operator is added to OPS and gets every contract test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .samples import Sample
 
 @dataclass(frozen=True)
 class BadCase:
-    """A change to a good sample, and the error that must name the argument."""
+    """A change that spoils a good sample, and the error that must name the argument."""
 
     label: str
     change: Callable[[Sample], dict[str, Any]]
@@ -32,7 +32,7 @@ class BadCase:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """What is particular about an operator.
+    """The properties of one operator that the contract tests need.
 
     Attributes:
         name: of the public function, the reference, the raw operator and every file of the operator.
@@ -44,10 +44,10 @@ class OpSpec:
         second_derivative: paths whose gradient is itself differentiable; for the others it is refused.
         bad: wrong arguments.
         indices: paths of index tensors with the bound each is checked against.
-        followed: those of which a device looks only at what it follows.
+        followed: those of which a device checks only the entries it follows.
         row_of: argument whose rows are poisoned with NaN and Inf in turn.
-        autocast: dtype the operator runs in under autocast, None when it keeps its inputs' dtype.
-        wide: results, by name, that are float32 for bfloat16 arguments: sums that a rounding would spoil.
+        autocast: dtype the operator runs in under autocast; None keeps the dtype of its inputs.
+        wide: results, by name, that stay float32 for bfloat16 arguments because rounding would spoil these sums.
         static_shape: whether the shape of the result follows from the shapes of the arguments.
     """
 

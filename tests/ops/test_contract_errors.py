@@ -98,7 +98,7 @@ def test_broken_offsets_are_an_error(spec: OpSpec, device: torch.device) -> None
 
 @pytest.mark.parametrize("spec", OPS, ids=str)
 def test_signature_equals_the_reference(spec: OpSpec) -> None:
-    public, truth = (inspect.signature(getattr(room, spec.name)) for room in (ops, reference))
+    public, truth = (inspect.signature(getattr(package, spec.name)) for package in (ops, reference))
     assert public == truth
 
 

@@ -1,4 +1,4 @@
-"""Every operator's gradients: right, complete, and a second derivative is right or refused aloud."""
+"""Every operator's gradients: right, complete, and a second derivative is right or refused with an error."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_gradcheck(spec: OpSpec, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("spec", [s for s in DIFFERENTIABLE if s.second_derivative != s.differentiable], ids=str)
-def test_second_derivative_is_refused_aloud(spec: OpSpec, device: torch.device) -> None:
+def test_second_derivative_is_refused_with_an_error(spec: OpSpec, device: torch.device) -> None:
     spec.need_compiled()
     sample = spec.rows(5).to(torch.float64).on(device)
     for path in _paths(spec, sample):

@@ -98,7 +98,7 @@ def test_raw_call_takes_more_sources_than_destinations() -> None:
 
 
 @pytest.mark.native
-def test_raw_call_without_the_transpose_refuses_a_gradient_aloud() -> None:
+def test_raw_call_without_the_transpose_refuses_a_gradient() -> None:
     x = torch.ones(2, 3, requires_grad=True)
     offsets, columns = torch.tensor([0, 1, 2]), torch.tensor([1, 0])
     y = torch.ops.gmoe.aggregate(x, offsets, columns, None, None, None, None, None)
