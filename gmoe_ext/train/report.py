@@ -17,7 +17,6 @@ from ..errors import MissingExtraError
 from ..models.registry import Model
 from .config import Config, config_hash
 from .fit_state import FitResult
-from .parse import published
 
 
 class Trained(NamedTuple):
@@ -62,6 +61,7 @@ class Outcome:
 def result_record(config: Config, outcome: Outcome, device: torch.device) -> dict[str, Any]:
     """Return the content of result.json; scores are fractions (accuracy, rocauc) or in the label's unit (rmse)."""
     from .. import __version__
+    from .parse import published  # the loop and its tasks also run without jsonargparse
 
     main, figure = outcome.main, published(config)
     record: dict[str, Any] = {

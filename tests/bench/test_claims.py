@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +23,7 @@ from bench.claims.settings import Settings
 from bench.timing import Samples
 from gmoe_ext import _native, ops
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = Settings(quick=True, without=("torch.compile",))
 EXPERIMENTS = catalogue.experiments(QUICK)
 OF_A_GPU = catalogue.gpu_experiments(QUICK)  # in small, and on the CPU
@@ -235,3 +240,13 @@ def test_each_call_has_its_own_events_and_a_cold_cache(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert timer.seconds(lambda: called.append(Event.recorded), 3) == pytest.approx(6e-3)
     assert written == [0, 1, 2] and called == [1, 3, 5]
+
+
+def test_claims_of_a_gpu_need_no_configuration_files():
+    """A machine lent for its GPU has torch, NumPy and pytest alone."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['jsonargparse', 'yaml', 'rich', 'sklearn', 'onnx', 'gensim']));"
+        "from bench.claims import catalogue; from bench.claims.settings import Settings;"
+        "assert catalogue.gpu_experiments(Settings(device='cuda'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
