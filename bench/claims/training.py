@@ -21,7 +21,7 @@ from gmoe_ext.train.fit_state import Task
 from gmoe_ext.train.tasks.distill import find_targets, resolve_protocol
 from gmoe_ext.train.tasks.molecule import MoleculeTask
 from gmoe_ext.train.tasks.node import NodeTask
-from gmoe_ext.train.tasks.scene import Inputs, Scene
+from gmoe_ext.train.tasks.scene import Scene
 from gmoe_ext.train.tasks.student import StudentTask, build_task
 
 from . import inputs, parity
@@ -91,7 +91,7 @@ def amazon_photo(settings: Settings) -> Task:
     )
     rows = torch.cat([nodes.x, inputs.normal(len(nodes.x), config.distill.position_dim, seed=1)], dim=1)
     net = models.build("rbm", in_dim=rows.shape[1], out_dim=nodes.num_classes, **config.student.build_args())
-    return _routed(build_task(net, scene, Inputs.of(scene, rows), find_targets(config, scene, teacher), config))
+    return _routed(build_task(net, scene, rows, find_targets(config, scene, teacher), config))
 
 
 def _routed(task: StudentTask) -> StudentTask:
@@ -193,7 +193,7 @@ def arxiv_like(settings: Settings) -> Task:
     torch.manual_seed(0)
     shape = {"hidden_dim": settings.size(256, 16), "num_layers": 3, "norm": "batch"}
     net = models.build("gmoe-gcn", in_dim=nodes.num_features, out_dim=nodes.num_classes, **shape, **MIXTURE)
-    return NodeTask("gmoe-gcn", net.to(settings.device), nodes, TrainConfig())
+    return NodeTask("gmoe-gcn", net.to(settings.device), Scene.of(Config(), nodes), TrainConfig())
 
 
 def arxiv_like_rbm(settings: Settings) -> Task:
@@ -205,7 +205,7 @@ def arxiv_like_rbm(settings: Settings) -> Task:
     net = models.build("rbm", in_dim=nodes.num_features, out_dim=nodes.num_classes, **shape).to(settings.device)
     targets = StudentTargets(inputs.normal(nodes.num_nodes, nodes.num_classes, seed=2).to(settings.device))
     scene = Scene.of(config, nodes)
-    return _routed(build_task(net, scene, Inputs.of(scene, nodes.x), targets, config))
+    return _routed(build_task(net, scene, nodes.x, targets, config))
 
 
 def _arxiv(settings: Settings) -> NodeData:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from .._native import raise_index_faults
+from ..data import metrics
 from ..errors import ConfigError, GmoeError
 from .config import TrainConfig
 from .device import autocast
@@ -136,7 +137,7 @@ def better(metric: str, score: float, than: float, ties: bool = False) -> bool:
     """Whether a score beats another one; any number beats NaN."""
     if math.isnan(than):
         return not math.isnan(score)
-    ahead = score < than if metric == "rmse" else score > than
+    ahead = score > than if metrics.higher_is_better(metric) else score < than
     return ahead or (ties and score == than)
 
 
@@ -178,5 +179,5 @@ def _dry_fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     _step(task, state)
     scores = _evaluate(task)
     state.val_best, state.test_at_best_val, state.test_best = scores["val"], scores["test"], scores["test"]
-    run.line(task.phase, f"one step: loss {losses['loss'].item():.3f}  val {scores['val']:.3f}")
+    run.progress.line(task.phase, f"one step: loss {losses['loss'].item():.3f}  val {scores['val']:.3f}")
     return state.result()

@@ -66,10 +66,6 @@ class Run:
         """Seed a phase. Call it before the phase's model is built."""
         fit_state.seed_all(self.config.seed, phase)
 
-    def line(self, name: str, text: str) -> None:
-        """Print one progress line."""
-        self.progress.line(name, text)
-
     @contextmanager
     def fitting(self, task: Task, train: TrainConfig, state: FitState) -> Iterator[None]:
         """Show progress inside the block, and let a signal wait for the next checkpoint."""
@@ -169,7 +165,9 @@ class Run:
         state.sums = {name: value.to(task.device) for name, value in checkpoint.select("sums", tensors).items()}
         self._metrics_end = state.metrics_bytes
         fit_state.set_rng_state(checkpoint.select("rng", tensors), scalars["rng"], task.device)
-        self.line(task.phase, f"continues after step {state.steps} (epoch {state.epochs}, batch {state.batches})")
+        self.progress.line(
+            task.phase, f"continues after step {state.steps} (epoch {state.epochs}, batch {state.batches})"
+        )
         return state
 
 

@@ -16,7 +16,7 @@ from gmoe_ext.train.fit_state import FitState
 from gmoe_ext.train.tasks.distill import resolve_protocol
 from gmoe_ext.train.tasks.molecule import MoleculeTask
 from gmoe_ext.train.tasks.node import NodeTask
-from gmoe_ext.train.tasks.scene import Inputs, Scene
+from gmoe_ext.train.tasks.scene import Scene
 from gmoe_ext.train.tasks.student import build_task
 
 from ..fake_cuda import FakeCuda, WouldWait
@@ -105,7 +105,7 @@ def train(request, monkeypatch):
 def node_task(name, options, train, device="cpu"):
     data = synthetic.communities(num_nodes=200, num_features=8, num_classes=3).to(device)
     model = models.build(name, in_dim=8, out_dim=data.num_classes, **SHAPE, **options).to(device)
-    return NodeTask(name, model, data, train)
+    return NodeTask(name, model, Scene.of(Config(), data), train)
 
 
 def molecule_task(name, options, train, device="cpu"):
@@ -123,7 +123,7 @@ def student_task(name, options, train, device="cpu", **settings):
     logits = torch.randn(data.num_nodes, data.num_classes).to(device)
     scene = Scene.of(config, data)
     targets = StudentTargets(logits, sampler, config.distill.tau)
-    return build_task(model, scene, Inputs.of(scene, data.x), targets, config)
+    return build_task(model, scene, data.x, targets, config)
 
 
 @pytest.mark.parametrize(("name", "options"), NODE_MODELS, ids=str)

@@ -30,8 +30,8 @@ from ..fit_state import check_same
 from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
-from .node import node_task
-from .scene import Inputs, Scene, load_data
+from .node import fit_gnn
+from .scene import Scene, load_data
 from .student import build_task
 
 # What the paper says, and what the code released with it does. They fill in only what is not set (None), so a recipe
@@ -121,10 +121,10 @@ def distill(config: Config, run: Run, device: torch.device) -> Distilled:
     data = load_data(config)
     if not isinstance(data, NodeData) or data.metric != "accuracy":
         raise ConfigError(f"data '{config.data.name}': a student is distilled on node data with one class per node")
-    run.line("graph", f"{data.name}: {data.summary()}")
+    run.progress.line("graph", f"{data.name}: {data.summary()}")
     config = resolve_protocol(config, data.split)
     scene = Scene.of(config, data.to(device))
-    candidates = [train_teacher(config, run, scene, *named) for named in _teachers(config)]
+    candidates = [fit_gnn(*named, scene, config.teacher_train(), run) for named in _teachers(config)]
     teacher = max(candidates, key=lambda one: one.fit.val_best)
     positions = find_positions(config, run, scene)
     rows = student_inputs(scene.data.x, positions, config.distill.position_scale, scene.observed_nodes)
@@ -142,13 +142,6 @@ def _teachers(config: Config) -> list[tuple[str, str, NetworkConfig]]:
         return [("teacher", teacher, config.teacher)]
     other = f"{teacher}-teacher" if teacher == model else teacher
     return [(model, model, config.model), (other, teacher, config.teacher)]
-
-
-def train_teacher(config: Config, run: Run, scene: Scene, phase: str, name: str, network: NetworkConfig) -> Trained:
-    """Fit a GNN in the setting of the run; held-out nodes join its graph only for the test."""
-    settings = config.teacher_train()
-    task = node_task(phase, name, network, scene.data, config, settings, run)
-    return Trained(task.model, fit(task, settings, run))
 
 
 def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
@@ -217,15 +210,12 @@ def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets
 def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Trained:
     """Fit the student; the pre-training epochs of its experts come before those of `train`."""
     assert config.student.model is not None
-    inputs = Inputs.of(scene, rows)
     targets = find_targets(config, scene, teacher)
     run.begin(config.student.model)
     options = config.student.build_args()
     known = models.option_names(config.student.model)
     options |= {name: value for name, value in dataclasses.asdict(config.distill).items() if name in known}
-    student = models.build(
-        config.student.model, in_dim=inputs.seen_ND.shape[1], out_dim=scene.data.num_classes, **options
-    ).to(inputs.seen_ND.device)
-    task = build_task(student, scene, inputs, targets, config)
+    student = models.build(config.student.model, in_dim=rows.shape[1], out_dim=scene.data.num_classes, **options)
+    task = build_task(student.to(rows.device), scene, rows, targets, config)
     settings = dataclasses.replace(config.train, epochs=config.train.epochs + task.pretrain_epochs)
     return Trained(student, fit(task, settings, run))

@@ -13,16 +13,16 @@ from ...errors import ConfigError
 from ...models.gnn import ExpertGNN
 from ...models.registry import Model
 from ..config import Config, TrainConfig
-from ..fit_state import Task, epoch_generator
+from ..fit_state import epoch_generator
 from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
-from .node import expert_load, label_loss
+from .node import GNNTask
 
 EVAL_BATCH = 256
 
 
-class MoleculeTask(Task):
+class MoleculeTask(GNNTask):
     """Train a GNN on a set of molecules.
 
     Args:
@@ -35,18 +35,10 @@ class MoleculeTask(Task):
     """
 
     def __init__(
-        self,
-        phase: str,
-        model: Model,
-        data: MoleculeData,
-        train: TrainConfig,
-        seed: int,
-        two_hop: bool,
+        self, phase: str, model: Model, data: MoleculeData, train: TrainConfig, seed: int, two_hop: bool
     ) -> None:
-        self.phase, self.metric = phase, data.metric
-        self.model: Model = model
+        super().__init__(phase, model, data.metric, train)
         self.data = data
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self._batch_size = train.batch_size or len(data.train_idx)
         self._seed, self._two_hop = seed, two_hop
         self._parts: dict[str, list[MoleculeBatch]] = {}
@@ -67,16 +59,11 @@ class MoleculeTask(Task):
     def losses(self, batch: MoleculeBatch) -> dict[str, Tensor]:
         """Loss of the known labels and of the routing."""
         logits, aux = self.model(batch)
-        task = label_loss(self.metric, logits, batch.y)
-        return {"loss": task + aux, "task": task, "aux": aux}
+        return self.label_losses(logits, batch.y, aux)
 
     def evaluate(self) -> dict[str, float]:
         """Scores of validation and test molecules."""
         return {"val": self._score("val", self.data.val_idx), "test": self._score("test", self.data.test_idx)}
-
-    def expert_load(self) -> list[float] | None:
-        """Shares of the experts at the last forward, for a model that routes."""
-        return expert_load(self.model)
 
     def _score(self, part: str, ids: Tensor) -> float:
         if part not in self._parts:  # the batches are the same at every evaluation, so they are cut once
@@ -92,7 +79,7 @@ def train(config: Config, run: Run, device: torch.device, data: MoleculeData) ->
     assert name is not None
     if config.data.setting != "transductive":
         raise ConfigError("data.setting: molecules have no inductive setting; training never sees their test graphs")
-    run.line("molecules", f"{data.name}: {data.summary()}")
+    run.progress.line("molecules", f"{data.name}: {data.summary()}")
     run.begin(name)
     model = models.build(name, input="molecule", out_dim=data.num_outputs, **network.build_args()).to(device)
     two_hop = isinstance(model, ExpertGNN) and model.needs_two_hop

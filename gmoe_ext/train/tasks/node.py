@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ... import models
@@ -15,34 +15,49 @@ from ..fit_state import Task
 from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
+from .scene import Scene
 
 
-class NodeTask(Task):
-    """Train a GNN on the nodes of one graph.
+class GNNTask(Task):
+    """Train a GNN on labels: what nodes and molecules have in common.
 
     Args:
         phase: name of the fit.
-        model: forward(x [N, F], graph) -> Output.
-        data: what training sees (the observed graph in the inductive setting).
+        model: returns an Output.
+        metric: of the labels.
         train: learning rate and weight decay of Adam.
-        full: the whole graph, if `heldout` nodes join it for the test.
-        heldout: global ids of nodes that training does not see; "test" is their score, "test_observed" the others'.
     """
 
-    def __init__(
-        self,
-        phase: str,
-        model: Model,
-        data: NodeData,
-        train: TrainConfig,
-        full: NodeData | None = None,
-        heldout: Tensor | None = None,
-    ) -> None:
-        self.phase, self.metric = phase, data.metric
+    def __init__(self, phase: str, model: Model, metric: str, train: TrainConfig) -> None:
+        self.phase, self.metric = phase, metric
         self.model: Model = model
-        self.data = data
-        self.full, self.heldout = full, heldout
         self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+    def label_losses(self, logits: Tensor, y: Tensor, aux: Tensor) -> dict[str, Tensor]:
+        """Loss of the known labels and of the routing."""
+        task = label_loss(self.metric, logits, y)
+        return {"loss": task + aux, "task": task, "aux": aux}
+
+    def expert_load(self) -> list[float] | None:
+        """Share of the last forward's slots that each expert served; None for a model of one expert."""
+        if not isinstance(self.model, ExpertGNN):
+            return None
+        shares: list[float] = self.model.expert_load().tolist()
+        return shares if len(shares) > 1 else None
+
+
+class NodeTask(GNNTask):
+    """Train a GNN on the nodes of one graph; held-out nodes join it for the test.
+
+    Args:
+        phase, train: see `GNNTask`.
+        model: forward(x [N, F], graph) -> Output.
+        scene: data of the setting.
+    """
+
+    def __init__(self, phase: str, model: Model, scene: Scene, train: TrainConfig) -> None:
+        super().__init__(phase, model, scene.data.metric, train)
+        self.scene, self.data = scene, scene.observed
 
     def batches(self, epoch: int) -> list[None]:
         """One full batch."""
@@ -52,20 +67,15 @@ class NodeTask(Task):
         """Loss of the training nodes and of the routing."""
         logits, aux = self.model(self.data.x, self.data.graph)
         nodes = self.data.train_idx
-        task = label_loss(self.metric, logits[nodes], self.data.y[nodes])
-        return {"loss": task + aux, "task": task, "aux": aux}
+        return self.label_losses(logits[nodes], self.data.y[nodes], aux)
 
     def evaluate(self) -> dict[str, float]:
         """Scores of validation and test nodes."""
         logits, arrived = self.model(self.data.x, self.data.graph).logits, None
-        if self.full is not None and self.heldout is not None:
-            whole = self.model(self.full.x, self.full.graph).logits
-            arrived = whole[self.heldout], self.full.y[self.heldout]
+        whole, heldout = self.scene.data, self.scene.heldout
+        if heldout is not None:
+            arrived = self.model(whole.x, whole.graph).logits[heldout], whole.y[heldout]
         return node_scores(self.data, logits, arrived)
-
-    def expert_load(self) -> list[float] | None:
-        """Shares of the experts at the last forward, for a model that routes."""
-        return expert_load(self.model)
 
 
 def node_scores(data: NodeData, logits_NC: Tensor, arrived: tuple[Tensor, Tensor] | None) -> dict[str, float]:
@@ -106,32 +116,17 @@ def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:
     return (each * known).sum() / known.sum().clamp_min(1)
 
 
-def expert_load(model: nn.Module) -> list[float] | None:
-    """Share of the last forward's slots that each expert of a mixture served; None for a model of one expert."""
-    if not isinstance(model, ExpertGNN):
-        return None
-    shares: list[float] = model.expert_load().tolist()
-    return shares if len(shares) > 1 else None
-
-
-def node_task(
-    phase: str, name: str, network: NetworkConfig, data: NodeData, config: Config, train: TrainConfig, run: Run
-) -> NodeTask:
-    """Seed the phase, then build a GNN on the data's device and its task in the setting of the run."""
+def fit_gnn(phase: str, name: str, network: NetworkConfig, scene: Scene, train: TrainConfig, run: Run) -> Trained:
+    """Seed the phase, build a GNN on the data's device and fit it."""
     run.begin(phase)
+    data = scene.data
     model = models.build(name, in_dim=data.num_features, out_dim=data.num_classes, **network.build_args())
-    model.to(data.x.device)
-    if config.data.setting == "transductive":
-        return NodeTask(phase, model, data, train)
-    view = data.inductive(config.split_seed, config.heldout_rate)
-    return NodeTask(phase, model, view.observed, train, data, view.heldout)
+    return Trained(model, fit(NodeTask(phase, model.to(data.x.device), scene, train), train, run))
 
 
 def train(config: Config, run: Run, device: torch.device, data: NodeData) -> Outcome:
     """Train `model` on a node data set."""
     assert config.model.name is not None
-    run.line("graph", f"{data.name}: {data.summary()}")
-    data = data.to(device)
-    task = node_task(config.model.name, config.model.name, config.model, data, config, config.train, run)
-    result = fit(task, config.train, run)
-    return Outcome(Trained(task.model, result), data)
+    run.progress.line("graph", f"{data.name}: {data.summary()}")
+    scene = Scene.of(config, data.to(device))
+    return Outcome(fit_gnn(config.model.name, config.model.name, config.model, scene, config.train, run), scene.data)

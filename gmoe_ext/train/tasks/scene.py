@@ -1,4 +1,4 @@
-"""The data of a run, and what a distillation may see of it. N nodes that training sees, D student inputs."""
+"""The data of a run, and what training may see of it."""
 
 from __future__ import annotations
 
@@ -65,17 +65,8 @@ class Scene:
         view = data.inductive(config.split_seed, config.heldout_rate)
         return cls(data, view.observed, view.observed_nodes, view.heldout)
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """Rows of the student: those it is trained on, and those of held-out nodes."""
-
-    seen_ND: Tensor
-    heldout: Tensor | None
-
-    @classmethod
-    def of(cls, scene: Scene, rows: Tensor) -> Inputs:
-        """Split the rows of all nodes."""
-        if scene.heldout is None:
-            return cls(rows, None)
-        return cls(rows[scene.observed_nodes], rows[scene.heldout])
+    def divide(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Divide rows of all nodes into those that training sees and those of held-out nodes, None without any."""
+        if self.heldout is None:
+            return rows, None
+        return rows[self.observed_nodes], rows[self.heldout]

@@ -21,7 +21,7 @@ from ...nn.losses import krd
 from ..config import Config
 from ..fit_state import Task, epoch_generator
 from .node import node_scores
-from .scene import Inputs, Scene
+from .scene import Scene
 
 _UNLABELLED = -100  # class of a node whose label training does not see
 
@@ -32,7 +32,7 @@ class StudentTask(Task):
     Args:
         model: forward(x [B, D]) -> Output.
         scene: data of the setting.
-        inputs: the student's rows.
+        rows: the student's input of every node.
         targets: the teacher's soft targets.
         config: settings, filled in by `distill.resolve_protocol`.
 
@@ -44,9 +44,10 @@ class StudentTask(Task):
     pretrain_epochs = 0
     routing = True
 
-    def __init__(self, model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> None:
+    def __init__(self, model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> None:
         self.phase, self.metric, self.model = model.name, scene.data.metric, model
-        self.scene, self.inputs, self.targets, self.config = scene, inputs, targets, config
+        self.scene, self.targets, self.config = scene, targets, config
+        self.seen_ND, self.heldout = scene.divide(rows)
         self.learners = model.learners()
         self.optimizer = self._adam()
         y, labelled = scene.observed.y, scene.observed.train_idx
@@ -63,16 +64,15 @@ class StudentTask(Task):
         """All rows at once, or shuffled batches of `train.batch_size`."""
         if self._full_batch():
             return [None]
-        rows, device = self.inputs.seen_ND.shape[0], self.inputs.seen_ND.device
-        order = torch.randperm(rows, generator=epoch_generator(self.config.seed, epoch))
-        return list(torch.split(without_waiting(order, device), self.config.train.batch_size))
+        order = torch.randperm(len(self.seen_ND), generator=epoch_generator(self.config.seed, epoch))
+        return list(torch.split(without_waiting(order, self.seen_ND.device), self.config.train.batch_size))
 
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
         """nu CE + (1 - nu) (KD + KRD) + the model's own losses; over a batch each term estimates its full value.
 
         Summed over the models that learn by themselves, so that each gets the gradient it would get alone.
         """
-        seen, pairs, label_B = self.inputs.seen_ND, self.drawn.pairs, self.label_N
+        seen, pairs, label_B = self.seen_ND, self.drawn.pairs, self.label_N
         if batch is not None:
             seen, pairs, label_B = seen[batch], pairs.rows(batch), label_B[batch]
         distill = self.config.distill
@@ -91,9 +91,9 @@ class StudentTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """Scores of validation and test nodes."""
-        logits, arrived = self.model(self.inputs.seen_ND).logits, None
-        if self.inputs.heldout is not None and self.scene.heldout is not None:
-            arrived = self.model(self.inputs.heldout).logits, self.scene.data.y[self.scene.heldout]
+        logits, arrived = self.model(self.seen_ND).logits, None
+        if self.heldout is not None and self.scene.heldout is not None:
+            arrived = self.model(self.heldout).logits, self.scene.data.y[self.scene.heldout]
         self.evaluated_NC = logits
         return node_scores(self.scene.observed, logits, arrived)
 
@@ -113,7 +113,7 @@ class StudentTask(Task):
 
     def _full_batch(self) -> bool:
         size = self.config.train.batch_size
-        return size == 0 or size >= self.inputs.seen_ND.shape[0]
+        return size == 0 or size >= len(self.seen_ND)
 
     def _adam(self) -> torch.optim.Adam:
         train = self.config.train
@@ -134,9 +134,9 @@ class ExpertTask(StudentTask):
     model: ExpertStudent[Any]
 
     def __init__(
-        self, model: ExpertStudent[Any], scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config
+        self, model: ExpertStudent[Any], scene: Scene, rows: Tensor, targets: StudentTargets, config: Config
     ) -> None:
-        super().__init__(model, scene, inputs, targets, config)
+        super().__init__(model, scene, rows, targets, config)
         self.pretrain_epochs = config.distill.pretrain_epochs
         self.routing = False
 
@@ -200,7 +200,7 @@ class RbMTask(ExpertTask):
 
     def start_routing(self) -> None:
         """Clone experts and place the memories."""
-        kmeans_start(self.model, self.inputs.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
+        kmeans_start(self.model, self.seen_ND, self.config.seed, self.config.distill.kmeans_restarts)
 
     def enter_epoch(self, epoch: int) -> None:
         """Set the annealing epoch; a full-batch epoch may replay the small batches of the released code."""
@@ -214,7 +214,7 @@ class RbMTask(ExpertTask):
     def losses(self, batch: Tensor | None) -> dict[str, Tensor]:
         """As for every student, after the memories have followed the replayed rows."""
         for rows, copies in self.replayed:
-            self.model.follow_(self.inputs.seen_ND[rows], copies)
+            self.model.follow_(self.seen_ND[rows], copies)
         return super().losses(batch)
 
     def after_step(self) -> None:
@@ -223,10 +223,10 @@ class RbMTask(ExpertTask):
         self.model.spread_memories_(self.config.train.lr if rate is None else rate)
 
 
-def build_task(model: Model, scene: Scene, inputs: Inputs, targets: StudentTargets, config: Config) -> StudentTask:
+def build_task(model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> StudentTask:
     """Build the task that trains this kind of student."""
     if isinstance(model, RbM):
-        return RbMTask(model, scene, inputs, targets, config)
+        return RbMTask(model, scene, rows, targets, config)
     if isinstance(model, MoE):
-        return MoETask(model, scene, inputs, targets, config)
-    return StudentTask(model, scene, inputs, targets, config)
+        return MoETask(model, scene, rows, targets, config)
+    return StudentTask(model, scene, rows, targets, config)
