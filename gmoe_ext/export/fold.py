@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..models import MLP, Ensemble, ExpertStudent, Model
 from ..nn import CosineMemoryRouter, ProjectedRouter
-from ..nn.rbm.expert_layer import ExpertLayer
+from ..nn.rbm.moe_layer import ExpertLayer
 
 Normalize = Literal["none", "row_l1", "row_l2"]
 Positions = Tensor | NDArray[np.floating[Any]]
@@ -95,11 +95,6 @@ class FoldedStudent:
         """Number of columns that callers pass if the table provides the positions."""
         return self.num_inputs - self.position_dim
 
-    @property
-    def num_outputs(self) -> int:
-        """Number of classes."""
-        return self.layers[-1].weight_EDF.shape[2]
-
 
 def preparation(row_normalize: bool) -> Normalize:
     """Return the feature preparation of a model that was trained with or without ``data.row_normalize``."""
@@ -154,14 +149,6 @@ def finite(tensor: Tensor, name: str) -> Tensor:
     return tensor.cpu().contiguous()
 
 
-@dataclass
-class _Affine:
-    """A norm in evaluation: h * scale + shift."""
-
-    scale_F: Tensor
-    shift_F: Tensor
-
-
 def _layers(model: Model) -> list[FoldedLayer]:
     if isinstance(model, ExpertStudent):
         layers = [_expert_layer(layer) for layer in model.expert_layers()]
@@ -171,7 +158,7 @@ def _layers(model: Model) -> list[FoldedLayer]:
         kind = model.name or type(model).__name__
         raise ConfigError(f"export: expected a student of kind {', '.join(STUDENTS)}, got {kind!r}")
     for layer, norm in zip(layers[:-1], model.norms, strict=True):
-        _fold(layer, _affine(norm))
+        _fold_norm(layer, norm)
         layer.relu = True
     return layers
 
@@ -211,31 +198,28 @@ def _linear_layer(layer: nn.Module) -> FoldedLayer:
     return FoldedLayer(weight_FD.mT[None], bias_F[None], None, 1, False)
 
 
-def _affine(norm: nn.Module) -> _Affine | None:
+def _fold_norm(layer: FoldedLayer, norm: nn.Module) -> None:
+    """Apply a sum_r g_r (W_r x + b_r) + c = sum_r g_r (a W_r x + a b_r + c), true if a row's gates sum to 1."""
     if isinstance(norm, nn.Identity):
-        return None
+        return
     if not isinstance(norm, nn.BatchNorm1d) or norm.running_mean is None or norm.running_var is None:
         raise ConfigError(
             f"export: {type(norm).__name__} between layers does not fold into a matrix; "
             "train the student with norm 'batch' or 'none' to serve it"
         )
+    if layer.router is not None and layer.router.over_all:
+        raise ConfigError(
+            "export: a batch norm does not fold into experts whose gates sum to less than 1; train the student "
+            "with norm 'none' or variant 'paper' to serve it"
+        )
     scale_F = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale_F = scale_F * norm.weight.double()
     shift_F = -norm.running_mean.double() * scale_F
-    return _Affine(scale_F, shift_F if norm.bias is None else shift_F + norm.bias.double())
-
-
-def _fold(layer: FoldedLayer, affine: _Affine | None) -> None:
-    """Apply a sum_r g_r (W_r x + b_r) + c = sum_r g_r (a W_r x + a b_r + c), true if a row's gates sum to 1."""
-    if affine is not None:
-        if layer.router is not None and layer.router.over_all:
-            raise ConfigError(
-                "export: a batch norm does not fold into experts whose gates sum to less than 1; train the student "
-                "with norm 'none' or variant 'paper' to serve it"
-            )
-        layer.weight_EDF = layer.weight_EDF * affine.scale_F
-        layer.bias_EF = layer.bias_EF * affine.scale_F + affine.shift_F
+    if norm.bias is not None:
+        shift_F = shift_F + norm.bias.double()
+    layer.weight_EDF = layer.weight_EDF * scale_F
+    layer.bias_EF = layer.bias_EF * scale_F + shift_F
 
 
 def _table(positions: Positions) -> Tensor:

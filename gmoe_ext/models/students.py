@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Generic, Literal, TypeVar, cast
 
@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from ..nn import MoEConfig, MoELayer, RbMConfig, RbMLayer
 from ..nn.dropout import dropout
-from ..nn.rbm.expert_layer import ExpertLayer
+from ..nn.rbm.moe_layer import ExpertConfig, ExpertLayer
 from .registry import Model, Output, register
 
 Layer = TypeVar("Layer", bound=ExpertLayer)
+Settings = TypeVar("Settings", bound=ExpertConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,25 +141,28 @@ class ExpertStudent(Model, Generic[Layer]):
 
     Args:
         network: shape of the student.
-        make_layer: makes a layer of (in_dim, out_dim, dropout).
-        dropout: drop probability of expert inputs.
+        experts: settings of every layer.
+        make_layer: makes a layer of (in_dim, out_dim, settings).
         first_layer_dropout: also drop inputs of the first layer's experts (released code).
 
     Returns:
         forward(x [N, in_dim]) gives Output(logits [N, out_dim], aux scalar).
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     def __init__(
         self,
         network: StudentConfig,
-        make_layer: Callable[[int, int, float], Layer],
-        dropout: float,
+        experts: Settings,
+        make_layer: Callable[[int, int, Settings], Layer],
         first_layer_dropout: bool,
     ) -> None:
         super().__init__()
-        rates = [dropout if first_layer_dropout else 0.0] + [dropout] * (network.num_layers - 1)
+        first = experts if first_layer_dropout else replace(experts, dropout=0.0)
         self.layers = nn.ModuleList(
-            make_layer(d, f, rate) for (d, f), rate in zip(network.widths(), rates, strict=True)
+            make_layer(d, f, experts if position else first) for position, (d, f) in enumerate(network.widths())
         )
         self.norms = network.norms()
 
@@ -199,13 +203,7 @@ class RbM(ExpertStudent[RbMLayer]):
     Training: ``set_pretraining`` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
     and places the memories. A model that was never pre-trained routes by random memories from its first batch on.
 
-    Args:
-        network: shape of the student.
-        experts: settings of every layer.
-        first_layer_dropout: see ``ExpertStudent``.
-
-    Raises:
-        ValueError: an option is out of its range.
+    Arguments and errors are those of ``ExpertStudent``.
 
     Examples:
         >>> student = build("rbm", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=4, k=2)
@@ -214,10 +212,7 @@ class RbM(ExpertStudent[RbMLayer]):
     """
 
     def __init__(self, network: StudentConfig, experts: RbMConfig, first_layer_dropout: bool = False) -> None:
-        def layer(in_dim: int, out_dim: int, dropout: float) -> RbMLayer:
-            return RbMLayer(in_dim, out_dim, experts, dropout=dropout)
-
-        super().__init__(network, layer, experts.dropout, first_layer_dropout)
+        super().__init__(network, experts, RbMLayer, first_layer_dropout)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the memories the epoch t of the annealing schedule (eq. 14)."""
@@ -263,13 +258,7 @@ class MoE(ExpertStudent[MoELayer]):
     model that was never pre-trained routes from its first batch on. Rows are compared with experts in hidden_dim
     dimensions.
 
-    Args:
-        network: shape of the student.
-        experts: settings of every layer.
-        first_layer_dropout: see ``ExpertStudent``.
-
-    Raises:
-        ValueError: an option is out of its range.
+    Arguments and errors are those of ``ExpertStudent``.
 
     Examples:
         >>> student = build("moe", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2, num_experts=8, k=3)
@@ -278,10 +267,10 @@ class MoE(ExpertStudent[MoELayer]):
     """
 
     def __init__(self, network: StudentConfig, experts: MoEConfig, first_layer_dropout: bool = False) -> None:
-        def layer(in_dim: int, out_dim: int, dropout: float) -> MoELayer:
-            return MoELayer(in_dim, out_dim, network.hidden_dim, experts, dropout=dropout)
+        def layer(in_dim: int, out_dim: int, settings: MoEConfig) -> MoELayer:
+            return MoELayer(in_dim, out_dim, network.hidden_dim, settings)
 
-        super().__init__(network, layer, experts.dropout, first_layer_dropout)
+        super().__init__(network, experts, layer, first_layer_dropout)
 
     def start_routing(self) -> None:
         """End pre-training."""

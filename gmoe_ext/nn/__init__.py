@@ -9,9 +9,8 @@ from .gmoe.experts import GMoEConfig
 from .gmoe.gmoe_conv import GMoEConv
 from .gmoe.noisy_gate import NoisyTopKGate, Routing
 from .linear_experts import LinearExperts
-from .rbm.expert_layer import ExpertConfig
 from .rbm.memory_router import CosineMemoryRouter, MemoryRouterConfig, MemoryRouting
-from .rbm.moe_layer import MoEConfig, MoELayer
+from .rbm.moe_layer import ExpertConfig, MoEConfig, MoELayer
 from .rbm.projected_router import ProjectedRouter
 from .rbm.rbm_layer import RbMConfig, RbMLayer
 

@@ -28,8 +28,7 @@ class GMoEConv(nn.Module):
         in_dim: D, features of a node.
         out_dim: F.
         config: the layer's settings; the defaults of ``GMoEConfig`` if None.
-        options: fields of ``GMoEConfig`` by keyword (num_experts, num_hop1, k, base, bond_dims, norm, combine,
-            mlp_dim); they replace those of ``config``.
+        options: fields of ``GMoEConfig`` by keyword; they replace those of ``config``.
 
     Raises:
         ValueError: an option is out of its range.

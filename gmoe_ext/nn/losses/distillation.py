@@ -64,14 +64,10 @@ def own_targets(teacher_logits_NC: Tensor, temperature: float = 1.0, normalized:
 
     Args:
         teacher_logits_NC: the teacher's logits; get no gradient.
-        temperature: tau.
-        normalized: see ``soften``.
+        temperature, normalized: see ``soften``.
 
     Returns:
         PairTargets of N rows.
-
-    Raises:
-        ValueError: the temperature is not positive.
 
     Examples:
         >>> loss = krd(student_logits, own_targets(teacher_logits))   # equals kd(student_logits, teacher_logits)
@@ -91,14 +87,10 @@ def neighbour_targets(
     Args:
         teacher_logits_NC: the teacher's logits; get no gradient.
         pairs: row v holds the neighbours u that v has to match; the edge weights are w_vu (1 where None, 0 = dropped).
-        temperature: tau.
-        normalized: see ``soften``.
+        temperature, normalized: see ``soften``.
 
     Returns:
         PairTargets of N rows.
-
-    Raises:
-        ValueError: the temperature is not positive.
 
     Examples:
         >>> loss = krd(student_logits, neighbour_targets(teacher_logits, graph.mean_norm()))
@@ -116,8 +108,7 @@ def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.
     Args:
         student_logits_NC: the student's logits, one forward per node.
         targets: from ``own_targets`` or ``neighbour_targets`` at the same temperature.
-        temperature: tau.
-        normalized: see ``soften``.
+        temperature, normalized: see ``soften``.
 
     Returns:
         Scalar; 0 for no rows.

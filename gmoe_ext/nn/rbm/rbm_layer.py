@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..linear_experts import learned_factor
 from ..losses import commitment, load_balance, self_similarity
-from .expert_layer import ExpertConfig, ExpertLayer
 from .memory_router import CosineMemoryRouter, MemoryRouterConfig, MemoryRouting
+from .moe_layer import ExpertConfig, ExpertLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,7 @@ class RbMLayer(ExpertLayer):
         in_dim: D.
         out_dim: F.
         config: the layer's settings; the defaults of ``RbMConfig`` if None.
-        options: fields of ``RbMConfig`` by keyword (num_experts, k, dropout, commitment, ema_rate, ...); they
-            replace those of ``config``.
+        options: fields of ``RbMConfig`` by keyword; they replace those of ``config``.
 
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
@@ -82,11 +81,6 @@ class RbMLayer(ExpertLayer):
     def input_scale(self) -> Tensor | None:
         """Return exp(att) [E, D], or None without input attention."""
         return None if self.log_attention is None else learned_factor(self.log_attention)
-
-    def inactive_parameters(self) -> int:
-        """Count the parameters of the E - k experts that do not serve a given row."""
-        attention = 0 if self.log_attention is None else self.experts.in_dim
-        return super().inactive_parameters() + (self.num_experts - self.k) * attention
 
     def spread_(self, learning_rate: float) -> None:
         """Step a "buffer" memory down its self-similarity loss; leave a "parameter" memory to the optimizer."""
