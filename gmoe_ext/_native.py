@@ -46,17 +46,13 @@ def _load(module: str = "_C", build: str = _BUILD) -> ModuleType:
         ) from error
 
 
-def _required() -> bool:
-    return os.environ.get("GMOE_EXT_REQUIRE_NATIVE", "") not in {"", "0"}
-
-
 def _load_or_fall_back() -> ModuleType | None:
     if os.environ.get("GMOE_EXT_BACKEND") == "reference":
         return None
     try:
         return _load()
     except NativeError as error:
-        if _required():
+        if os.environ.get("GMOE_EXT_REQUIRE_NATIVE", "") not in {"", "0"}:
             raise
         warnings.warn(f"{error}\n  until then the slow pure-PyTorch reference is used", RuntimeWarning, stacklevel=2)
         return None
@@ -131,8 +127,3 @@ def raise_index_faults(device: torch.device) -> None:
         if bad_index is None:
             raise
         raise bad_index from None
-
-
-def num_threads() -> int:
-    """Return the number of threads of the CPU operators: ``torch.get_num_threads()``."""
-    return torch.get_num_threads()

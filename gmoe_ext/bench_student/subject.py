@@ -15,8 +15,8 @@ from ..data import NodeData
 from ..errors import ConfigError, DataError
 from ..export import pack
 from ..export.run import TrainedModel, load_student, load_teacher
+from ..models.gnn import NodeServer
 from ..runtime import PackedStudent
-from ..train.node_server import NodeServer
 from ..train.parse import load_recipe
 from ..train.tasks.scene import load_data
 

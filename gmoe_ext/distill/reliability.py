@@ -119,10 +119,6 @@ class ReliableSampler:
         self.bin_offset = 0.5 / bins if bin_offset is None else bin_offset
         self.updates = 0
 
-    def keep_probability(self) -> Tensor:
-        """Compute 1 - rho_u^a [N], the probability of keeping an edge from u."""
-        return 1.0 - self.rho_N.pow(self.power)
-
     def sample(self, generator: torch.Generator) -> Graph:
         """Draw the kept edges of one epoch: the graph with edge weights, 0 for a dropped edge.
 
@@ -130,7 +126,7 @@ class ReliableSampler:
             generator: CPU generator; the same state gives the same edges on any device.
         """
         graph = self.graph
-        chance_M = self.keep_probability()[graph.columns.long()]
+        chance_M = (1.0 - self.rho_N.pow(self.power))[graph.columns.long()]  # to keep an edge from u
         drawn_M = without_waiting(torch.rand(graph.num_edges, generator=generator), chance_M.device)
         kept_M = (drawn_M < chance_M).float()
         return Graph(graph.num_nodes, graph.offsets, graph.columns, kept_M * self._edge_weight(kept_M))

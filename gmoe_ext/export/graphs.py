@@ -180,7 +180,18 @@ def save_pt2(model: Model, path: str | os.PathLike[str], **content: Unpack[Conte
         >>> save_pt2(student, "student.pt2")
         >>> torch.export.load("student.pt2").module()(x)
     """
-    return write_pt2(fold(model, **content), path)
+    student = fold(model, **content)
+    plain, inputs = _plain(student)
+    rows = torch.export.Dim("rows", min=1)
+    with _quiet():
+        program = torch.export.export(plain, tuple(inputs.values()), dynamic_shapes=tuple({0: rows} for _ in inputs))
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+            node.meta.pop(key, None)
+    target = Path(path)
+    with atomic_write(target) as draft, draft.open("xb") as file, _quiet():
+        torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(describe(student))})
+    return target
 
 
 def write_onnx(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
@@ -208,21 +219,6 @@ def write_onnx(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     with atomic_write(target) as draft:
         program.save(str(draft), external_data=False)
-    return target
-
-
-def write_pt2(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
-    """Write a folded student as :func:`save_pt2` does."""
-    plain, inputs = _plain(student)
-    rows = torch.export.Dim("rows", min=1)
-    with _quiet():
-        program = torch.export.export(plain, tuple(inputs.values()), dynamic_shapes=tuple({0: rows} for _ in inputs))
-    for node in program.graph.nodes:
-        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
-            node.meta.pop(key, None)
-    target = Path(path)
-    with atomic_write(target) as draft, draft.open("xb") as file, _quiet():
-        torch.export.save(program, file, extra_files={METADATA_KEY: json.dumps(describe(student))})
     return target
 
 

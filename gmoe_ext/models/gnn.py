@@ -1,7 +1,7 @@
 """The graph networks in the registry: gcn, gin, sage, and gmoe-gcn, gmoe-gin, gmoe-sage with experts in every layer.
 
 Both kinds are the same classes: a base network has one expert per layer. `NodeGNN` classifies nodes, `MoleculeGNN`
-predicts properties of molecules.
+predicts properties of molecules. `NodeServer` answers single nodes with any of them that reads nodes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph import Graph
+from ..indices import gather_ranges
 from ..nn.dropout import dropout
 from ..nn.gmoe.encoders import BOND_DIMS, AtomEncoder
 from ..nn.gmoe.experts import Base, Combine, ExpertNorm, GMoEConfig
@@ -193,9 +194,6 @@ def gnn(name: str, network: GNNConfig) -> ExpertGNN:
         name: "gcn", "gin" or "sage" (the mean over a node and its neighbours, as in RbM's teacher).
         network: shape of the network.
 
-    Raises:
-        ValueError: an option is out of its range.
-
     Examples:
         >>> teacher = build("sage", in_dim=16, hidden_dim=32, out_dim=4, num_layers=2)
     """
@@ -238,3 +236,47 @@ def gmoe(
         network = replace(network, hidden_dim=max(round(network.hidden_dim / math.sqrt(k)), 1))
     network_type = MoleculeGNN if network.input == "molecule" else NodeGNN
     return network_type(network, experts, aux_weight, aux_over)
+
+
+class NodeServer:
+    """Answer nodes with a GNN, as a service that holds graph and features in memory would.
+
+    A request fetches the nodes its answer depends on, hop by hop, cuts out their graph and runs the layers on it. If
+    these are more than half of all nodes, the layers run on the whole graph, which is cheaper then. Answers equal those
+    of a forward over the whole graph.
+
+    Args:
+        model: forward(x, graph) -> Output.
+        x: features of all nodes, [N, F].
+        graph: the graph of all nodes.
+    """
+
+    def __init__(self, model: Model, x: Tensor, graph: Graph) -> None:
+        self.model, self.x, self.graph = model.eval(), x, graph
+        self._gcn_norm = graph.gcn_norm()
+        layers = list(model.convs()) if isinstance(model, ExpertGNN) else []
+        self.hops = sum(2 if layer.needs_two_hop else 1 for layer in layers)
+
+    @torch.inference_mode()
+    def answer(self, nodes: Tensor) -> Tensor:
+        """Return logits [B, C] of nodes [B]."""
+        needed = self.reach(nodes)
+        if needed is None:
+            whole: Tensor = self.model(self.x, self.graph).logits
+            return whole[nodes]
+        # Degrees of the outermost nodes are those of the whole graph, not of the piece.
+        piece = self.graph.subgraph(needed).prefill(gcn_norm=self._gcn_norm.subgraph(needed))
+        logits: Tensor = self.model(self.x[needed], piece).logits
+        return logits[torch.searchsorted(needed, nodes)]
+
+    def reach(self, nodes: Tensor) -> Tensor | None:
+        """Return the ids of all nodes an answer depends on, ascending; None if they are more than half of the graph."""
+        offsets, columns = self.graph.offsets, self.graph.columns
+        reached: Tensor = torch.unique(nodes)
+        for _ in range(self.hops):
+            starts = offsets[reached]
+            edges = gather_ranges(starts, offsets[reached + 1] - starts)
+            reached = torch.unique(torch.cat([reached, columns[edges].long()]))
+            if 2 * len(reached) > self.graph.num_nodes:
+                return None
+        return reached

@@ -67,8 +67,7 @@ class StudentClassifier:
         bad = np.flatnonzero(np.isnan(proba[:, 0]))
         if bad.size:
             raise ValueError(f"StudentClassifier.predict: row {bad[0]} of 'x' contains a NaN or infinity")
-        chosen: NDArray[Any] = self.classes_[index[:, 0]]
-        return chosen
+        return self.classes_[index[:, 0]]
 
     def score(self, x: ArrayLike, y: ArrayLike) -> float:
         """Compute the accuracy of :meth:`predict`."""

@@ -102,13 +102,11 @@ class PackedStudent:
 
         Deterministic: yes, bit for bit, for any batch size and number of threads.
         """
-        logits: NDArray[np.float32] = self._native.predict(x, nodes)
-        return logits
+        return self._native.predict(x, nodes)
 
     def predict_proba(self, x: ArrayLike, nodes: ArrayLike | None = None) -> NDArray[np.float32]:
         """Compute the probabilities [N, C] of the classes: the softmax of :meth:`predict`."""
-        proba: NDArray[np.float32] = self._native.predict_proba(x, nodes)
-        return proba
+        return self._native.predict_proba(x, nodes)
 
     def top_classes(
         self, x: ArrayLike, k: int = 1, nodes: ArrayLike | None = None
@@ -122,8 +120,7 @@ class PackedStudent:
         Raises:
             ValueError: k is out of [1, C]; else as :meth:`predict`.
         """
-        top: tuple[NDArray[np.float32], NDArray[np.int64]] = self._native.top_classes(x, k, nodes)
-        return top
+        return self._native.top_classes(x, k, nodes)
 
     def route(
         self, x: ArrayLike, layer: int = 0, nodes: ArrayLike | None = None
@@ -136,37 +133,31 @@ class PackedStudent:
         Raises:
             ValueError: there is no such layer, or it has no router; else as :meth:`predict`.
         """
-        routing: tuple[NDArray[np.float32], NDArray[np.int64]] = self._native.route(x, layer, nodes)
-        return routing
+        return self._native.route(x, layer, nodes)
 
     def info(self) -> dict[str, Any]:
         """Describe the file (format, producer, model, classes, feature preparation, layers) and how it is served."""
-        info: dict[str, Any] = self._native.info()
-        return info
+        return self._native.info()
 
     @property
     def classes(self) -> list[str] | None:
         """Names of the outputs, if the student was packed with them."""
-        classes: list[str] | None = self._native.classes
-        return classes
+        return self._native.classes
 
     @property
     def num_outputs(self) -> int:
         """Number of classes."""
-        outputs: int = self._native.num_outputs
-        return outputs
+        return self._native.num_outputs
 
     @property
     def num_bytes(self) -> int:
         """Size of the file in bytes."""
-        size: int = self._native.num_bytes
-        return size
+        return self._native.num_bytes
 
     @property
     def num_threads(self) -> int:
         """Maximum number of threads of a call, 1 to 1024; initially the number of cores. A single row uses one."""
-        threads: int = self._native.num_threads
-        return threads
+        return self._native.num_threads
 
     @num_threads.setter
     def num_threads(self, threads: int) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..errors import GmoeError
 from ..export import pack, preparation
+from ..models.gnn import NodeServer
 from ..models.registry import Model
 from ..runtime import PackedStudent
 from ..timing import microseconds
 from .config import Config
-from .node_server import NodeServer
 from .report import Outcome, Trained, align
 from .run import Run
 from .tasks.distill import Distilled, distill

@@ -133,7 +133,7 @@ def test_molecules_have_no_demo(tmp_path, capsys):
 @pytest.mark.parametrize("options", [{"name": "gcn"}, {"name": "sage"}, {"name": "gin"}, {"name": "gmoe-gcn"}])
 @pytest.mark.parametrize("nodes", [[3], [499, 7, 250]])
 def test_a_served_node_gets_the_answer_of_the_whole_graph(options, nodes):
-    from gmoe_ext.train.node_server import NodeServer
+    from gmoe_ext.models.gnn import NodeServer
 
     edges = torch.randint(3000, (2, 4000))
     x, graph = torch.randn(3000, 64), Graph.from_edge_index(torch.cat([edges, edges.flip(0)], 1), 3000)
