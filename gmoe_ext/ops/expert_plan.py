@@ -17,7 +17,8 @@ def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
 
         offsets_e = number of slots with an expert below e
         order[offsets_e : offsets_(e+1)] = the slots of expert e, ascending
-     ``order`` equals ``torch.argsort(index.flatten(), stable=True)``. Operators that take a plan check it again, so a
+
+    ``order`` equals ``torch.argsort(index.flatten(), stable=True)``. Operators that take a plan check it again, so a
     damaged plan raises and is never followed.
 
     Args:
