@@ -22,8 +22,10 @@ NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -path csrc/tests -pr
 train: $(VENV)/installed
 	$(BIN)/python -m gmoe_ext.train
 
+# Two workers, a file to a worker: one is busy with the C++ suites for as long as the other takes for the rest.
 test: $(VENV)/installed
-	GMOE_EXT_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --cov=gmoe_ext --cov-report=term:skip-covered --cov-fail-under=85
+	GMOE_EXT_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	    --cov=gmoe_ext --cov-report=term:skip-covered --cov-fail-under=85
 
 # The C++ tests of core and runtime: AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer.
 sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
