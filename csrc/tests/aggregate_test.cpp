@@ -10,25 +10,11 @@
 namespace gmoe::test {
 namespace {
 
-struct Sizes {
-  std::int64_t rows, columns, edges, hub_edges, dim;
-  bool large = false;
-};
-// A row of more than 8192 edges is split. Wide rows share their edges, 2048 at a time, among threads.
-constexpr Sizes kCpuSizes[] = {{0, 0, 0, 0, 5},
-                               {3, 0, 0, 0, 4},
-                               {1, 1, 1, 0, 1},
-                               {5, 7, 23, 0, 0},
-                               {101, 83, 700, 0, 33},
-                               {61, 9, 300, 0, 523},
-                               {60, 50, 1000, 9001, 17, true},
-                               {3, 31, 40, 16411, 5, true},
-                               {13, 9, 8501, 0, 517, true}};
 // A segment is 64 rows and edges, a row of more edges is divided; lanes load 16 bytes, 8 bytes or a value.
-constexpr Sizes kCudaSizes[] = {{0, 0, 0, 0, 5},    {3, 0, 0, 0, 4},     {1, 1, 1, 0, 1},
-                                {5, 7, 23, 0, 0},   {200, 3, 1, 0, 2},   {101, 83, 700, 0, 33},
-                                {3, 5, 300, 0, 16}, {1, 9, 129, 0, 131}, {40, 31, 90, 701, 136}};
-constexpr std::span<const Sizes> kSizes = kOnDevice ? std::span<const Sizes>(kCudaSizes) : kCpuSizes;
+constexpr RowSizes kCudaSizes[] = {{0, 0, 0, 0, 5},    {3, 0, 0, 0, 4},     {1, 1, 1, 0, 1},
+                                   {5, 7, 23, 0, 0},   {200, 3, 1, 0, 2},   {101, 83, 700, 0, 33},
+                                   {3, 5, 300, 0, 16}, {1, 9, 129, 0, 131}, {40, 31, 90, 701, 136}};
+constexpr std::span<const RowSizes> kSizes = kOnDevice ? std::span<const RowSizes>(kCudaSizes) : kRowSizes;
 
 template <typename T, typename Index>
 void run(const core::Aggregate<T, Index>& a, std::int64_t num_columns, Device& device) {
@@ -56,7 +42,7 @@ void for_each_case(const F& f) {
   for_each_row_type([&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using Index = typename decltype(index_type)::type;
-    for (const Sizes& s : kSizes) {
+    for (const RowSizes& s : kSizes) {
       for (const bool weighted : {false, true}) {
         const bool bad = kOnDevice && !weighted && s.edges > 1;
         if (s.large && (sizeof(Index) == 8 || weighted != (sizeof(T) == 4))) continue;
@@ -84,7 +70,7 @@ void for_each_edge(const CompressedRows<Index>& rows, std::int64_t num_columns, 
 }
 
 GMOE_PARALLEL_TEST(aggregate) {
-  for_each_case([]<typename Index, typename A, typename T>(Random& random, const Sizes& s,
+  for_each_case([]<typename Index, typename A, typename T>(Random& random, const RowSizes& s,
                                                            const CompressedRows<Index>& rows, const A* weight, bool bad,
                                                            Type<T>) {
     const auto x = random.values<T>(s.columns * s.dim);
@@ -105,7 +91,7 @@ GMOE_PARALLEL_TEST(aggregate) {
 
 GMOE_PARALLEL_TEST(aggregate_grad_weight) {
   for_each_case([]<typename Index, typename A, typename T>(
-                    Random& random, const Sizes& s, const CompressedRows<Index>& rows, const A*, bool bad, Type<T>) {
+                    Random& random, const RowSizes& s, const CompressedRows<Index>& rows, const A*, bool bad, Type<T>) {
     const auto x = random.values<T>(s.columns * s.dim), grad_y = random.values<T>(s.rows * s.dim);
     std::vector<A> grad_weight = unwritten<A>(rows.num_edges());
     Device device;

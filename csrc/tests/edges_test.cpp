@@ -10,25 +10,10 @@
 namespace gmoe::test {
 namespace {
 
-struct Sizes {
-  std::int64_t rows, columns, edges, hub_edges, dim;
-  bool large = false;
-};
-// A row of more than 8192 edges is split. Wide rows share their edges, 2048 at a time, among threads; the gradient of a
-// table does so 8192 at a time.
-constexpr Sizes kCpuSizes[] = {{0, 0, 0, 0, 5},
-                               {3, 0, 0, 0, 4},
-                               {1, 1, 1, 0, 1},
-                               {5, 7, 23, 0, 0},
-                               {101, 83, 700, 0, 33},
-                               {61, 9, 300, 0, 523},
-                               {60, 50, 1000, 9001, 17, true},
-                               {3, 31, 40, 16411, 5, true},
-                               {13, 9, 8501, 0, 517, true}};
 // A segment is 64 rows and edges, a row of more edges is divided; a tile is 128 columns, lanes load up to four values.
-constexpr Sizes kCudaSizes[] = {{0, 0, 0, 0, 5},     {3, 0, 0, 0, 4},   {1, 1, 1, 0, 1},      {5, 7, 23, 0, 0},
-                                {41, 37, 90, 0, 33}, {3, 5, 200, 0, 6}, {13, 11, 40, 300, 4}, {7, 9, 30, 0, 132}};
-constexpr std::span<const Sizes> kSizes = kOnDevice ? std::span<const Sizes>(kCudaSizes) : kCpuSizes;
+constexpr RowSizes kCudaSizes[] = {{0, 0, 0, 0, 5},     {3, 0, 0, 0, 4},   {1, 1, 1, 0, 1},      {5, 7, 23, 0, 0},
+                                   {41, 37, 90, 0, 33}, {3, 5, 200, 0, 6}, {13, 11, 40, 300, 4}, {7, 9, 30, 0, 132}};
+constexpr std::span<const RowSizes> kSizes = kOnDevice ? std::span<const RowSizes>(kCudaSizes) : kRowSizes;
 constexpr Routing kManyTypes = {true, false, 2, 2, 1500};  // more than one sort orders
 
 // ---- kernels
@@ -79,7 +64,7 @@ void spoil(std::vector<Index>& values, std::int64_t at, std::int64_t bound) {
 }
 
 // Routings of the next case: all of them, on a device the next two, so that each meets several sizes.
-std::vector<Routing> next_routings(const Sizes& s, std::size_t& next) {
+std::vector<Routing> next_routings(const RowSizes& s, std::size_t& next) {
   std::vector<Routing> chosen;
   if constexpr (kOnDevice) {
     const Routing all[] = {kRoutings[0], kRoutings[1], kRoutings[2], kRoutings[3], kManyTypes};
@@ -96,7 +81,7 @@ std::vector<Routing> next_routings(const Sizes& s, std::size_t& next) {
 template <typename F>
 void for_each_routing(bool rows_are_sources, const F& f) {
   Random random(1);
-  const auto run_case = [&]<typename T, typename Index>(const Sizes& s, const Routing& r, bool weighted, Fault fault,
+  const auto run_case = [&]<typename T, typename Index>(const RowSizes& s, const Routing& r, bool weighted, Fault fault,
                                                         Type<T>, Type<Index>) {
     set_case(sizeof(T), " bytes, ", s.rows, " rows, ", s.columns, " columns, ", s.edges, " + ", s.hub_edges,
              " edges, dim ", s.dim, ", ", r.experts, " experts, k ", r.k, ", ", r.types, " types",
@@ -113,7 +98,7 @@ void for_each_routing(bool rows_are_sources, const F& f) {
     constexpr bool is_float = sizeof(typename decltype(type)::type) == 4;
     constexpr bool is_long = sizeof(typename decltype(index_type)::type) == 8;
     std::size_t next = 0;
-    for (const Sizes& s : kSizes) {
+    for (const RowSizes& s : kSizes) {
       for (const Fault fault : {Fault::none, Fault::column, Fault::type}) {
         if (fault != Fault::none && !kOnDevice) continue;
         const std::vector<Routing> routings = next_routings(s, next);

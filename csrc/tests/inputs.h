@@ -108,4 +108,21 @@ CompressedRows<Index> random_rows(Random& random, std::int64_t num_rows, std::in
   return rows;
 }
 
+// Sizes of an operator over compressed rows.
+struct RowSizes {
+  std::int64_t rows, columns, edges, hub_edges, dim;
+  bool large = false;
+};
+// A row of more than 8192 edges is split. Wide rows share their edges, 2048 at a time, among threads; the gradient of a
+// table does so 8192 at a time.
+inline constexpr RowSizes kRowSizes[] = {{0, 0, 0, 0, 5},
+                                         {3, 0, 0, 0, 4},
+                                         {1, 1, 1, 0, 1},
+                                         {5, 7, 23, 0, 0},
+                                         {101, 83, 700, 0, 33},
+                                         {61, 9, 300, 0, 523},
+                                         {60, 50, 1000, 9001, 17, true},
+                                         {3, 31, 40, 16411, 5, true},
+                                         {13, 9, 8501, 0, 517, true}};
+
 }  // namespace gmoe::test

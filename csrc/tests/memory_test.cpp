@@ -12,14 +12,11 @@
 namespace gmoe::test {
 namespace {
 
-constexpr RouterSizes kCpuSizes[] = {{0, 3, 2, 5},      {1, 1, 1, 1},    {2, 3, 3, 0},    {7, 5, 5, 3},
-                                     {63, 8, 3, 17},    {5, 67, 67, 2},  {11, 4, 1, 131}, {61, 9, 2, 512},
-                                     {1501, 13, 4, 31}, {1500, 2, 1, 64}};
 // One chunk of rows and several, columns in one tile and in several, whole packs and not, sums that do not fit beside
 // the scores.
 constexpr RouterSizes kCudaSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},    {2, 3, 3, 0},   {7, 5, 5, 3},
                                       {37, 8, 3, 16}, {131, 4, 2, 34}, {9, 67, 67, 8}, {5, 90, 4, 140}};
-constexpr std::span<const RouterSizes> kSizes = kOnDevice ? std::span<const RouterSizes>(kCudaSizes) : kCpuSizes;
+constexpr std::span<const RouterSizes> kSizes = kOnDevice ? std::span<const RouterSizes>(kCudaSizes) : kRouterSizes;
 
 template <typename T>
 void run(const core::MemoryUpdate<T>& a, Device& device) {
@@ -38,14 +35,6 @@ void run(const core::CosineTopkUpdate<T>& a, Device& device) {
     core::cuda::cosine_topk_update(a, device.call(bytes));
   } else {
     core::cosine_topk_update(a);
-  }
-}
-template <typename T>
-void run(const core::CosineTopk<T>& a, Device& device) {
-  if constexpr (kOnDevice) {
-    core::cuda::cosine_topk(a, device.call());
-  } else {
-    core::cosine_topk(a);
   }
 }
 

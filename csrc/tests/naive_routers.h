@@ -7,7 +7,9 @@
 #include <numeric>
 #include <vector>
 
+#include "core/cosine_topk.h"
 #include "tests/check.h"
+#include "tests/device.h"
 #include "tests/inputs.h"
 
 namespace gmoe::test {
@@ -15,6 +17,9 @@ namespace gmoe::test {
 struct RouterSizes {
   std::int64_t rows, experts, k, dim;
 };
+inline constexpr RouterSizes kRouterSizes[] = {{0, 3, 2, 5},      {1, 1, 1, 1},    {2, 3, 3, 0},    {7, 5, 5, 3},
+                                               {63, 8, 3, 17},    {5, 67, 67, 2},  {11, 4, 1, 131}, {61, 9, 2, 512},
+                                               {1501, 13, 4, 31}, {1500, 2, 1, 64}};
 inline void set_router_case(const RouterSizes& s, const char* variant = "") {
   set_case(s.rows, " rows, ", s.experts, " experts, k ", s.k, ", dim ", s.dim, variant);
 }
@@ -160,6 +165,15 @@ std::vector<double> naive_cosine_topk_grad_x(const RouterSizes& s, const std::ve
     }
   }
   return want;
+}
+
+template <typename T>
+void run(const core::CosineTopk<T>& a, Device& device) {
+  if constexpr (kOnDevice) {
+    core::cuda::cosine_topk(a, device.call());
+  } else {
+    core::cosine_topk(a);
+  }
 }
 
 }  // namespace gmoe::test

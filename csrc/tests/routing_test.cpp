@@ -13,13 +13,10 @@
 namespace gmoe::test {
 namespace {
 
-constexpr RouterSizes kCpuSizes[] = {{0, 3, 2, 5},      {1, 1, 1, 1},    {2, 3, 3, 0},    {7, 5, 5, 3},
-                                     {63, 8, 3, 17},    {5, 67, 67, 2},  {11, 4, 1, 131}, {61, 9, 2, 512},
-                                     {1501, 13, 4, 31}, {1500, 2, 1, 64}};
 // Whole packs of 16 bytes and not, fewer and more experts than a pass, more rows than a block.
 constexpr RouterSizes kCudaSizes[] = {{0, 3, 2, 5},   {1, 1, 1, 1},   {2, 3, 3, 0},   {7, 5, 5, 3},
                                       {37, 8, 3, 16}, {3, 67, 67, 2}, {5, 6, 4, 131}, {2, 130, 3, 264}};
-constexpr std::span<const RouterSizes> kSizes = kOnDevice ? std::span<const RouterSizes>(kCudaSizes) : kCpuSizes;
+constexpr std::span<const RouterSizes> kSizes = kOnDevice ? std::span<const RouterSizes>(kCudaSizes) : kRouterSizes;
 
 // ---- kernels
 
@@ -37,14 +34,6 @@ void run(const core::TopkSoftmaxGradLogits<T>& a, Device& device) {
     core::cuda::topk_softmax_grad_logits(a, device.call());
   } else {
     core::topk_softmax_grad_logits(a);
-  }
-}
-template <typename T>
-void run(const core::CosineTopk<T>& a, Device& device) {
-  if constexpr (kOnDevice) {
-    core::cuda::cosine_topk(a, device.call());
-  } else {
-    core::cosine_topk(a);
   }
 }
 template <typename T>
