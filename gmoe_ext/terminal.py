@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import TextIO
 
+from .errors import ConfigError, DataError, MissingExtraError
+
 NAME_WIDTH = 10
 _LINE_EVERY_S = 10.0  # where the length of the way is not known
 
@@ -138,6 +140,14 @@ class _Lines:
         """Print how far the work got, if the last line did not."""
         if self._unprinted:
             self._progress.line(self._name, self._unprinted)
+
+
+def report_error(error: Exception) -> int:
+    """Print an error as one line of a command, and return the exit code: 2 settings, 3 data or a file, else 1."""
+    print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, ConfigError | MissingExtraError):
+        return 2
+    return 3 if isinstance(error, DataError | OSError) else 1
 
 
 class Interrupted(Exception):

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from ..collect_env import processor
-from ..errors import ConfigError, DataError, GmoeError
+from ..errors import ConfigError, GmoeError
+from ..terminal import report_error
 from ..timing import Samples, duration, in_bursts
 from .contestants import TEACHER, line_up
 from .report import Findings, write
@@ -50,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in write(findings, folder):
             print(f"written    {path}")
     except (GmoeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, DataError | OSError) else 1
+        return report_error(error)
     finally:
         torch.set_num_threads(before)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ EXPLAINED = {
 TOLERANCE = 1e-3  # of the largest logit
 MOST_TIES = 0.01  # of the rows of a request may differ by more
 
+Predict = Callable[..., NDArray[np.float32]]  # of x, and of nodes where requests have them
 Answer = Callable[[int], NDArray[np.float32]]
-Make = Callable[[Requests], Answer]
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,18 @@ def line_up(subject: Subject, requests: Requests, threads: int, scratch: Path) -
     subject.packed.num_threads = threads
     student = unpack(subject.path)
     single = without_experts(student)
-    makers: dict[str, Make] = {
-        PACKED: lambda r: _packed(subject, r),
-        TORCH: lambda r: _torch(student, r),
-        ONNX: lambda r: _onnx(student, r, threads, scratch / "student.onnx"),
-        MLP_TORCH: lambda r: _torch(single, r),
-        MLP_ONNX: lambda r: _onnx(single, r, threads, scratch / "mlp.onnx"),
+    makers: dict[str, Callable[[], Predict]] = {
+        PACKED: lambda: subject.packed.predict,
+        TORCH: lambda: _torch(student),
+        ONNX: lambda: _onnx(student, threads, scratch / "student.onnx"),
+        MLP_TORCH: lambda: _torch(single),
+        MLP_ONNX: lambda: _onnx(single, threads, scratch / "mlp.onnx"),
     }
     answers: dict[str, Answer] = {}
     absent: dict[str, str] = {}
     for name, make in makers.items():
         try:
-            answers[name] = make(requests)
+            answers[name] = _answers(make(), requests)
         except MissingExtraError as error:
             absent[name] = str(error)
     _check(answers, (PACKED, TORCH, ONNX))
@@ -89,34 +90,27 @@ def without_experts(student: FoldedStudent) -> FoldedStudent:
     return replace(student, name="mlp", members=[layers])
 
 
-def _packed(subject: Subject, requests: Requests) -> Answer:
-    x, nodes, predict = requests.x, requests.nodes, subject.packed.predict
-    if nodes is None:
-        return lambda i: predict(x[i % len(x)])
-    return lambda i: predict(x[i % len(x)], nodes[i % len(x)])
+def _answers(predict: Predict, requests: Requests) -> Answer:
+    inputs = [requests.x] if requests.nodes is None else [requests.x, requests.nodes]
+    asked = list(zip(*inputs, strict=True))
+    return lambda i: predict(*asked[i % len(asked)])
 
 
-def _torch(student: FoldedStudent, requests: Requests) -> Answer:
-    plain, inputs = PlainStudent(student).eval(), [torch.from_numpy(requests.x)]
-    if requests.nodes is not None:
-        inputs.append(torch.from_numpy(requests.nodes))
-    count = len(requests.x)
+def _torch(student: FoldedStudent) -> Predict:
+    plain = PlainStudent(student).eval()
 
     @torch.inference_mode()
-    def answer(i: int) -> NDArray[np.float32]:
-        logits: Tensor = plain(*(one[i % count] for one in inputs))
+    def predict(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        logits: Tensor = plain(*map(torch.from_numpy, inputs))
         return logits.numpy()
 
-    return answer
+    return predict
 
 
-def _onnx(student: FoldedStudent, requests: Requests, threads: int, path: Path) -> Answer:
+def _onnx(student: FoldedStudent, threads: int, path: Path) -> Predict:
     if not path.exists():
         write_onnx(student, path)
-    loaded, x, nodes = load_onnx(path, threads), requests.x, requests.nodes
-    if nodes is None:
-        return lambda i: loaded.predict(x[i % len(x)])
-    return lambda i: loaded.predict(x[i % len(x)], nodes[i % len(x)])
+    return load_onnx(path, threads).predict
 
 
 def _check(answers: dict[str, Answer], names: tuple[str, ...]) -> None:

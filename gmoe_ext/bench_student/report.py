@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import extras
 from ..errors import MissingExtraError
 from ..timing import BURST_S, Samples, duration
 from .contestants import EXPLAINED, PACKED, TEACHER
@@ -61,32 +62,24 @@ def write(findings: Findings, folder: Path) -> list[Path]:
 
 def markdown(findings: Findings) -> Iterator[str]:
     """Generate the page line by line."""
-    yield "# Latency of a packed student"
-    yield ""
-    yield "Made by `python -m gmoe_ext.bench_student`; do not edit."
-    yield ""
+    yield from ("# Latency of a packed student", "")
+    yield from ("Made by `python -m gmoe_ext.bench_student`; do not edit.", "")
     yield from (f"- {name}: {text}" for name, text in findings.facts.items())
     yield ""
     for batch, times in findings.latency.items():
         yield from _latency_table(batch, times, findings)
     yield from _throughput_table(findings)
-    yield "## Contestants"
-    yield ""
+    yield from ("## Contestants", "")
     present = {name for times in findings.latency.values() for name in times}
     yield from (f"- {name}: {text}." for name, text in EXPLAINED.items() if name in present)
     if TEACHER in present:
         yield f"- {TEACHER}: {findings.facts['teacher']}."
     yield from (f"- {name}: **not measured**: {why}" for name, why in findings.absent.items())
-    yield ""
-    yield "## How it was measured"
-    yield ""
-    yield HOW
-    yield ""
+    yield from ("", "## How it was measured", "", HOW, "")
 
 
 def _latency_table(batch: int, times: dict[str, Samples], findings: Findings) -> Iterator[str]:
-    yield f"## {batch:,} row{'' if batch == 1 else 's'} a request, 1 thread"
-    yield ""
+    yield from (f"## {batch:,} row{'' if batch == 1 else 's'} a request, 1 thread", "")
     if batch in findings.fetched:
         fetched = findings.fetched[batch]
         if fetched is None:
@@ -103,17 +96,14 @@ def _latency_table(batch: int, times: dict[str, Samples], findings: Findings) ->
         cells = [duration(latency.median), *tail]
         ratio = f"{latency.median / ours:.3g}x"
         yield f"| {name} | {' | '.join(cells)} | {len(latency.seconds):,} | {ratio} |"
-    yield ""
-    yield f"The process had {findings.share[batch]:.0%} of a core."
-    yield ""
+    yield from ("", f"The process had {findings.share[batch]:.0%} of a core.", "")
 
 
 def _throughput_table(findings: Findings) -> Iterator[str]:
     if not findings.throughput:
         return
     threads = list(findings.throughput)
-    yield f"## Rows per second, {findings.throughput_batch:,} rows a request"
-    yield ""
+    yield from (f"## Rows per second, {findings.throughput_batch:,} rows a request", "")
     yield "| | " + " | ".join(f"{n} thread{'' if n == 1 else 's'}" for n in threads) + " |"
     yield "|---" * (len(threads) + 1) + "|"
     for name in findings.throughput[threads[0]]:
@@ -123,20 +113,18 @@ def _throughput_table(findings: Findings) -> Iterator[str]:
 
 
 def _record(findings: Findings) -> dict[str, Any]:
-    def numbers(latency: Samples) -> dict[str, Any]:
+    def numbers(rounds: dict[int, dict[str, Samples]]) -> dict[int, dict[str, Any]]:
+        return {setting: {name: one_record(one) for name, one in times.items()} for setting, times in rounds.items()}
+
+    def one_record(latency: Samples) -> dict[str, Any]:
         named = {f"p{p:g}_s": latency.tail(p) for p in PERCENTILES}
         return {**named, "median_s": latency.median, "requests": len(latency.seconds)}
 
     return {
         "facts": findings.facts,
-        "latency": {
-            batch: {name: numbers(one) for name, one in times.items()} for batch, times in findings.latency.items()
-        },
+        "latency": numbers(findings.latency),
         "throughput_batch": findings.throughput_batch,
-        "throughput": {
-            threads: {name: numbers(one) for name, one in times.items()}
-            for threads, times in findings.throughput.items()
-        },
+        "throughput": numbers(findings.throughput),
         "share_of_a_core": findings.share,
         "teacher_fetches_nodes": findings.fetched,
         "absent": findings.absent,
@@ -149,13 +137,7 @@ def draw(findings: Findings, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "latency.png") from error
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = extras.load("matplotlib.figure").Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(name for times in findings.latency.values() for name in times))
     for place, name in enumerate(names):

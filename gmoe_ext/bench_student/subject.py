@@ -87,12 +87,7 @@ def load(path: Path, run_dir: Path | None, data_root: Path | None, scratch: Path
     if path.is_dir():
         run_dir = path
         student = load_student(path)
-        path = pack(
-            *(student.model, scratch / "student.safetensors"),
-            class_names=student.class_names,
-            normalize=student.normalize,
-            positions=student.positions,
-        )
+        path = pack(student.model, scratch / "student.safetensors", **student.content)
     elif run_dir is None and (path.parent / "checkpoints").is_dir():
         run_dir = path.parent
     packed = PackedStudent.load(path)

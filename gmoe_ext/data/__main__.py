@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
+from ..terminal import report_error
 from .load import SYNTHETIC, load, resolve_root
 from .ogb_raw import is_raw_folder
 from .sources import SOURCES, get
@@ -41,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = get(options.name, root)
             print(f"written    {path}\nnext       python -m gmoe_ext.data info {options.name} --root {root}")
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+        return report_error(error)
     return 0
 
 

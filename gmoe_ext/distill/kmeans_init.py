@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import extras
 from ..errors import DataError
 from ..models import RbM
-from . import extras
 
 
 @torch.no_grad()

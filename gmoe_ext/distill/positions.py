@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import extras
 from ..graph import Graph
 from ..ops import aggregate, random_walk
-from . import extras
 
 
 def deepwalk(

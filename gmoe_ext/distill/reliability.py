@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import extras
 from ..data.batching import without_waiting
 from ..graph import Graph
-from . import extras
 
 PairWeight = Literal["degree", "kept", "equal"]
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
+from .. import extras
+from ..errors import ConfigError, GmoeError
 from ..runtime import PackedStudent
-from .compare import Comparison, Served, compare, random_rows, read_rows
-from .fold import Content
-from .graphs import extra, load_onnx, load_pt2, save_onnx, save_pt2
+from ..terminal import report_error
+from .compare import Served, compare, random_rows, read_rows
+from .graphs import load_onnx, load_pt2, save_onnx, save_pt2
 from .pack import WEIGHTS, Weights, pack
 from .run import TrainedStudent, load_student
 
@@ -47,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         export(options.run_dir, output, options.format, options.dtype, options.rows)
     except (GmoeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | MissingExtraError) else 3 if isinstance(error, DataError) else 1
+        return report_error(error)
     return 0
 
 
@@ -59,7 +59,7 @@ def export(
     if format != "packed" and dtype != "float32":
         raise ConfigError(f"--dtype {dtype} is only for --format packed; {format} files are float32")
     if format == "onnx":
-        extra("onnxruntime", "comparing the ONNX graph with its model")  # before anything is written
+        extras.load("onnxruntime")  # before anything is written
     given = None if rows is None else read_rows(rows)
     student = load_student(run_dir)
     served = _write(student, output, format, dtype)
@@ -69,41 +69,24 @@ def export(
     # Narrow weights may route a row to another expert, so only float32 has a bound.
     if dtype == "float32" and not found.largest_difference <= TOLERANCE:
         raise GmoeError(f"{output}: the exported student differs from its model: {found}")
-    on_given = None if given is None else compare(student.model, served, given, student.positions)
-    _report(student, output, format, dtype, found, on_given)
+    names = ["x"] if student.positions is None else ["x", "nodes"]
+    inputs = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
+    nodes = "none" if student.positions is None else f"{len(student.positions):,} nodes"
+    normalize, size = student.content["normalize"], output.stat().st_size / 1e6
+    print(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {normalize}")
+    print(f"{format:10} {output} ({size:.1f} MB, {dtype} weights, positions: {nodes})")
+    print(f"random     {found}")
+    if given is not None:
+        print(f"given      {compare(student.model, served, given, student.positions)}")
+    print("next       " + _NEXT[format].format(path=str(output), names=", ".join(names), inputs=inputs))
 
 
 def _write(student: TrainedStudent, output: Path, format: Format, dtype: Weights) -> Served:
-    content: Content = {
-        "class_names": student.class_names,
-        "normalize": student.normalize,
-        "positions": student.positions,
-    }
     if format == "onnx":
-        return load_onnx(save_onnx(student.model, output, **content))
+        return load_onnx(save_onnx(student.model, output, **student.content))
     if format == "pt2":
-        return load_pt2(save_pt2(student.model, output, **content))
-    return PackedStudent.load(pack(student.model, output, dtype=dtype, **content))
-
-
-def _report(
-    student: TrainedStudent,
-    output: Path,
-    format: Format,
-    dtype: Weights,
-    found: Comparison,
-    on_given: Comparison | None,
-) -> None:
-    table = "none" if student.positions is None else f"{len(student.positions):,} nodes"
-    size = output.stat().st_size / 1e6
-    names = ["x"] if student.positions is None else ["x", "nodes"]
-    inputs = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
-    print(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {student.normalize}")
-    print(f"{format:10} {output} ({size:.1f} MB, {dtype} weights, positions: {table})")
-    print(f"random     {found}")
-    if on_given is not None:
-        print(f"given      {on_given}")
-    print("next       " + _NEXT[format].format(path=str(output), names=", ".join(names), inputs=inputs))
+        return load_pt2(save_pt2(student.model, output, **student.content))
+    return PackedStudent.load(pack(student.model, output, dtype=dtype, **student.content))
 
 
 if __name__ == "__main__":

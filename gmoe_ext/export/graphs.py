@@ -7,7 +7,6 @@ N rows, E experts, K chosen, D in, F out, H columns in which rows are compared w
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -23,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import extras
 from ..atomic_write import atomic_write
-from ..errors import DataError, MissingExtraError
+from ..errors import DataError
 from ..models.registry import Model
 from .fold import EPS, Content, FoldedLayer, FoldedRouter, FoldedStudent, finite, fold
 from .pack import METADATA_KEY, describe
@@ -197,7 +197,7 @@ def save_pt2(model: Model, path: str | os.PathLike[str], **content: Unpack[Conte
 def write_onnx(student: FoldedStudent, path: str | os.PathLike[str]) -> Path:
     """Write a folded student as :func:`save_onnx` does."""
     for package in ("onnx", "onnxscript"):
-        extra(package, "export as ONNX")
+        extras.load(package)
     plain, inputs = _plain(student)
     with _quiet():
         program = torch.onnx.export(
@@ -229,7 +229,7 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 1) -> ExportedStudent
         MissingExtraError: onnxruntime is not installed.
         DataError: the file is not an exported student.
     """
-    runtime = extra("onnxruntime", "running an ONNX graph")
+    runtime = extras.load("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
@@ -259,18 +259,6 @@ def load_pt2(path: str | os.PathLike[str]) -> ExportedStudent:
         return logits
 
     return ExportedStudent(Path(path), _document(path, files[METADATA_KEY]), answer)
-
-
-def extra(package: str, purpose: str) -> Any:
-    """Import a library of the extra `onnx`.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(package, "onnx", purpose) from error
 
 
 def _plain(student: FoldedStudent) -> tuple[PlainStudent, dict[str, Tensor]]:

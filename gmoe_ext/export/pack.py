@@ -142,9 +142,13 @@ def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, An
 
 
 def _describe_layer(layer: FoldedLayer, dtype: Weights) -> dict[str, Any]:
+    router: dict[str, Any] = {"router": "none" if layer.router is None else "cosine"}
+    if layer.router is not None and layer.router.projection is not None:
+        gates = "all" if layer.router.over_all else "chosen"
+        router = {"router": "projected", "router_dim": layer.router.memory_EH.shape[1], "gates": gates}
     experts, width_in, width_out = layer.weight_EDF.shape
     return {
-        **_describe_router(layer.router),
+        **router,
         "in": width_in,
         "out": width_out,
         "experts": experts,
@@ -152,15 +156,6 @@ def _describe_layer(layer: FoldedLayer, dtype: Weights) -> dict[str, Any]:
         "activation": "relu" if layer.relu else "none",
         "weights": dtype,
     }
-
-
-def _describe_router(router: FoldedRouter | None) -> dict[str, Any]:
-    if router is None:
-        return {"router": "none"}
-    if router.projection is None:
-        return {"router": "cosine"}
-    gates = "all" if router.over_all else "chosen"
-    return {"router": "projected", "router_dim": router.memory_EH.shape[1], "gates": gates}
 
 
 def _tensors(layer: FoldedLayer, weights: Weights) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import checkpoint, models
 from ..errors import ConfigError, DataError
 from ..models.registry import Model
-from .fold import STUDENTS, Normalize, preparation
+from .fold import STUDENTS, Content, preparation
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class TrainedStudent(TrainedModel):
     positions: Tensor | None
 
     @property
-    def normalize(self) -> Normalize:
-        """Preparation of the features."""
-        return preparation(self.row_normalized)
+    def content(self) -> Content:
+        """What its file contains beside the model."""
+        normalize = preparation(self.row_normalized)
+        return {"class_names": self.class_names, "normalize": normalize, "positions": self.positions}
 
 
 def load_student(run_dir: Path) -> TrainedStudent:

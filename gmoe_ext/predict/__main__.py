@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..errors import ConfigError, GmoeError, MissingExtraError
-from ..terminal import Interrupted, Progress, catch_signals
+from ..errors import GmoeError
+from ..terminal import Interrupted, Progress, catch_signals, report_error
 from .answers import CHOSEN, csv_header, csv_lines, to_records
 from .score import answer, load_student, score
 
@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted{hint}", file=sys.stderr)
         return stopped.exit_code
     except (GmoeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | MissingExtraError) else 3
+        return report_error(error)
 
 
 def _write_answers(student: Path, rows: Path, output: Path, resume: bool, threads: int | None) -> None:

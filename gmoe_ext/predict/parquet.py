@@ -9,37 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingExtraError
+from .. import extras
+from ..errors import DataError
 from .rows import NODE_COLUMNS, Chunk, rows_at_once, to_float32
 
 _READ_BUFFER = 1 << 16  # bytes of each column that are read ahead; by default it is a whole row group
-
-
-def arrow() -> tuple[Any, Any]:
-    """Import pyarrow and pyarrow.parquet.
-
-    Raises:
-        MissingExtraError: pyarrow is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "predict", "reading or writing .parquet") from error
-    return pyarrow, pyarrow.parquet
 
 
 class ParquetReader:
     """Reads columns of numbers in the file's order, or one column of lists; ``node`` or ``nodes`` holds nodes."""
 
     def __init__(self, path: Path) -> None:
-        self._arrow, self._parquet = arrow()
-        self._path = path
+        self._parquet, self._path = extras.load("pyarrow.parquet"), path
         with self._open() as file:
             self.total: int | None = file.metadata.num_rows
             self._groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
             schema = file.schema_arrow
-        types = self._arrow.types
+        types = extras.load("pyarrow").types
         self._node = next((name for name in schema.names if name in NODE_COLUMNS), None)
         self.has_nodes = self._node is not None
         if self._node is not None and not types.is_integer(schema.field(self._node).type):
@@ -98,7 +84,7 @@ class ParquetReader:
 
 def write_parquet(path: Path, records: Iterable[NDArray[Any]], classes: Sequence[str] | None) -> None:
     """Write the columns row, class, probability and, if classes have names, name; they are null in a bad row."""
-    pyarrow, parquet = arrow()
+    pyarrow, parquet = extras.load("pyarrow"), extras.load("pyarrow.parquet")
     fields = [("row", pyarrow.int64()), ("class", pyarrow.int32()), ("probability", pyarrow.float32())]
     names = None if not classes else pyarrow.array(list(classes), pyarrow.string())
     schema = pyarrow.schema([*fields, *([] if names is None else [("name", pyarrow.string())])])

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import extras
 from ..atomic_write import atomic_write
 from ..errors import ConfigError, DataError
 from ..runtime import PackedStudent
 from .answers import OUTPUTS, record_dtype, to_records, write_csv, write_npy
 from .journal import Journal
-from .parquet import ParquetReader, arrow, write_parquet
+from .parquet import ParquetReader, write_parquet
 from .rows import ArrayReader, Chunk, CsvReader, Reader
 
 _READERS: dict[str, Callable[[Path], Reader]] = {
@@ -91,6 +92,8 @@ def _named(path: Path) -> Iterator[None]:
 
 def load_student(path: str | os.PathLike[str], threads: int | None = None) -> PackedStudent:
     """Load a packed student that answers with at most ``threads`` threads."""
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ConfigError(f"--threads {threads}: expected 1 to 1024")
     student = PackedStudent.load(path)
     if threads is not None:
         student.num_threads = threads
@@ -165,7 +168,7 @@ def score(
     if output.suffix not in OUTPUTS:
         raise ConfigError(f"--output {output}: expected a file named *{', *'.join(OUTPUTS)}")
     if output.suffix == ".parquet":
-        arrow()
+        extras.load("pyarrow.parquet")  # before anything is answered
     packed, reader = load_student(student, threads), open_rows(rows)
     record = record_dtype(output.suffix, packed.num_outputs)
     journal_path = output.with_name(output.name + ".partial")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from .. import extras
 from ..atomic_write import atomic_write
 from ..data import MoleculeData
-from ..distill import extras
-from ..errors import ConfigError, DataError, GmoeError, MissingExtraError
-from ..terminal import Interrupted, Progress, Stop, catch_signals
+from ..errors import ConfigError, GmoeError, MissingExtraError
+from ..terminal import Interrupted, Progress, Stop, catch_signals, report_error
 from . import report
 from .config import Config
 from .device import describe_backend, keep_freed_memory, resolve
@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.write(f"stopped    by {interrupted}; to continue, run the same command with --resume auto")
         return interrupted.exit_code
     except GmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, DataError) else 1
+        return report_error(error)
 
 
 def job(config: Config, progress: Progress, stop: Stop) -> None:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _native
+from .. import _native, extras
 from ..data import MoleculeData, NodeData
-from ..errors import MissingExtraError
 from ..models.registry import Model
 from .config import Config, config_hash
 from .fit_state import FitResult
@@ -108,16 +107,10 @@ def plot_curves(metrics: Path, path: Path, metric: str) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "curves.png") from error
     phases: dict[str, list[dict[str, Any]]] = {}
     for record in map(json.loads, metrics.read_text().splitlines()):
         phases.setdefault(record["phase"], []).append(record)
-    figure = Figure(figsize=(4 * len(phases), 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = extras.load("matplotlib.figure").Figure(figsize=(4 * len(phases), 5), layout="constrained")
     axes = figure.subplots(2, len(phases), squeeze=False, sharex="col")
     for column, (phase, records) in enumerate(phases.items()):
         epochs = [record["epoch"] for record in records]
