@@ -21,16 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gmoe_ext.data", description="Data sets: list, info, get.")
     commands = parser.add_subparsers(dest="command", required=True)
-    texts = {
-        "list": "data sets that are present or can be fetched",
-        "info": "counts, split and checksums of one",
-        "get": "fetch one from its official source",
-    }
-    for command, text in texts.items():
-        sub = commands.add_parser(command, help=text)
-        sub.add_argument("--root", help="data folder (default: environment variable GMOE_EXT_DATA, else 'data')")
-        if command != "list":
-            sub.add_argument("name", help="data set")
+    root_help = "data folder (default: environment variable GMOE_EXT_DATA, else 'data')"
+    commands.add_parser("list", help="data sets that are present or can be fetched")
+    commands.add_parser("info", help="counts, split and checksums of one").add_argument("name", help="data set")
+    commands.add_parser("get", help="fetch one from its official source").add_argument("name", help="data set")
+    for sub in commands.choices.values():
+        sub.add_argument("--root", help=root_help)
     options = parser.parse_args(argv)
     root = resolve_root(options.root)
     try:
@@ -48,11 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def found(root: Path) -> dict[str, str]:
     """Find the data sets under ``root``: their names and what they are read from."""
-    names = {path.stem: path.name for path in root.glob("*.npz") if "_split" not in path.stem}
-    graphs = {name.removesuffix("_graphs"): file for name, file in names.items() if name.endswith("_graphs")}
-    names = {name: file for name, file in names.items() if not name.endswith("_graphs")} | graphs
-    folders = {path.name: f"{path.name}/raw" for path in root.glob("*") if is_raw_folder(path)}
-    return dict(sorted((folders | names).items()))
+    names = {path.name: f"{path.name}/raw" for path in root.glob("*") if is_raw_folder(path)}
+    files = (path for path in sorted(root.glob("*.npz"), reverse=True) if "_split" not in path.stem)
+    names |= {path.stem.removesuffix("_graphs"): path.name for path in files}
+    return dict(sorted(names.items()))
 
 
 def _list(root: Path) -> None:

@@ -142,15 +142,9 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> Arrays:
 
 
 def read_csv(path: Path, kind: str, missing: bool = False) -> Array:
-    """Read a gzip-compressed csv file of numbers without a header.
+    """Read a gzip-compressed csv file of numbers without a header as an array [rows, columns].
 
-    Args:
-        path: the file.
-        kind: 'integer' (int64) or 'real' (float32).
-        missing: read blank cells as NaN instead of refusing them.
-
-    Returns:
-        Array [rows, columns].
+    ``kind`` is 'integer' (int64) or 'real' (float32); with ``missing``, blank cells are read as NaN.
 
     Raises:
         DataError: the file is missing or damaged, or a cell is not a number of that kind.

@@ -37,8 +37,7 @@ class EdgeRanges(NamedTuple):
     Attributes:
         begin, counts: first edge and number of edges of each range, int64 [2 B].
         starts: first edge of each range in its graph of the batch, int64 [2 B].
-        plain: edges of the plain graph of the batch.
-        total: edges of both graphs.
+        plain, total: edges of the plain graph of the batch, and of both graphs.
     """
 
     begin: Tensor

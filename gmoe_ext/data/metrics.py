@@ -70,37 +70,27 @@ def hits(positive: Tensor, negative: Tensor, k: int) -> float:
     return float((positive > negative.topk(k).values[-1]).double().mean())
 
 
-_SCORES: dict[str, tuple[Callable[[Tensor, Tensor], float], bool]] = {
-    "accuracy": (accuracy, True),
-    "rocauc": (rocauc, True),
-    "rmse": (rmse, False),
-}
+_SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {"accuracy": accuracy, "rocauc": rocauc, "rmse": rmse}
 NAMES = tuple(_SCORES)
 
 
 def evaluate(metric: str, prediction: Tensor, y: Tensor) -> float:
     """Compute the metric called ``metric``: 'accuracy', 'rocauc' or 'rmse'."""
-    return _lookup(metric)[0](prediction, y)
+    return _lookup(metric)(prediction, y)
 
 
 def higher_is_better(metric: str) -> bool:
     """Return True for scores, False for errors."""
-    return _lookup(metric)[1]
+    return _lookup(metric) is not rmse
 
 
 def infer(y: Tensor) -> str:
-    """Infer the metric from the labels: 'accuracy' for class ids [N], otherwise by their values.
-
-    Labels [N, tasks] that are all 0, 1 or NaN mean 'rocauc', other whole numbers >= 0 in a single column are class ids
-    ('accuracy'), and anything else is real ('rmse').
+    """Infer the metric: 'accuracy' for class ids, integers [N] or one column of whole numbers; for labels that are all
+    0, 1 or NaN 'rocauc', else 'rmse'.
     """
     if not y.is_floating_point() and y.ndim == 1:
         return "accuracy"
-    known = y[~y.isnan()]
-    if bool(((known == 0) | (known == 1)).all()):
-        return "rocauc"
-    whole = bool(((known >= 0) & (known == known.floor())).all())
-    return "accuracy" if whole and (y.ndim == 1 or y.shape[1] == 1) else "rmse"
+    return next((metric for metric in ("rocauc", "accuracy") if _fits(metric, y)), "rmse")
 
 
 def check_labels(name: str, y: Tensor, metric: str) -> None:
@@ -110,23 +100,24 @@ def check_labels(name: str, y: Tensor, metric: str) -> None:
         DataError: labels other than 0, 1 or NaN (missing) for 'rocauc', or other than class ids for 'accuracy'.
     """
     _lookup(metric)
-    missing = y.isnan()
-    if metric == "rocauc" and not bool((missing | (y == 0) | (y == 1)).all()):
-        raise DataError(
-            f"data '{name}': metric 'rocauc' expects labels 0, 1 or missing, got others\n  fix: pass --data.metric"
-        )
-    if metric != "accuracy":
-        return
-    if bool(missing.any()):
-        row = int(missing.reshape(len(y), -1).any(1).nonzero()[0])
+    missing = y.isnan().reshape(len(y), -1).any(1)
+    if metric == "accuracy" and bool(missing.any()):
+        row = int(missing.nonzero()[0])
         raise DataError(f"data '{name}': metric 'accuracy' expects a class id for every item, got NaN in row {row}")
-    if (y.ndim == 2 and y.shape[1] != 1) or not bool(((y >= 0) & (y == y.floor())).all()):
-        raise DataError(
-            f"data '{name}': metric 'accuracy' expects one class id 0, 1, ... per item\n  fix: pass --data.metric"
-        )
+    if not _fits(metric, y):
+        expected = {"rocauc": "labels 0, 1 or missing, got others", "accuracy": "one class id 0, 1, ... per item"}
+        raise DataError(f"data '{name}': metric '{metric}' expects {expected[metric]}\n  fix: pass --data.metric")
 
 
-def _lookup(metric: str) -> tuple[Callable[[Tensor, Tensor], float], bool]:
+def _fits(metric: str, y: Tensor) -> bool:
+    known = y[~y.isnan()]
+    if metric == "rocauc":
+        return bool(((known == 0) | (known == 1)).all())
+    one_column = y.ndim == 1 or y.shape[1] == 1
+    return metric == "rmse" or (one_column and bool(((known >= 0) & (known == known.floor())).all()))
+
+
+def _lookup(metric: str) -> Callable[[Tensor, Tensor], float]:
     if metric not in _SCORES:
         raise ValueError(f"metrics: expected 'metric' to be one of {', '.join(NAMES)}, got '{metric}'")
     return _SCORES[metric]
@@ -143,10 +134,7 @@ def _area(scores: Array, labels: Array) -> float | None:
 
 def _pair(name: str, prediction: Tensor, y: Tensor) -> tuple[Array, Array]:
     _check_finite(name, prediction)
-    if prediction.ndim == 1:
-        prediction = prediction.unsqueeze(1)
-    if y.ndim == 1:
-        y = y.unsqueeze(1)
+    prediction, y = (values.unsqueeze(1) if values.ndim == 1 else values for values in (prediction, y))
     if prediction.shape != y.shape:
         raise ValueError(
             f"metrics.{name}: expected 'prediction' in the shape of 'y', "

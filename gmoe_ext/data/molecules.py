@@ -177,11 +177,8 @@ class MoleculeData:
         """Describe the data in one line: '2,039 molecules, 24.1 atoms and 26.0 bonds each, 1 task (rocauc), ...'."""
         parts = "/".join(f"{len(ids):,}" for ids in (self.train_idx, self.val_idx, self.test_idx))
         atoms, bonds = len(self.node_feat) / self.num_graphs, self.graph.num_edges / 2 / self.num_graphs
-        tasks = f"{self.num_tasks:,} task{'s' if self.num_tasks > 1 else ''}"
-        return (
-            f"{self.num_graphs:,} molecules, {atoms:.1f} atoms and {bonds:.1f} bonds each, {tasks} ({self.metric}), "
-            f"{parts} ({self.split})"
-        )
+        each = f"{self.num_graphs:,} molecules, {atoms:.1f} atoms and {bonds:.1f} bonds each"
+        return f"{each}, {self.num_tasks:,} task{'s' * (self.num_tasks > 1)} ({self.metric}), {parts} ({self.split})"
 
     def __repr__(self) -> str:
         return f"MoleculeData({self.name}: {self.summary()})"
@@ -197,7 +194,7 @@ class MoleculeData:
         if "pairs" not in self._tables:
             listed = two_hop_graph(self.graph)
             assert listed.edge_type is not None
-            # Only a few dozen of the 3,600 pairs of bond types occur; an embedding table has one row for each of those.
+            # An embedding table has one row for each pair that occurs: a few dozen of 3,600.
             kinds, compact = torch.unique(listed.edge_type, return_inverse=True)
             pair_types = torch.stack([kinds // NUM_BOND_TYPES, kinds % NUM_BOND_TYPES], 1).long()
             edge_type = compact.to(listed.columns.dtype)
@@ -210,11 +207,7 @@ class MoleculeData:
 def read_molecules(name: str, arrays: Arrays, metric: str | None = None, split: Split | None = None) -> MoleculeData:
     """Build molecule data from the arrays of NAME_graphs.npz (docs/guides/data.md), checking everything.
 
-    Args:
-        name: of the data set.
-        arrays: graphs, labels and optionally the official split.
-        metric: by default inferred from the labels.
-        split: replaces the one in ``arrays``; without either, the parts are empty (:data:`splits.NONE`).
+    ``split`` replaces the one in ``arrays``; without either, the parts are empty (:data:`splits.NONE`).
 
     Raises:
         DataError: an array is missing or bad, naming it.

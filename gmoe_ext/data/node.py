@@ -113,20 +113,9 @@ class NodeData:
         seen[heldout] = False
         nodes = seen.nonzero().squeeze(1)
         local = seen.cumsum(0) - 1
-
-        def relabel(ids: Tensor) -> Tensor:
-            return local[ids[seen[ids]]]
-
-        observed = replace(
-            self,
-            x=self.x[nodes],
-            graph=self.graph.subgraph(nodes),
-            y=self.y[nodes],
-            train_idx=relabel(self.train_idx),
-            val_idx=relabel(self.val_idx),
-            test_idx=relabel(self.test_idx),
-        )
-        return InductiveView(observed, nodes, heldout)
+        train, val, test = (local[ids[seen[ids]]] for ids in (self.train_idx, self.val_idx, self.test_idx))
+        observed = replace(self, x=self.x[nodes], graph=self.graph.subgraph(nodes), y=self.y[nodes])
+        return InductiveView(observed.with_split(Split(train, val, test, self.split)), nodes, heldout)
 
     def to(self, device: torch.device | str) -> NodeData:
         """Return this data on another device."""
@@ -209,10 +198,7 @@ class LinkData:
 def read_nodes(name: str, arrays: Arrays, rule: str) -> NodeData:
     """Build node data from the arrays of NAME.npz (docs/guides/data.md), checking everything.
 
-    Args:
-        name: of the data set.
-        arrays: ``num_nodes``, ``edge_index``, ``y``, features and optionally ``class_names`` and a split.
-        rule: name of the split; without one the parts are empty (:data:`splits.NONE`).
+    ``rule`` names the split in ``arrays``; without one the parts are empty (:data:`splits.NONE`).
 
     Raises:
         DataError: an array is missing or bad, naming it.

@@ -30,11 +30,6 @@ def is_raw_folder(folder: Path) -> bool:
 def read(name: str, folder: Path, metric: str | None = None) -> NodeData | MoleculeData | LinkData:
     """Read the raw folder of an OGB data set; the files present tell whether it is of nodes, graphs or links.
 
-    Args:
-        name: of the data set.
-        folder: holds ``raw`` and ``split``.
-        metric: of graph data; by default inferred from the labels.
-
     Raises:
         DataError: a file is missing, damaged or inconsistent with the others.
     """

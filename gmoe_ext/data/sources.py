@@ -158,9 +158,7 @@ def gnn_benchmark(files: list[Path]) -> dict[str, Array]:
 
 
 def planetoid(files: list[Path]) -> dict[str, Array]:
-    """Convert the eight files ind.NAME.* of kimiyoung/planetoid, with their public split.
-
-    The files are pickles of Python 2. The unpickler accepts arrays, sparse matrices and dictionaries of lists only.
+    """Convert the eight files ind.NAME.* of kimiyoung/planetoid, pickles of Python 2, with their public split.
 
     Raises:
         DataError: a file is damaged or holds anything else, or the files do not fit together.

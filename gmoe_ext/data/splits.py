@@ -35,19 +35,9 @@ def choose(
     per_class_counts: tuple[int, int] | None = None,
     exclude: Tensor | None = None,
 ) -> tuple[Split, dict[str, str]]:
-    """Take the split of a data set from a file beside it, or draw one.
+    """Take the split of the data set ``name`` from ``folder``/NAME_split*.npz, or draw one of its labels ``y``.
 
-    Args:
-        name: of the data set.
-        folder: where NAME_split*.npz is looked for.
-        rule: as in :func:`gmoe_ext.data.load`.
-        y: labels, one row per item.
-        seed: of a drawn split.
-        per_class_counts: training and validation nodes of each class; None for molecules, which are drawn at random.
-        exclude: nodes that are drawn into no part by 'per_class'.
-
-    Returns:
-        The split, and the digest of the file it was read from, by file name.
+    ``per_class_counts`` is None for molecules, which are drawn at random. Also returns the digest of the file read.
 
     Raises:
         DataError: the split is not found, ambiguous or bad, or cannot be drawn.
@@ -70,8 +60,7 @@ def per_class(
 
     Args:
         y: class ids, int64 [N].
-        train_per_class: training nodes of each class.
-        val_per_class: validation nodes of each class.
+        train_per_class, val_per_class: nodes of each class.
         seed: of numpy.random.default_rng.
         exclude: nodes that belong to no part, such as unlabelled ones.
 

@@ -35,12 +35,11 @@ def communities(
 ) -> NodeData:
     """Generate an attributed graph of communities whose classes need both hop-1 and hop-2 evidence.
 
-    Every community has one class. Half of the communities are homophilous: their members are linked to each other, and
-    the features of a node's neighbours together show the class. The others are two-sided: leaves are linked only to
-    connectors, and all connectors of a community show the same wrong class. So the neighbours of a leaf mislead, while
-    the nodes two hops away, which are leaves again, show its class. A node's own features say little: most show a
-    random class. One direction of feature space weakly tells the two kinds of community apart, so that a gate can learn
-    which hop to trust. The position in the graph (DeepWalk) reveals the community.
+    Every community has one class; a node's own features mostly show a random one. Half of the communities are
+    homophilous: the neighbours together show the class. The others are two-sided: leaves are linked only to connectors,
+    which all show the same wrong class, so only the nodes two hops away, leaves again, show the right one. One
+    direction of feature space weakly tells the two kinds apart, so that a gate can learn which hop to trust. The
+    position in the graph (DeepWalk) reveals the community.
 
     Args:
         num_nodes: N.
