@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -166,9 +166,8 @@ class Graph:
             if structure.transposed_by is None:
                 structure.transpose_order = torch.sort(self.columns, stable=True).indices
             else:
-                inverse = torch.empty_like(structure.transposed_by)
-                inverse[structure.transposed_by] = torch.arange(self.num_edges, device=self.device)
-                structure.transpose_order = inverse
+                edges = torch.arange(self.num_edges, device=self.device)
+                structure.transpose_order = torch.empty_like(edges).scatter_(0, structure.transposed_by, edges)
         return structure.transpose_order
 
     def transpose(self) -> Graph:
@@ -186,9 +185,8 @@ class Graph:
             raise ValueError(
                 f"Graph.with_weight: expected 'weight' of shape [{self.num_edges}], got {list(weight.shape)}"
             )
-        graph = Graph(
-            self.num_nodes, self.offsets, self.columns, weight, self.edge_type, self.num_edge_types, self.edge_id
-        )
+        num_nodes, offsets, columns, _, *others = self._arguments()
+        graph = Graph(num_nodes, offsets, columns, weight, *others)
         object.__setattr__(graph, "_structure", self._structure)
         return graph
 
@@ -209,12 +207,12 @@ class Graph:
             The weighted graph; a node whose weights do not have a positive sum gets factor 0.
         """
         name: _Derivation = "gcn_norm" if add_self_loops else "unlooped_gcn_norm"
-        return self._keep(name, lambda: self._make_gcn_norm(add_self_loops))
+        return self._keep(name, lambda: self._make_norm(True, add_self_loops))
 
     def mean_norm(self, add_self_loops: bool = False) -> Graph:
         """Normalise rows: w_ij becomes w_ij / sum_j w_ij, which is 1 / in-degree without weights."""
         name: _Derivation = "looped_mean_norm" if add_self_loops else "mean_norm"
-        return self._keep(name, lambda: self._make_mean_norm(add_self_loops))
+        return self._keep(name, lambda: self._make_norm(False, add_self_loops))
 
     def subgraph(self, nodes: Tensor) -> Graph:
         """Extract the graph induced by ``nodes`` [S], distinct ids; node ``nodes[s]`` becomes node s.
@@ -246,18 +244,10 @@ class Graph:
         if torch.empty(0, device=device).device == self.device:
             return self
 
-        def move(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.to(device, non_blocking=non_blocking)
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
 
-        return Graph(
-            self.num_nodes,
-            self.offsets.to(device, non_blocking=non_blocking),
-            self.columns.to(device, non_blocking=non_blocking),
-            move(self.weight),
-            move(self.edge_type),
-            self.num_edge_types,
-            move(self.edge_id),
-        )
+        return Graph(*map(move, self._arguments()))
 
     def prefill(
         self,
@@ -265,10 +255,7 @@ class Graph:
         rows: Tensor | None = None,
         transpose_order: Tensor | None = None,
         transposed: tuple[Tensor, Tensor, Tensor | None] | None = None,
-        transpose: Graph | None = None,
-        gcn_norm: Graph | None = None,
-        mean_norm: Graph | None = None,
-        looped_mean_norm: Graph | None = None,
+        **derived: Graph,
     ) -> Graph:
         """Store results that the caller already knows, so that they are not computed again; return self.
 
@@ -277,22 +264,18 @@ class Graph:
         Args:
             rows, transpose_order: as the properties return them.
             transposed: offsets, columns and edge type of the transpose.
-            transpose, gcn_norm, mean_norm: as the methods return them for their default arguments.
-            looped_mean_norm: as ``mean_norm`` returns it with self loops added.
+            derived: graphs that are kept with this one, by name: transpose, gcn_norm, mean_norm, looped_mean_norm, ....
         """
         structure = self._structure
         structure.rows = structure.rows if rows is None else rows
         structure.transpose_order = structure.transpose_order if transpose_order is None else transpose_order
         structure.transposed = structure.transposed if transposed is None else transposed
-        derived: dict[_Derivation, Graph | None] = {
-            "transpose": transpose,
-            "gcn_norm": gcn_norm,
-            "mean_norm": mean_norm,
-            "looped_mean_norm": looped_mean_norm,
-        }
-        self._derived.update({name: graph for name, graph in derived.items() if graph is not None})
-        if transpose is not None:
-            object.__setattr__(transpose, "_original", weakref.ref(self))
+        for name in derived:
+            if name not in get_args(_Derivation):
+                raise TypeError(f"Graph.prefill: expected one of {get_args(_Derivation)}, got '{name}'")
+        self._derived.update(cast(dict[_Derivation, Graph], derived))
+        if "transpose" in derived:
+            object.__setattr__(derived["transpose"], "_original", weakref.ref(self))
         return self
 
     def __repr__(self) -> str:
@@ -306,9 +289,12 @@ class Graph:
             parts.append(str(self.device))
         return f"Graph({', '.join(parts)})"
 
+    def _arguments(self) -> tuple[Any, ...]:
+        rows = (self.num_nodes, self.offsets, self.columns, self.weight)
+        return *rows, self.edge_type, self.num_edge_types, self.edge_id
+
     def __reduce__(self) -> tuple[type[Graph], tuple[Any, ...]]:
-        fields = (self.offsets, self.columns, self.weight, self.edge_type, self.num_edge_types, self.edge_id)
-        return Graph, (self.num_nodes, *fields)
+        return Graph, self._arguments()
 
     def _keep(self, name: _Derivation, make: Callable[[], Graph]) -> Graph:
         # A learned weight changes between calls and carries its own autograd graph, so nothing of it can be kept.
@@ -365,20 +351,16 @@ class Graph:
         )
         return graph.prefill(rows=merge(rows, loops))
 
-    def _make_gcn_norm(self, add_self_loops: bool) -> Graph:
+    def _make_norm(self, symmetric: bool, add_self_loops: bool) -> Graph:
         base = self.with_self_loops() if add_self_loops else self
         total, weight = base._weight_sums()
-        positive = total > 0
-        factor = torch.where(positive, torch.where(positive, total, 1.0).rsqrt(), 0.0)
-        scaled = factor.index_select(0, base.rows) * weight * factor.index_select(0, base.columns)
+        usable = total > 0 if symmetric else total != 0
+        divisor = torch.where(usable, total, 1.0)
+        factor = torch.where(usable, divisor.rsqrt() if symmetric else 1.0 / divisor, 0.0)
+        scaled = factor.index_select(0, base.rows) * weight
+        if symmetric:
+            scaled = scaled * factor.index_select(0, base.columns)
         return base.with_weight(scaled.to(weight.dtype))
-
-    def _make_mean_norm(self, add_self_loops: bool) -> Graph:
-        base = self.with_self_loops() if add_self_loops else self
-        total, weight = base._weight_sums()
-        nonzero = total != 0
-        factor = torch.where(nonzero, 1.0 / torch.where(nonzero, total, 1.0), 0.0)
-        return base.with_weight((factor.index_select(0, base.rows) * weight).to(weight.dtype))
 
     def _weight_sums(self) -> tuple[Tensor, Tensor]:
         # float64 sums: the row of a hub can hold millions of weights.

@@ -116,10 +116,10 @@ def gather_ranges(starts: Tensor, counts: Tensor, total: int | None = None) -> T
     return ids + torch.repeat_interleave(moved, counts, output_size=total)
 
 
-def row_offsets(sorted_rows: Tensor, num_rows: int) -> Tensor:
-    """Compute the offsets [num_rows + 1] of rows from the ascending row of each edge."""
-    offsets = torch.zeros(num_rows + 1, dtype=torch.int64, device=sorted_rows.device)
-    offsets[1:] = torch.bincount(sorted_rows, minlength=num_rows).cumsum(0)
+def row_offsets(rows: Tensor, num_rows: int) -> Tensor:
+    """Compute the offsets [num_rows + 1] of rows from the row of each edge."""
+    offsets = torch.zeros(num_rows + 1, dtype=torch.int64, device=rows.device)
+    offsets[1:] = torch.bincount(rows, minlength=num_rows).cumsum(0)
     return offsets
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import GraphIndexError, NativeError
+from ..indices import check_range
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float64)
 INTEGER = (torch.int32, torch.int64)
@@ -85,8 +86,10 @@ def expect_dim(op: str, argument: str, value: Tensor, dim: int, names: str) -> N
         raise ValueError(f"gmoe::{op}: expected '{argument}' of shape {names}, got {list(value.shape)}")
 
 
-def expect_shape(op: str, argument: str, value: Tensor, shape: Sequence[int | str], match: str) -> None:
+def expect_shape(op: str, argument: str, value: Tensor | None, shape: Sequence[int | str], match: str) -> None:
     """Check a shape of sizes, or names such as ``"D"`` for any size; ``match`` says where the sizes come from."""
+    if value is None:
+        return
     fits = value.dim() == len(shape)
     for want, got in zip(shape, value.shape, strict=False):
         fits = fits and (isinstance(want, str) or got == want)
@@ -110,22 +113,27 @@ def expect_device(op: str, argument: str, value: Tensor, other_name: str, other:
     )
 
 
-def expect_like(op: str, argument: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Check that two tensors share device (``ValueError``) and, outside autocast, dtype (``TypeError``)."""
-    if value.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
-        raise TypeError(
-            f"gmoe::{op}: expected '{argument}' to have the dtype of '{other_name}' ({other.dtype}), got {value.dtype}"
-        )
-    expect_device(op, argument, value, other_name, other)
+def expect_floating(op: str, argument: str, value: Tensor, **others: Tensor | None) -> None:
+    """Check that a tensor is floating, and that others share its device and, outside autocast, its dtype.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a device differs.
+    """
+    expect_dtype(op, argument, value, FLOATING)
+    for name, other in others.items():
+        if other is None:
+            continue
+        if other.dtype != value.dtype and not torch.is_autocast_enabled(value.device.type):
+            raise TypeError(
+                f"gmoe::{op}: expected '{name}' to have the dtype of '{argument}' ({value.dtype}), got {other.dtype}"
+            )
+        expect_device(op, name, other, argument, value)
 
 
 def expect_index(op: str, argument: str, value: Tensor, bound: int) -> None:
     """Check ``0 <= value < bound`` for the reference; the native operators check for themselves."""
-    flat = value.reshape(-1)
-    bad = torch.nonzero((flat < 0) | (flat >= bound))
-    if bad.numel():
-        position = int(bad[0])
-        raise GraphIndexError(f"gmoe::{op}", argument, position, int(flat[position]), bound)
+    check_range(f"gmoe::{op}", argument, value, bound)
 
 
 def wide(x: Tensor) -> torch.dtype:

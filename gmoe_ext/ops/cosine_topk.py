@@ -54,8 +54,7 @@ def expect_routing(name: str, x: Tensor, memory: Tensor, k: int) -> None:
     """Check the rows and embeddings of an operator that routes by cosine."""
     op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
-    op.expect_dtype(name, "x", x, op.FLOATING)
-    op.expect_like(name, "memory", memory, "x", x)
+    op.expect_floating(name, "x", x, memory=memory)
     if memory.shape[1] != x.shape[1]:  # a full check would be a twentieth of a one-row call
         op.expect_shape(name, "memory", memory, ("E", x.shape[1]), "to match 'x'")
     op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)
@@ -65,14 +64,18 @@ def _fake(x: Tensor, memory: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor
     return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, memory, _, ctx.eps = inputs
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save what the gradient of x needs; ``cosine_topk_update`` has the same gradient."""
+    x, memory, *_, ctx.eps = inputs
     ctx.save_for_backward(x, memory, output[1])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad_gate: Tensor, _grad_index: Tensor | None) -> tuple[Tensor, None, None, None]:
+def backward(ctx: Any, grad_gate: Tensor, *_others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradient of x, through the gates, and None for the other arguments."""
     x, memory, index = ctx.saved_tensors
-    return torch.ops.gmoe.cosine_topk_grad_x(grad_gate, x, memory, index, ctx.eps), None, None, None
+    grad_x = torch.ops.gmoe.cosine_topk_grad_x(grad_gate, x, memory, index, ctx.eps)
+    return grad_x, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 def _fake_grad_x(grad_gate: Tensor, x: Tensor, memory: Tensor, index: Tensor, eps: float) -> Tensor:
@@ -80,5 +83,5 @@ def _fake_grad_x(grad_gate: Tensor, x: Tensor, memory: Tensor, index: Tensor, ep
 
 
 # Routing stays in float32 under autocast, so that ties do not depend on the precision.
-op.register("cosine_topk", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("cosine_topk", _fake, backward=backward, setup_context=setup_context, autocast=torch.float32)
 op.register("cosine_topk_grad_x", _fake_grad_x)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import reference
 from . import _dispatch as op
-from .cosine_topk import expect_routing
+from .cosine_topk import backward, expect_routing, setup_context
 
 
 def cosine_topk_update(
     x: Tensor, memory: Tensor, k: int, rate: float = 0.9, normalize: bool = True, eps: float = 1e-12
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Route each row to its k nearest expert embeddings, and move these towards their rows.
-     Equals :func:`cosine_topk` followed by :func:`memory_update` on its result (RbM, eqs. 3 and 4), but reads x once.
+
+    Equals :func:`cosine_topk` followed by :func:`memory_update` on its result (RbM, eqs. 3 and 4), but reads x once.
     Both are limited by memory bandwidth, so this nearly halves the time of a router's training step. All rows of a
     batch are routed by the old embeddings.
 
@@ -58,17 +57,5 @@ def _fake(x: Tensor, memory: Tensor, k: int, rate: float, normalize: bool, eps: 
     return x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64), memory.new_empty(memory.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, memory, _, _, _, ctx.eps = inputs
-    ctx.save_for_backward(x, memory, output[1])
-    ctx.mark_non_differentiable(output[1], output[2])
-
-
-def _backward(ctx: Any, grad_gate: Tensor, *_others: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, memory, index = ctx.saved_tensors
-    grad_x = torch.ops.gmoe.cosine_topk_grad_x(grad_gate, x, memory, index, ctx.eps)
-    return grad_x, None, None, None, None, None
-
-
 # As in cosine_topk and memory_update: ties and the averaging step must not depend on the precision.
-op.register("cosine_topk_update", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("cosine_topk_update", _fake, backward=backward, setup_context=setup_context, autocast=torch.float32)

@@ -16,7 +16,8 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
     The message passing of OGB's molecule networks, with t = type_ij and b = edge_table:
 
         y_i = sum_{j -> i} w_ij relu(x_j + b_t)
-     OGB's GCN is this with ``gcn_norm()`` weights, x = W h, and one more row in the table for the self loops; OGB's GIN
+
+    OGB's GCN is this with ``gcn_norm()`` weights, x = W h, and one more row in the table for the self loops; OGB's GIN
     is this without weights.
 
     Args:
@@ -46,8 +47,7 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
     name = "edge_aggregate"
     edge_type = _rows.expect_edge_types(name, graph)
     _rows.expect_features(name, graph, x)
-    op.expect_dim(name, "edge_table", edge_table, 2, "[T, D]")
-    op.expect_like(name, "edge_table", edge_table, "x", x)
+    op.expect_floating(name, "x", x, edge_table=edge_table)
     op.expect_shape(name, "edge_table", edge_table, ("T", x.shape[1]), "to match 'x'")
     if not op.native():
         _rows.expect_valid(name, graph, edge_table.shape[0])

@@ -83,21 +83,14 @@ def _check(
 ) -> None:
     """Check the operands; under autocast their dtypes may differ."""
     name = "expert_linear"
-    op.expect_dim(name, "x", x, 2, "[R, Din]")
-    op.expect_dtype(name, "x", x, op.FLOATING)
-    op.expect_dim(name, "weight", weight, 3, "[E, Dout, Din]")
-    op.expect_like(name, "weight", weight, "x", x)
-    op.expect_device(name, "plan", plan.order, "x", x)
-    num_experts, out_dim, in_dim = weight.shape
-    op.expect_shape(name, "weight", weight, (plan.num_experts, "Dout", "Din"), "to match the plan")
-    op.expect_shape(name, "x", x, ("R", in_dim), "to match 'weight'")
-    if bias is not None:
-        op.expect_like(name, "bias", bias, "x", x)
-        op.expect_shape(name, "bias", bias, (num_experts, out_dim), "to match 'weight'")
     slots = (plan.num_rows, plan.k)
-    if gate is not None:
-        op.expect_like(name, "gate", gate, "x", x)
-        op.expect_shape(name, "gate", gate, slots, "to match the plan")
+    op.expect_floating(name, "x", x, weight=weight, bias=bias, gate=gate)
+    op.expect_device(name, "plan", plan.order, "x", x)
+    op.expect_shape(name, "weight", weight, (plan.num_experts, "Dout", "Din"), "to match the plan")
+    num_experts, out_dim, in_dim = weight.shape
+    op.expect_shape(name, "x", x, ("R", in_dim), "to match 'weight'")
+    op.expect_shape(name, "bias", bias, (num_experts, out_dim), "to match 'weight'")
+    op.expect_shape(name, "gate", gate, slots, "to match the plan")
     if source is None:
         op.expect_shape(name, "x", x, (plan.num_rows, in_dim), "to match the plan")
     else:

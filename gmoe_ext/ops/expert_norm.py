@@ -22,7 +22,8 @@ def expert_norm(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Batch-normalise each slot over the slots of its expert, and sum a row's slots by its gates.
-     The norm between an expert and its gate in a GMoE layer (GMoE, eq. 2), in training. With e = index_ir and sums over
+
+    The norm between an expert and its gate in a GMoE layer (GMoE, eq. 2), in training. With e = index_ir and sums over
     the n_e slots of expert e:
 
         mean_e = sum y_ir / n_e,   var_e = sum (y_ir - mean_e)^2 / n_e
@@ -63,22 +64,18 @@ def expert_norm(
     """
     name = "expert_norm"
     op.expect_dim(name, "y", y, 3, "[N, k, D]")
-    op.expect_dtype(name, "y", y, op.FLOATING)
-    rows, k, dim = y.shape
-    op.expect_shape(name, "index", index, (rows, k), "to match 'y'")
+    per_expert = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    op.expect_floating(name, "y", y, gate=gate, **per_expert)
     op.expect_dtype(name, "index", index, op.INTEGER)
     op.expect_device(name, "index", index, "y", y)
-    if gate is not None:
-        op.expect_shape(name, "gate", gate, (rows, k), "to match 'y'")
-        op.expect_like(name, "gate", gate, "y", y)
-    op.expect_dim(name, "weight", weight, 2, "[E, D]")
-    experts = weight.shape[0]
-    per_expert = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    rows, k, dim = y.shape
+    op.expect_shape(name, "index", index, (rows, k), "to match 'y'")
+    op.expect_shape(name, "gate", gate, (rows, k), "to match 'y'")
+    op.expect_shape(name, "weight", weight, ("E", dim), "to match 'y'")
     for argument, value in per_expert.items():
-        op.expect_shape(name, argument, value, (experts, dim), "(E, D)")
-        op.expect_like(name, argument, value, "y", y)
+        op.expect_shape(name, argument, value, weight.shape, "to match 'weight'")
     if not op.native():
-        op.expect_index(name, "index", index, experts)
+        op.expect_index(name, "index", index, weight.shape[0])
         return reference.expert_norm(y, index, weight, bias, running_mean, running_var, gate, eps)
     out, mean, var, count = op.call(name, y, index, weight, bias, running_mean, running_var, gate, eps)
     return out, mean, var, count

@@ -56,11 +56,7 @@ def memory_update(
     """
     name = "memory_update"
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
-    op.expect_dim(name, "x", x, 2, "[N, D]")
-    op.expect_dim(name, "gate", gate, 2, "[N, k]")
-    op.expect_dtype(name, "memory", memory, op.FLOATING)
-    op.expect_like(name, "x", x, "memory", memory)
-    op.expect_like(name, "gate", gate, "memory", memory)
+    op.expect_floating(name, "memory", memory, x=x, gate=gate)
     op.expect_dtype(name, "index", index, op.INTEGER)
     op.expect_device(name, "index", index, "memory", memory)
     op.expect_shape(name, "x", x, ("N", memory.shape[1]), "to match 'memory'")

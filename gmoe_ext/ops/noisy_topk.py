@@ -21,7 +21,8 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
         gate_ir      = exp(Q_ir) / sum_s exp(Q_is)         Q_ir: logit of expert index_ir
         importance_e = sum of the gates of expert e
         load_e       = sum_i Phi(z_ie),   z_ie = (clean_ie - kth_ie) / sigma_ie
-     kth_ie is the k-th largest of Q_i without Q_ie; with k = E there is none and every chance is 1. The balance losses
+
+    kth_ie is the k-th largest of Q_i without Q_ie; with k = E there is none and every chance is 1. The balance losses
     are the squared coefficients of variation of importance and load.
 
     Args:
@@ -50,10 +51,9 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
     """
     name = "noisy_topk"
     op.expect_dim(name, "clean", clean, 2, "[N, E]")
-    op.expect_dtype(name, "clean", clean, op.FLOATING)
-    for argument, value in (("sigma", sigma), ("noise", noise)):
-        op.expect_shape(name, argument, value, clean.shape, "to match 'clean'")
-        op.expect_like(name, argument, value, "clean", clean)
+    op.expect_floating(name, "clean", clean, sigma=sigma, noise=noise)
+    op.expect_shape(name, "sigma", sigma, clean.shape, "to match 'clean'")
+    op.expect_shape(name, "noise", noise, clean.shape, "to match 'clean'")
     op.expect(1 <= k <= clean.shape[1], name, "k", lambda: f"in [1, E] = [1, {clean.shape[1]}]", k)
     if not op.native():
         return reference.noisy_topk(clean, sigma, noise, k)
@@ -69,10 +69,8 @@ def _fake(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, 
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    clean, sigma, noise, _ = inputs
-    gate, index, _, _ = output
-    ctx.save_for_backward(clean, sigma, noise, gate, index)
-    ctx.mark_non_differentiable(index)
+    ctx.save_for_backward(*inputs[:3], *output[:2])  # clean, sigma, noise, gate, index
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward(

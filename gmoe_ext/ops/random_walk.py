@@ -20,7 +20,8 @@ def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
 
         r       = splitmix64(splitmix64(splitmix64(seed) + s) + t) >> 1
         walk_st = columns[offsets[v] + r mod degree(v)]
-     Each neighbour's probability is off by less than 2^-63. Edge weights are not used, parallel edges count, and a walk
+
+    Each neighbour's probability is off by less than 2^-63. Edge weights are not used, parallel edges count, and a walk
     stays on a node without neighbours.
 
     Args:

@@ -20,7 +20,8 @@ def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Te
     e = index_ir - first_expert, t = type_ij and b = edge_table:
 
         y_ir = sum_{j -> i} w_ij relu(x_ej + b_et)     for 0 <= e < F, else 0
-     Slots whose expert lies outside [0, F) are exact zeros: hop-1 and hop-2 experts, which pass messages over different
+
+    Slots whose expert lies outside [0, F) are exact zeros: hop-1 and hop-2 experts, which pass messages over different
     graphs, are two calls whose results add up. The gates are not applied yet, because what follows (a perceptron, a
     norm per expert) is not linear.
 
@@ -70,9 +71,7 @@ def routed_edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor, index: Te
 def expect_routed_edges(name: str, graph: Graph, x: Tensor, edge_table: Tensor, index: Tensor) -> None:
     """Check that graph, rows, table and slots fit each other."""
     op.expect_dim(name, "edge_table", edge_table, 3, "[F, T, D]")
-    op.expect_dim(name, "index", index, 2, "[N, k]")
-    op.expect_dtype(name, "x", x, op.FLOATING)
-    op.expect_like(name, "edge_table", edge_table, "x", x)
+    op.expect_floating(name, "x", x, edge_table=edge_table)
     op.expect_dtype(name, "index", index, (torch.int64,))
     op.expect_device(name, "index", index, "x", x)
     op.expect_device(name, "graph", graph.columns, "x", x)

@@ -71,15 +71,11 @@ def routed_edge_mixture(
     expect_routed_edges(name, graph, x, edge_table, index)
     slots, experts, dim = list(index.shape), edge_table.shape[0], x.shape[-1]
     op.expect((scale is None) == (shift is None), name, "scale", "and 'shift' together or neither", "one of them")
-    for argument, value, shape in (
-        ("gate", gate, slots),
-        ("scale", scale, [experts, dim]),
-        ("shift", shift, [experts, dim]),
-        ("onto", onto, [slots[0], dim]),
-    ):
-        if value is not None:
-            op.expect_like(name, argument, value, "x", x)
-            op.expect_shape(name, argument, value, shape, "to match the other arguments")
+    op.expect_floating(name, "x", x, gate=gate, scale=scale, shift=shift, onto=onto)
+    op.expect_shape(name, "gate", gate, slots, "to match 'index'")
+    op.expect_shape(name, "scale", scale, [experts, dim], "to match 'edge_table'")
+    op.expect_shape(name, "shift", shift, [experts, dim], "to match 'edge_table'")
+    op.expect_shape(name, "onto", onto, [slots[0], dim], "to match 'index' and 'x'")
     if not op.native():
         _rows.expect_valid(name, graph, edge_table.shape[1])
         return reference.routed_edge_mixture(graph, x, edge_table, index, gate, scale, shift, onto, first_expert)

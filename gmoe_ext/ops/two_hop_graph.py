@@ -13,10 +13,12 @@ from . import _rows
 
 def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool = True) -> Graph:
     """Build the graph of strict two-hop neighbours, the neighbourhood of hop-2 experts (GMoE, section 3.2).
-     Node j is an in-neighbour of node i when a path j -> m -> i exists, except j = i (exclude_self) and except a j with
+
+    Node j is an in-neighbour of node i when a path j -> m -> i exists, except j = i (exclude_self) and except a j with
     an edge j -> i of its own (exclude_one_hop). The published program keeps one parallel edge per path and, by mistake,
     tests edge ids where it means neighbours; this is the graph the paper describes.
-     Time grows with the number of paths, the sum over nodes of in-degree times out-degree. On molecules the result has
+
+    Time grows with the number of paths, the sum over nodes of in-degree times out-degree. On molecules the result has
     about 1.4 times the edges; on large graphs use ``aggregate(..., hops=2)``, which never builds it.
 
     Args:
@@ -46,9 +48,8 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
     offsets, columns, edge_type = op.call(
         "two_hop_graph", graph.offsets, graph.columns, graph.edge_type, types, exclude_self, exclude_one_hop
     )
-    if graph.edge_type is None:
-        return Graph(graph.num_nodes, offsets, columns)
-    return Graph(graph.num_nodes, offsets, columns, edge_type=edge_type, num_edge_types=types * types)
+    pair_type = None if graph.edge_type is None else edge_type
+    return Graph(graph.num_nodes, offsets, columns, edge_type=pair_type, num_edge_types=types * types)
 
 
 def _fake(

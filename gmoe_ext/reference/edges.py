@@ -10,8 +10,7 @@ from ..graph import Graph
 
 def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
     """Compute A x, or A (A x) for two hops; see :func:`gmoe_ext.ops.aggregate`."""
-    columns = graph.columns.long()
-    rows = destinations(graph)
+    columns, rows = graph.columns.long(), graph.rows.long()
     y = x
     for _ in range(hops):
         message_MD = accumulator(y)[columns]
@@ -19,12 +18,6 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
             message_MD = message_MD * graph.weight.to(message_MD.dtype)[:, None]
         y = message_MD.new_zeros(graph.num_nodes, x.shape[1]).index_add(0, rows, message_MD).to(x.dtype)
     return y
-
-
-def destinations(graph: Graph) -> Tensor:
-    """Return the destination of each edge, int64 [M]: row i repeated once per edge."""
-    node = torch.arange(graph.num_nodes, device=graph.offsets.device)
-    return torch.repeat_interleave(node, graph.offsets.diff())
 
 
 def accumulator(x: Tensor) -> Tensor:
@@ -39,7 +32,7 @@ def edge_aggregate(graph: Graph, x: Tensor, edge_table: Tensor) -> Tensor:
     message_MD = torch.relu(accumulator(x)[graph.columns.long()] + accumulator(edge_table)[graph.edge_type.long()])
     if graph.weight is not None:
         message_MD = message_MD * graph.weight.to(message_MD.dtype)[:, None]
-    y_ND = message_MD.new_zeros(graph.num_nodes, x.shape[1]).index_add(0, destinations(graph), message_MD)
+    y_ND = message_MD.new_zeros(graph.num_nodes, x.shape[1]).index_add(0, graph.rows.long(), message_MD)
     return y_ND.to(x.dtype)
 
 

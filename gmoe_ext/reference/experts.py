@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..indices import row_offsets
 from ..plan import ExpertPlan
+from .edges import accumulator
 
 
 def expert_plan(index: Tensor, num_experts: int) -> ExpertPlan:
     """Group the slots of a routing by expert; see :func:`gmoe_ext.ops.expert_plan`."""
     num_rows, k = index.shape
     expert = index.reshape(-1).long()
-    count = torch.bincount(expert, minlength=num_experts)
-    offsets = torch.zeros(num_experts + 1, dtype=torch.int64, device=index.device)
-    offsets[1:] = count.cumsum(0)
-    return ExpertPlan(offsets, torch.argsort(expert, stable=True), num_rows, k)
+    return ExpertPlan(row_offsets(expert, num_experts), torch.argsort(expert, stable=True), num_rows, k)
 
 
 def expert_linear(
@@ -49,7 +48,7 @@ def expert_norm(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalise each slot by the statistics of its expert's slots; see :func:`gmoe_ext.ops.expert_norm`."""
-    wide = torch.float32 if y.dtype == torch.bfloat16 else y.dtype
+    wide = accumulator(y).dtype
     out, means, variances, counts = torch.zeros_like(y, dtype=wide), [], [], []
     for expert in range(weight.shape[0]):
         row, choice = torch.nonzero(index == expert, as_tuple=True)

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph
-from .edges import destinations
+from ..indices import gather_ranges, row_offsets
 
 
 def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool = True) -> Graph:
     """Build the coalesced two-hop graph; see :func:`gmoe_ext.ops.two_hop_graph`."""
     num_nodes = graph.num_nodes
-    row_M, middle_M = destinations(graph), graph.columns.long()
-    first_P, second_P = _paths(graph.offsets, middle_M)
+    row_M, middle_M = graph.rows.long(), graph.columns.long()
+    # All paths j -> m -> i as pairs of edges (j -> m, m -> i), ordered by the second.
+    paths_M = graph.degree()[middle_M]
+    first_P = gather_ranges(graph.offsets[middle_M], paths_M)
+    second_P = torch.repeat_interleave(paths_M)
     row_P, middle_P, column_P = row_M[second_P], middle_M[second_P], middle_M[first_P]
     key_P = row_P * num_nodes + column_P
 
@@ -32,8 +35,7 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
     is_first[1:] = key[1:] != key[:-1]
     kept = kept[is_first]
 
-    offsets = torch.zeros_like(graph.offsets)
-    torch.cumsum(torch.bincount(row_P[kept], minlength=num_nodes), 0, out=offsets[1:])
+    offsets = row_offsets(row_P[kept], num_nodes)
     edge_type, num_types = None, 0
     if graph.edge_type is not None:
         num_types = graph.num_edge_types**2
@@ -42,16 +44,6 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
     return Graph(
         num_nodes, offsets, column_P[kept].to(graph.columns.dtype), edge_type=edge_type, num_edge_types=num_types
     )
-
-
-def _paths(offsets: Tensor, middle_M: Tensor) -> tuple[Tensor, Tensor]:
-    """List all paths j -> m -> i as edge positions (edge j -> m, edge m -> i), ordered by the second edge."""
-    start_M = offsets[middle_M]
-    count_M = offsets[middle_M + 1] - start_M
-    second_P = torch.repeat_interleave(torch.arange(middle_M.numel(), device=offsets.device), count_M)
-    path_before_M = count_M.cumsum(0) - count_M
-    first_P = torch.arange(second_P.numel(), device=offsets.device) + (start_M - path_before_M)[second_P]
-    return first_P, second_P
 
 
 _INCREMENT = 0x9E3779B97F4A7C15  # splitmix64: golden ratio increment and the two multipliers of its finaliser

@@ -7,15 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from .edges import accumulator
+
 
 def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """Apply a softmax to the k largest cosines of each row; see :func:`gmoe_ext.ops.cosine_topk`."""
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps)
     unit_memory = memory.detach() / memory.detach().norm(dim=1, keepdim=True).clamp_min(eps)
-    cosine_NE = unit_x @ unit_memory.T
-    # A stable descending sort keeps the lower expert first among equal cosines.
-    top, index = torch.sort(cosine_NE, dim=1, descending=True, stable=True)
-    return torch.softmax(top[:, :k], dim=1), index[:, :k]
+    return topk_softmax(unit_x @ unit_memory.T, k)
 
 
 def cosine_topk_update(
@@ -35,8 +34,8 @@ def topk_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Route by noisy logits and sum gates and chances per expert; see :func:`gmoe_ext.ops.noisy_topk`."""
-    dtype, wide = clean.dtype, torch.float32 if clean.dtype == torch.bfloat16 else clean.dtype
-    clean, sigma, noise = clean.to(wide), sigma.to(wide), noise.detach().to(wide)
+    dtype = clean.dtype
+    clean, sigma, noise = accumulator(clean), accumulator(sigma), accumulator(noise.detach())
     noisy = clean + noise * sigma
     # A stable descending sort keeps the lower expert first among equal logits and ranks NaN highest.
     top, order = torch.sort(noisy, dim=1, descending=True, stable=True)

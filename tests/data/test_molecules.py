@@ -93,8 +93,7 @@ def test_a_batch_neither_sorts_nor_normalises(monkeypatch):
 
     batch = DATA.batch([3, 1, 4], two_hop=True)
     monkeypatch.setattr(torch, "sort", refuse)
-    monkeypatch.setattr(Graph, "_make_gcn_norm", refuse)
-    monkeypatch.setattr(Graph, "_make_mean_norm", refuse)
+    monkeypatch.setattr(Graph, "_make_norm", refuse)
     for graph in (batch.graph, batch.two_hop):
         for derived in (graph, graph.gcn_norm(), graph.mean_norm(), graph.mean_norm(add_self_loops=True)):
             derived.transpose()
