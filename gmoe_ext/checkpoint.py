@@ -18,7 +18,7 @@ from torch import Tensor
 from .atomic_write import atomic_write
 from .errors import DataError
 
-FORMAT = "gmoe_ext.checkpoint/1"
+FORMAT = "gmoe_ext.checkpoint/2"
 
 Tensors = dict[str, Tensor]
 
@@ -49,48 +49,44 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         CheckpointError: the file is damaged, or was not written by `save`.
     """
-    tensors, header = _read(path)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
+    if header.get("format") != FORMAT:
+        got = header.get("format")
+        raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got {got!r}")
     if header.get("crc32") != str(_crc32(tensors)):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs")
     return tensors, json.loads(header["scalars"])
 
 
-def load_scalars(path: Path) -> dict[str, Any]:
-    """Read the scalars of a checkpoint alone, without its tensors.
+def split(tree: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """Divide nested dictionaries into tensors, named OUTER/INNER, and the rest, in its own nesting."""
+    tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
+    rest = {name: value for name, value in tree.items() if name not in tensors}
+    for name, part in rest.items():
+        if isinstance(part, Mapping):
+            inner, rest[name] = split(part)
+            tensors |= {f"{name}/{key}": value for key, value in inner.items()}
+    return tensors, rest
 
-    Raises:
-        CheckpointError: the header is damaged, or was not written by `save`.
-    """
-    _, header = _read(path, with_tensors=False)
-    scalars: dict[str, Any] = json.loads(header["scalars"])
-    return scalars
 
-
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors, named PREFIX/NAME."""
-    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+def join(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `split`."""
+    inner = {name: join(select(name, tensors), part) for name, part in rest.items() if isinstance(part, Mapping)}
+    own = {name: value for name, value in tensors.items() if name.partition("/")[0] not in inner}
+    return {**rest, **own, **inner}
 
 
 def select(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors named PREFIX/NAME, by NAME."""
     start = prefix + "/"
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-
-def _read(path: Path, with_tensors: bool = True) -> tuple[Tensors, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            names = list(file.keys()) if with_tensors else []
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
-    if header.get("format") != FORMAT:
-        got = header.get("format")
-        raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got {got!r}")
-    return tensors, header
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter, perf_counter_ns
+from time import perf_counter_ns
 
 import numpy as np
 
@@ -92,21 +91,8 @@ def _burst(ask: Ask, times: list[int], burst_s: float) -> None:
 
 
 def microseconds(call: Ask, seconds: float = 0.4) -> float:
-    """Return the median time of call(i), i = 0, 1, ..., in microseconds, after a warm-up.
-
-    Args:
-        call: gets a running number, so that it can ask for another node each time.
-        seconds: how long to measure; at least three calls are made.
-    """
-    for i in range(2):
-        call(i)
-    times: list[float] = []
-    begin = perf_counter()
-    while len(times) < 3 or (perf_counter() - begin < seconds and len(times) < 2000):
-        start = perf_counter()
-        call(len(times))
-        times.append(perf_counter() - start)
-    return statistics.median(times) * 1e6
+    """Return the median time of call(i), i = 0, 1, ..., in microseconds; the first call is not counted."""
+    return in_bursts({"": call}, seconds, burst_s=seconds)[""].median * 1e6
 
 
 def duration(seconds: float) -> str:

@@ -40,9 +40,17 @@ def test_a_checkpoint_reads_back_as_it_was_saved(tmp_path):
     checkpoint.save(path, tensors, scalars)
     loaded, read = checkpoint.load(path)
     assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-    assert read["fit"]["epoch"] == 3 and checkpoint.load_scalars(path)["phase"] == "phase"
+    assert read["fit"]["epoch"] == 3 and read["phase"] == "phase"
     assert checkpoint.select("model", loaded).keys() == {"weight", "steps"}
-    assert checkpoint.with_prefix("model", {"weight": loaded["model/weight"]}).keys() == {"model/weight"}
+
+
+def test_nested_state_is_split_and_joined(tmp_path):
+    tree = {"fit": {"epoch": 3}, "best": {"a.weight": torch.ones(1)}, "adam": {"state": {"0": {"step": torch.ones(1)}}}}
+    tree |= {"empty": {}, "alone": torch.zeros(1), "betas": [0.9, 0.99]}
+    tensors, scalars = checkpoint.split(tree)
+    assert tensors.keys() == {"best/a.weight", "adam/state/0/step", "alone"}
+    checkpoint.save(tmp_path / "state.safetensors", tensors, scalars)
+    assert checkpoint.join(*checkpoint.load(tmp_path / "state.safetensors")) == tree
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "missing"])

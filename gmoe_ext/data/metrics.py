@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -79,9 +80,12 @@ def evaluate(metric: str, prediction: Tensor, y: Tensor) -> float:
     return _lookup(metric)(prediction, y)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Return True for scores, False for errors."""
-    return _lookup(metric) is not rmse
+def better(metric: str, score: float, than: float, ties: bool = False) -> bool:
+    """Whether a score beats another one: more accuracy and ROC-AUC, less RMSE; any number beats NaN."""
+    if math.isnan(than):
+        return not math.isnan(score)
+    ahead = score < than if _lookup(metric) is rmse else score > than
+    return ahead or (ties and score == than)
 
 
 def infer(y: Tensor) -> str:

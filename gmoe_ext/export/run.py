@@ -95,10 +95,10 @@ def _best(run_dir: Path, wanted: Callable[[str], bool]) -> TrainedModel | None:
 
 
 def _read_model(path: Path, wanted: Callable[[str], bool]) -> TrainedModel | None:
-    built = checkpoint.load_scalars(path).get("model")
+    tensors, scalars = checkpoint.load(path)
+    built = scalars.get("model")
     if built is None or not wanted(built["name"]):
         return None
-    tensors, scalars = checkpoint.load(path)
     best = checkpoint.select("best", tensors)
     if not best or math.isnan(scalars["fit"]["val_best"]):
         return None  # still in pre-training

@@ -56,8 +56,7 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     how = f"{describe_backend()} | {device} | {config.train.precision}"
     progress.write(f"gmoe_ext {__version__} | {how} | seed {config.seed} | {where}")
     check_extras(config)  # before an earlier run in the same place is moved away
-    growable = ("train.epochs",) if config.student.model is None else ()
-    run = Run(config, directory, progress, stop, growable)
+    run = Run(config, directory, progress, stop)
     if not config.dry_run:
         prepare(config, directory)
     outcome = train(config, run, device)
@@ -89,7 +88,7 @@ def train(config: Config, run: Run, device: torch.device) -> report.Outcome:
     """Train what the settings and the data ask for: the demo, a distillation, or a network on molecules or nodes."""
     if config.student.model is not None:
         if config.teacher.model is None or config.model.name is None:
-            return distill.train(config, run, device)
+            return distill.distill(config, run, device).outcome()
         from . import demo  # packs and serves the student, so it needs the compiled runtime
 
         return demo.train(config, run, device)

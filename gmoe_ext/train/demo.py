@@ -6,8 +6,7 @@ all set, on any node data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from ..models.registry import Model
 from ..runtime import PackedStudent
 from ..timing import microseconds
 from .config import Config
-from .report import Outcome, Trained, align
+from .report import Outcome, Trained, align, sizes
 from .run import Run
 from .tasks.distill import Distilled, distill
 
@@ -30,8 +29,7 @@ BATCH = 4096
 TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What an answer costs, in microseconds per node, one by one and in batches of BATCH."""
 
     single: float
@@ -46,9 +44,8 @@ def train(config: Config, run: Run, device: torch.device) -> Outcome:
         return outcome
     path = run.directory / "student.safetensors"
     data = done.scene.data
-    positions = done.rows[:, data.num_features :] if positioned(done) else None
     normalize = preparation(config.data.row_normalize)
-    pack(done.student.model, path, class_names=data.class_names or None, normalize=normalize, positions=positions)
+    pack(done.student.model, path, class_names=data.class_names or None, normalize=normalize, positions=done.positions)
     packed = PackedStudent.load(path)
     check_packed(done, packed)
     costs = [gnn_cost(model, done) for model, _ in done.candidates] + [student_cost(packed, done)]
@@ -71,20 +68,14 @@ def table(models: list[Trained], costs: list[Cost]) -> list[str]:
         ("model", f"test {metric}", "params active/total", "us per node (1)", f"us per node ({BATCH})")
     ]
     for (model, fit), cost in zip(models, costs, strict=True):
-        active, total = model.num_parameters()
-        params, score = f"{active:,}/{total:,}", f"{fit.test_at_best_val:.3f}"
-        rows.append((fit.phase, score, params, f"{cost.single:,.1f}", f"{cost.batch:,.2f}"))
+        score = f"{fit.test_at_best_val:.3f}"
+        rows.append((fit.phase, score, sizes(model), f"{cost.single:,.1f}", f"{cost.batch:,.2f}"))
     return align(rows)
 
 
 def requests(done: Distilled, nodes: Tensor) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return what a caller passes to the packed student: features, and node ids if positions are in its file."""
-    return done.scene.data.x[nodes].cpu().numpy(), nodes.cpu().numpy() if positioned(done) else None
-
-
-def positioned(done: Distilled) -> bool:
-    """Whether the student reads positions besides features."""
-    return done.rows.shape[1] > done.scene.data.num_features
+    return done.scene.data.x[nodes].cpu().numpy(), None if done.positions is None else nodes.cpu().numpy()
 
 
 def check_packed(done: Distilled, packed: PackedStudent) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -59,9 +58,8 @@ def peak_memory(device: torch.device) -> int | None:
 def describe_backend() -> str:
     """Name the backend, the instruction set of the compiled operators, and the threads."""
     threads = torch.get_num_threads()
-    plural = "" if threads == 1 else "s"
     kind = f"{_native.build_info()['cpu']}, " if _native.available else ""
-    return f"{_native.backend()} ({kind}{threads} thread{plural})"
+    return f"{_native.backend()} ({kind}{threads} thread{'' if threads == 1 else 's'})"
 
 
 def keep_freed_memory() -> None:

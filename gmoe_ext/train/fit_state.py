@@ -145,69 +145,50 @@ def seed_all(seed: int, phase: str = "") -> None:
     random.seed(c)
 
 
-def rng_state(device: torch.device) -> tuple[Tensors, dict[str, Any]]:
-    """Return the random states of torch (CPU, and the GPU that trains), NumPy and Python, as tensors and scalars."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the random states of torch (CPU, and the GPU that trains), NumPy and Python."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
-    tensors = {
+    state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "rest": [str(kind), int(position), int(has_gauss), float(cached)],
+        },
+        "python": {"words": torch.tensor(words, dtype=torch.int64), "rest": [version, gauss]},
     }
-    if device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(device)
-    return tensors, {
-        "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
-        "python": [version, gauss],
-    }
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def set_rng_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], device: torch.device) -> None:
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Restore what `rng_state` returned; a GPU that takes over from the CPU keeps the phase's seed."""
-    torch.set_rng_state(tensors["torch"])
-    kind, position, has_gauss, cached = scalars["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    version, gauss = scalars["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
+    torch.set_rng_state(state["torch"])
+    kind, *rest = state["numpy"]["rest"]
+    np.random.set_state((kind, state["numpy"]["keys"].numpy().astype(np.uint32), *rest))
+    version, gauss = state["python"]["rest"]
+    random.setstate((version, tuple(state["python"]["words"].tolist()), gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """Return an optimizer's state as tensors named PARAMETER.ENTRY, and scalars."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with names for keys, as JSON has them."""
     state = optimizer.state_dict()
-    tensors: Tensors = {}
-    scalars: dict[str, Any] = {}
-    for parameter, entries in state["state"].items():
-        for name, value in entries.items():
-            target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
-            target[f"{parameter}.{name}"] = value
-    return tensors, {"state": scalars, "groups": state["param_groups"]}
+    return state | {"state": {str(parameter): entries for parameter, entries in state["state"].items()}}
 
 
-def join_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    """Restore what `split_optimizer` returned."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **scalars["state"]}.items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": scalars["groups"]})
+def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore what `optimizer_state` returned."""
+    optimizer.load_state_dict(state | {"state": {int(name): entries for name, entries in state["state"].items()}})
 
 
-def check_same(
-    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], growable: tuple[str, ...] = ()
-) -> None:
-    """Refuse to continue a checkpoint under different settings.
-
-    Args:
-        path: the checkpoint, for the message.
-        saved: the settings in it.
-        current: the settings of this run.
-        growable: settings that may be larger now than in the checkpoint (the epochs of a one-phase run).
+def check_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to continue a checkpoint under other settings; only the epochs of a run of one phase may grow.
 
     Raises:
-        ConfigError: names every setting that differs, with both values.
+        ConfigError: names the checkpoint and every setting that differs, with both values.
     """
+    growable = () if current["student.model"] else ("train.epochs",)
     differing = []
     for key in sorted(saved.keys() | current.keys()):
         then, now = saved.get(key), current.get(key)

@@ -133,21 +133,13 @@ def _evaluate(task: Task) -> dict[str, float]:
     return scores
 
 
-def better(metric: str, score: float, than: float, ties: bool = False) -> bool:
-    """Whether a score beats another one; any number beats NaN."""
-    if math.isnan(than):
-        return not math.isnan(score)
-    ahead = score > than if metrics.higher_is_better(metric) else score < than
-    return ahead or (ties and score == than)
-
-
 def _select(task: Task, train: TrainConfig, state: FitState, scores: dict[str, float]) -> None:
     """Keep the weights if their validation score is the best so far; test scores never decide."""
     if not task.selectable():
         return
-    if better(task.metric, scores["test"], state.test_best):
+    if metrics.better(task.metric, scores["test"], state.test_best):
         state.test_best = scores["test"]
-    if state.best_epoch and not better(task.metric, scores["val"], state.val_best, train.keep_ties):
+    if state.best_epoch and not metrics.better(task.metric, scores["val"], state.val_best, train.keep_ties):
         return
     state.best_epoch, state.val_best, state.test_at_best_val = state.epochs, scores["val"], scores["test"]
     for name, value in task.model.state_dict().items():

@@ -134,11 +134,14 @@ def table(outcome: Outcome) -> list[str]:
     header = ("model", f"val {metric}", "test at best val", "test best", "epoch", "params active/total", "seconds")
     lines: list[tuple[str, ...]] = [header]
     for model, fit in rows:
-        active, total = model.num_parameters()
         scores = (f"{value:.3f}" for value in (fit.val_best, fit.test_at_best_val, fit.test_best))
-        params = f"{active:,}/{total:,}"
-        lines.append((model.name, *scores, f"{fit.best_epoch}/{fit.epochs}", params, f"{fit.wall_s:.1f}"))
+        lines.append((model.name, *scores, f"{fit.best_epoch}/{fit.epochs}", sizes(model), f"{fit.wall_s:.1f}"))
     return align(lines)
+
+
+def sizes(model: Model) -> str:
+    """The numbers of parameters, "ACTIVE/TOTAL"."""
+    return "/".join(f"{count:,}" for count in model.num_parameters())
 
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:

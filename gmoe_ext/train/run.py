@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import checkpoint
 from ..checkpoint import CheckpointError
 from ..models.registry import Model
@@ -32,21 +30,14 @@ class Run:
         directory: the run directory; created at the first write.
         progress: where lines and bars go.
         stop: a request to stop, see `terminal.catch_signals`.
-        growable: settings that may be larger when the run is continued, such as train.epochs of a one-phase run.
     """
 
     def __init__(
-        self,
-        config: Config,
-        directory: Path,
-        progress: Progress | None = None,
-        stop: Stop | None = None,
-        growable: tuple[str, ...] = (),
+        self, config: Config, directory: Path, progress: Progress | None = None, stop: Stop | None = None
     ) -> None:
         self.config = config
         self.directory = directory
         self.progress = progress or Progress()
-        self.growable = growable
         self.dry_run = config.dry_run
         self._stop = stop or Stop()
         self._metrics_end = 0  # metrics.jsonl up to the checkpoint that is continued; later records are written anew
@@ -109,30 +100,22 @@ class Run:
 
     def save(self, task: Task, state: FitState) -> None:
         """Write the checkpoint of the task's phase."""
-        task_tensors, task_scalars = _split(task.state())
-        optimizer_tensors, optimizer_scalars = fit_state.split_optimizer(task.optimizer)
-        rng_tensors, rng_scalars = fit_state.rng_state(task.device)
-        tensors = (
-            checkpoint.with_prefix("model", task.model.state_dict())
-            | checkpoint.with_prefix("best", state.best)
-            | checkpoint.with_prefix("sums", state.sums)
-            | checkpoint.with_prefix("optimizer", optimizer_tensors)
-            | checkpoint.with_prefix("rng", rng_tensors)
-            | checkpoint.with_prefix("task", task_tensors)
-        )
         fit = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("best", "sums")}
         model = task.model
-        scalars = {
+        content = {
             "phase": task.phase,
             # What `models.build` needs to build the network again, for readers that do not train (gmoe_ext.export).
             "model": {"name": model.name, "options": model.config} if isinstance(model, Model) else None,
             "settings": fingerprint(self.config),
             "fit": fit,
-            "optimizer": optimizer_scalars,
-            "rng": rng_scalars,
-            "task": task_scalars,
+            "weights": model.state_dict(),
+            "best": state.best,
+            "sums": state.sums,
+            "optimizer": fit_state.optimizer_state(task.optimizer),
+            "rng": fit_state.rng_state(task.device),
+            "task": task.state(),
         }
-        checkpoint.save(self.checkpoint_path(task.phase), tensors, scalars)
+        checkpoint.save(self.checkpoint_path(task.phase), *checkpoint.split(content))
         self._saved_at = time.monotonic()
 
     def restore(self, task: Task) -> FitState | None:
@@ -149,22 +132,22 @@ class Run:
         if not path.exists():
             return None
         try:
-            tensors, scalars = checkpoint.load(path)
+            content = checkpoint.join(*checkpoint.load(path))
         except CheckpointError as error:
             raise CheckpointError(f"{error}\n  {_ANOTHER_RUN}") from error
-        fit_state.check_same(path, scalars["settings"], fingerprint(self.config), self.growable)
+        fit_state.check_same(path, content["settings"], fingerprint(self.config))
         try:
-            task.model.load_state_dict(checkpoint.select("model", tensors))
-            fit_state.join_optimizer(task.optimizer, checkpoint.select("optimizer", tensors), scalars["optimizer"])
-            task.load_state({**checkpoint.select("task", tensors), **scalars["task"]})
-            state = FitState(**scalars["fit"])
+            task.model.load_state_dict(content["weights"])
+            fit_state.set_optimizer_state(task.optimizer, content["optimizer"])
+            task.load_state(content["task"])
+            state = FitState(**content["fit"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path} does not fit this model: {error}") from error
         own = task.model.state_dict()
-        state.best = {name: value.to(own[name].device) for name, value in checkpoint.select("best", tensors).items()}
-        state.sums = {name: value.to(task.device) for name, value in checkpoint.select("sums", tensors).items()}
+        state.best = {name: value.to(own[name].device) for name, value in content["best"].items()}
+        state.sums = {name: value.to(task.device) for name, value in content["sums"].items()}
         self._metrics_end = state.metrics_bytes
-        fit_state.set_rng_state(checkpoint.select("rng", tensors), scalars["rng"], task.device)
+        fit_state.set_rng_state(content["rng"], task.device)
         self.progress.line(
             task.phase, f"continues after step {state.steps} (epoch {state.epochs}, batch {state.batches})"
         )
@@ -176,8 +159,3 @@ def _details(load: list[float] | None, memory: int | None) -> str:
     shares = "" if load is None else "load " + " ".join(f"{share:.2f}" for share in load)
     peak = "" if memory is None else f"{memory / 1e9:.2f} GB"
     return "  ".join(part for part in (shares, peak) if part)
-
-
-def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in state.items() if name not in tensors}

@@ -87,8 +87,10 @@ def test_a_diverged_model_earns_no_score(name):
 
 
 def test_direction_and_names():
-    assert metrics.higher_is_better("rocauc") and metrics.higher_is_better("accuracy")
-    assert not metrics.higher_is_better("rmse")
+    assert all(metrics.better(name, 0.9, 0.8) and not metrics.better(name, 0.8, 0.9) for name in ("rocauc", "accuracy"))
+    assert metrics.better("rmse", 0.8, 0.9) and not metrics.better("rmse", 0.9, 0.8)
+    assert metrics.better("rmse", 9.0, float("nan")) and not metrics.better("rmse", float("nan"), float("nan"))
+    assert metrics.better("rmse", 0.9, 0.9, ties=True) and not metrics.better("rmse", 0.9, 0.9)
     with pytest.raises(ValueError, match="accuracy, rocauc, rmse, got 'f1'"):
         metrics.evaluate("f1", torch.ones(1, 1), torch.ones(1, 1))
 

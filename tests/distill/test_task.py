@@ -72,7 +72,7 @@ def job(tmp_path, monkeypatch):
         monkeypatch.setattr(distill, "train_student", lambda *a: students.append(fit(*a)) or students[-1])
         run = Cut(config, tmp_path / place, Progress(quiet=True), stop_at=stop_at)
         try:
-            outcome = distill.train(config, run, torch.device("cpu"))
+            outcome = distill.distill(config, run, torch.device("cpu")).outcome()
         finally:
             monkeypatch.setattr(distill, "train_student", fit)
         return outcome, students[0][0]

@@ -57,7 +57,7 @@ def test_a_student_of_normalised_features_is_packed_with_their_normalisation(tmp
     rows = torch.cat([raw / raw.abs().sum(1, keepdim=True), student.positions], 1)
     with torch.inference_mode():
         expected = student.model(rows).logits.numpy()
-    assert packed.info()["features"]["normalize"] == student.normalize == "row_l1"
+    assert packed.info()["features"]["normalize"] == student.content["normalize"] == "row_l1"
     np.testing.assert_allclose(packed.predict(raw.numpy(), nodes.numpy()), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -71,7 +71,7 @@ class Toy(Task):
 def start(tmp_path, stop_at=None, **train):
     config = Config(train=TrainConfig(epochs=5, **train))
     stop = Stop()
-    run = Run(config, tmp_path, Progress(quiet=True), stop, growable=("train.epochs",))
+    run = Run(config, tmp_path, Progress(quiet=True), stop)
     run.begin("toy")
     task = Toy()
     task.stop, task.stop_at = stop, stop_at
@@ -258,8 +258,8 @@ def test_mixed_precision_trains_float32_weights(tmp_path):
 
 def test_random_numbers_of_a_gpu_are_left_out_where_none_trains():
     cpu = torch.device("cpu")
-    tensors, scalars = fit_state.rng_state(cpu)
-    assert "cuda" not in tensors
+    state = fit_state.rng_state(cpu)
+    assert "cuda" not in state
     expected = torch.rand(3)
-    fit_state.set_rng_state({**tensors, "cuda": torch.zeros(16, dtype=torch.uint8)}, scalars, cpu)
+    fit_state.set_rng_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)}, cpu)
     assert torch.equal(torch.rand(3), expected)

@@ -85,6 +85,12 @@ class Distilled:
     student: Trained
     rows: Tensor
 
+    @property
+    def positions(self) -> Tensor | None:
+        """The columns of `rows` that come after the features, if there are any."""
+        positions = self.rows[:, self.scene.data.num_features :]
+        return positions if positions.shape[1] else None
+
     def outcome(self) -> Outcome:
         """Return what the report needs."""
         others = [one for one in self.candidates if one is not self.teacher]
@@ -106,11 +112,6 @@ def resolve_protocol(config: Config, split: str) -> Config:
 
 def _fill(section: Any, values: dict[str, Any]) -> Any:
     return dataclasses.replace(section, **{k: v for k, v in values.items() if getattr(section, k) is None})
-
-
-def train(config: Config, run: Run, device: torch.device) -> Outcome:
-    """Train a teacher, find positions, train a student."""
-    return distill(config, run, device).outcome()
 
 
 def distill(config: Config, run: Run, device: torch.device) -> Distilled:

@@ -31,7 +31,7 @@ class GNNTask(Task):
     def __init__(self, phase: str, model: Model, metric: str, train: TrainConfig) -> None:
         self.phase, self.metric = phase, metric
         self.model: Model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
+        self.optimizer = adam(model, train)
 
     def label_losses(self, logits: Tensor, y: Tensor, aux: Tensor) -> dict[str, Tensor]:
         """Loss of the known labels and of the routing."""
@@ -94,6 +94,11 @@ def node_scores(data: NodeData, logits_NC: Tensor, arrived: tuple[Tensor, Tensor
         return {"val": score(data.val_idx), "test": score(data.test_idx)}
     scores = {"val": score(data.val_idx), "test": metrics.evaluate(data.metric, *arrived)}
     return scores | ({"test_observed": score(data.test_idx)} if len(data.test_idx) else {})
+
+
+def adam(model: Model, train: TrainConfig) -> torch.optim.Adam:
+    """Return a new optimizer of all parameters."""
+    return torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
 
 def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:

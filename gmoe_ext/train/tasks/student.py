@@ -20,7 +20,7 @@ from ...models.registry import Model
 from ...nn.losses import krd
 from ..config import Config
 from ..fit_state import Task, epoch_generator
-from .node import node_scores
+from .node import adam, node_scores
 from .scene import Scene
 
 _UNLABELLED = -100  # class of a node whose label training does not see
@@ -37,11 +37,9 @@ class StudentTask(Task):
         config: settings, filled in by `distill.resolve_protocol`.
 
     Attributes:
-        pretrain_epochs: epochs before those of `train`.
         routing: pre-training is over.
     """
 
-    pretrain_epochs = 0
     routing = True
 
     def __init__(self, model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> None:
@@ -49,11 +47,16 @@ class StudentTask(Task):
         self.scene, self.targets, self.config = scene, targets, config
         self.seen_ND, self.heldout = scene.divide(rows)
         self.learners = model.learners()
-        self.optimizer = self._adam()
+        self.optimizer = adam(model, config.train)
         y, labelled = scene.observed.y, scene.observed.train_idx
         # A mask instead of a list of rows: how many rows of a batch have a label is known on the device alone.
         self.label_N = torch.full_like(y, _UNLABELLED).index_copy(0, labelled, y[labelled])
         self.num_labelled = torch.tensor(len(labelled), device=y.device)
+
+    @property
+    def pretrain_epochs(self) -> int:
+        """Epochs before those of `train`."""
+        return 0
 
     def enter_epoch(self, epoch: int) -> None:
         """Draw the epoch's targets."""
@@ -115,10 +118,6 @@ class StudentTask(Task):
         size = self.config.train.batch_size
         return size == 0 or size >= len(self.seen_ND)
 
-    def _adam(self) -> torch.optim.Adam:
-        train = self.config.train
-        return torch.optim.Adam(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
-
     def _weights(self) -> tuple[float, float, float]:
         nu, size = self.config.distill.ce_weight, self.config.distill.batch_weights
         if not size:
@@ -132,13 +131,12 @@ class ExpertTask(StudentTask):
     """Train layers of experts: first without routers, then routed."""
 
     model: ExpertStudent[Any]
+    routing = False
 
-    def __init__(
-        self, model: ExpertStudent[Any], scene: Scene, rows: Tensor, targets: StudentTargets, config: Config
-    ) -> None:
-        super().__init__(model, scene, rows, targets, config)
-        self.pretrain_epochs = config.distill.pretrain_epochs
-        self.routing = False
+    @property
+    def pretrain_epochs(self) -> int:
+        """Epochs with one expert."""
+        return self.config.distill.pretrain_epochs
 
     @abstractmethod
     def start_routing(self) -> None:
@@ -174,7 +172,7 @@ class ExpertTask(StudentTask):
     def _optimize_clones(self) -> None:
         """A new optimizer, or the old one without what it gathered on experts that had no rows yet."""
         if self.config.distill.reset_optimizer:
-            self.optimizer = self._adam()
+            self.optimizer = adam(self.model, self.config.train)
             return
         for layer in self.model.expert_layers():
             for stacked in (layer.experts.weight, layer.experts.bias) if layer.clones else ():
@@ -225,8 +223,5 @@ class RbMTask(ExpertTask):
 
 def build_task(model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> StudentTask:
     """Build the task that trains this kind of student."""
-    if isinstance(model, RbM):
-        return RbMTask(model, scene, rows, targets, config)
-    if isinstance(model, MoE):
-        return MoETask(model, scene, rows, targets, config)
-    return StudentTask(model, scene, rows, targets, config)
+    kind = RbMTask if isinstance(model, RbM) else MoETask if isinstance(model, MoE) else StudentTask
+    return kind(model, scene, rows, targets, config)
