@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +32,24 @@ def _use_library(path: str) -> None:
     spec.loader.exec_module(library)
 
 
+def _load_profile() -> None:
+    """Choose how many examples a property is tried on: GMOE_EXT_PROPERTIES (ci, nightly), times GMOE_EXT_FACTOR."""
+    if find_spec("hypothesis") is None:  # as on a machine lent for its GPU, where no property is tested
+        return
+    from hypothesis import HealthCheck, settings
+
+    name, factor = os.environ.get("GMOE_EXT_PROPERTIES", "ci"), float(os.environ.get("GMOE_EXT_FACTOR", "1"))
+    examples = max(1, int({"ci": 200, "nightly": 20_000}[name] * factor))
+    # The first call of an operator loads libraries, which no deadline per example allows for.
+    common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile(
+        name, max_examples=examples, derandomize=name == "ci", database=None, print_blob=True, **common
+    )
+    settings.load_profile(name)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _load_profile()
     if os.environ.get("GMOE_EXT_TEST_LIBRARY"):
         _use_library(os.environ["GMOE_EXT_TEST_LIBRARY"])
     config.addinivalue_line("markers", "slow: takes more than ten seconds; deselect with -m 'not slow'")
@@ -57,6 +76,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("native"):
             item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Count the examples of a property."""
+    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
+    if handle is None:
+        return (yield)
+    test, counted = handle.inner_test, [0]
+
+    @functools.wraps(test)
+    def counting(*args: object, **kwargs: object) -> None:
+        test(*args, **kwargs)
+        counted[0] += 1
+
+    handle.inner_test = counting
+    try:
+        return (yield)
+    finally:
+        handle.inner_test = test
+        item.user_properties.append(("examples", counted[0]))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    passed = [dict(report.user_properties) for report in terminalreporter.stats.get("passed", ())]
+    examples = [kept["examples"] for kept in passed if "examples" in kept]
+    if examples:
+        terminalreporter.write_line(f"{sum(examples):,} examples of {len(examples)} properties")
 
 
 def is_native() -> bool:

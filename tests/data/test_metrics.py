@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tests.graphs  # noqa: F401  (loads the hypothesis profile)
 from gmoe_ext.data import metrics
 from gmoe_ext.errors import DataError
 

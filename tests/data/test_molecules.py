@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tests.graphs  # noqa: F401  (loads the hypothesis profile)
 from gmoe_ext import data, ops
 from gmoe_ext.data import synthetic
 from gmoe_ext.data.molecules import MoleculeData
