@@ -9,10 +9,20 @@ _BAD_INDEX = re.compile(
     r"(gmoe::\w+): index out of range: '(\w+)' at position (\d+)(?: is (-?\d+))?, expected 0 <= index < (\d+)"
     r"(, found on \S+ by an earlier call(?:; so did .*)?)?"
 )
+_LONGEST = 2000  # characters of a message; what a file says may be any text
 
 
 class GmoeError(Exception):
-    """Base of all errors raised on purpose by gmoe_ext."""
+    """Base of all errors raised on purpose by gmoe_ext.
+
+    Messages quote files and flags: a control character in them is shown escaped, and a text without end is cut.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[:_LONGEST]} ... ({len(text):,} characters)"
+        return text if text.isprintable() else "".join(map(_visible, text))
 
 
 class ConfigError(GmoeError, ValueError):
@@ -65,3 +75,9 @@ class MissingExtraError(GmoeError, ImportError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs '{package}', which is not installed: pip install 'gmoe_ext[{extra}]'")
         self.package, self.extra = package, extra
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character in "\n\t":
+        return character
+    return character.encode("unicode_escape").decode()
