@@ -65,6 +65,17 @@ class GraphIndexError(GmoeError, IndexError):
         return cls(op, argument, int(position), None if value is None else int(value), int(bound), remark or "")
 
 
+def expect(ok: bool, where: str, argument: str, expected: str, got: object) -> None:
+    """Raise ``ValueError`` in the package's wording unless ``ok``; ``where`` is what the argument belongs to."""
+    if not ok:
+        raise ValueError(f"{where}: expected '{argument}' {expected}, got {got!r}")
+
+
+def expect_choice(value: object, known: tuple[str, ...], where: str, argument: str) -> None:
+    """Raise ``ValueError`` unless a value is one of the known ones."""
+    expect(value in known, where, argument, f"to be {' or '.join(map(repr, known))}", value)
+
+
 class NativeError(GmoeError, ImportError):
     """The compiled library is missing or does not load; the message names the reason and the fix."""
 

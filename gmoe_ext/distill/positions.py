@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import extras
+from ..errors import expect, expect_choice
 from ..graph import Graph
 from ..ops import aggregate, random_walk
 
@@ -53,8 +54,7 @@ def deepwalk(
     """
     settings = {"dim": dim, "walk_length": walk_length, "num_walks": num_walks, "window": window, "epochs": epochs}
     for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"deepwalk: expected '{name}' of at least 1, got {value}")
+        expect(value >= 1, "deepwalk", name, "of at least 1", value)
     skip_gram = extras.load("gensim.models").Word2Vec
     if graph.num_nodes == 0:
         return torch.zeros(0, dim)
@@ -101,11 +101,8 @@ def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own
     Examples:
         >>> everywhere = extend_positions(deepwalk(view.observed.graph), data.graph, view.observed_nodes)
     """
-    if positions_OP.shape[0] != observed_O.numel():
-        raise ValueError(
-            f"extend_positions: expected one position per observed node ({observed_O.numel()}), "
-            f"got {positions_OP.shape[0]} rows"
-        )
+    given, rows = len(positions_OP), observed_O.numel()
+    expect(given == rows, "extend_positions", "positions", f"with a row per observed node ({rows})", given)
     # An extra column counts the observed neighbours, so that one sparse product gives both sum and count.
     known = positions_OP.new_zeros(graph.num_nodes, positions_OP.shape[1] + 1)
     known[observed_O] = torch.cat([positions_OP, positions_OP.new_ones(observed_O.numel(), 1)], dim=1)
@@ -141,16 +138,13 @@ def student_inputs(
     Examples:
         >>> inputs = student_inputs(data.x, positions, scale="features")
     """
-    if scale not in ("none", "features"):
-        raise ValueError(f"student_inputs: expected 'scale' to be 'none' or 'features', got {scale!r}")
+    expect_choice(scale, ("none", "features"), "student_inputs", "scale")
     if positions_NP is None:
         return x_ND
-    if positions_NP.shape[0] != x_ND.shape[0]:
-        raise ValueError(
-            f"student_inputs: expected {x_ND.shape[0]} positions, one per row of 'x', got {positions_NP.shape[0]}"
-        )
+    given, rows = len(positions_NP), len(x_ND)
+    expect(given == rows, "student_inputs", "positions", f"with a row per row of 'x' ({rows})", given)
     if scale == "features":
-        rows = slice(None) if observed is None else observed
-        own = positions_NP[rows].norm(dim=1).mean().clamp_min(1e-12)
-        positions_NP = positions_NP * (x_ND[rows].norm(dim=1).mean() / own)
+        seen = slice(None) if observed is None else observed
+        own = positions_NP[seen].norm(dim=1).mean().clamp_min(1e-12)
+        positions_NP = positions_NP * (x_ND[seen].norm(dim=1).mean() / own)
     return torch.cat([x_ND, positions_NP.to(x_ND)], dim=1)

@@ -6,7 +6,7 @@ N nodes, M edges, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import extras
 from ..data.batching import without_waiting
+from ..errors import expect, expect_choice
 from ..graph import Graph
 
 PairWeight = Literal["degree", "kept", "equal"]
@@ -58,8 +59,8 @@ def reliability(
     Examples:
         >>> rho = reliability(lambda x: soft_targets(teacher, x, graph), data.x, seed=0)
     """
-    if draws < 1 or not std > 0:
-        raise ValueError(f"reliability: expected 'draws' >= 1 and 'std' > 0, got {draws} and {std}")
+    expect(draws >= 1, "reliability", "draws", "of at least 1", draws)
+    expect(std > 0, "reliability", "std", "above 0", std)
     generator = torch.Generator().manual_seed(seed)
     calm_N = entropy(predict(x_ND))
     rho_N = torch.zeros_like(calm_N)
@@ -104,16 +105,11 @@ class ReliableSampler:
         warmup: int = 50,
         bin_offset: float | None = None,
     ) -> None:
-        if reliability_N.shape != (graph.num_nodes,):
-            raise ValueError(
-                f"ReliableSampler: expected 'reliability' of shape [{graph.num_nodes}], got {list(reliability_N.shape)}"
-            )
+        where, shape, got = "ReliableSampler", [graph.num_nodes], list(reliability_N.shape)
+        expect(got == shape, where, "reliability", f"of shape {shape}", got)
         if reliability_N.numel() and not (reliability_N.min() >= 0 and reliability_N.max() <= 1):
-            raise ValueError("ReliableSampler: expected 'reliability' in [0, 1]; divide it by its maximum")
-        if pair_weight not in ("degree", "kept", "equal"):
-            raise ValueError(
-                f"ReliableSampler: expected 'pair_weight' to be 'degree', 'kept' or 'equal', got {pair_weight!r}"
-            )
+            raise ValueError(f"{where}: expected 'reliability' in [0, 1]; divide it by its maximum")
+        expect_choice(pair_weight, get_args(PairWeight), where, "pair_weight")
         self.graph, self.rho_N, self.pair_weight = graph, reliability_N.float(), pair_weight
         self.power, self.momentum, self.bins, self.warmup = power, momentum, bins, warmup
         self.bin_offset = 0.5 / bins if bin_offset is None else bin_offset

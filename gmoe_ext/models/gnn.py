@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import expect, expect_choice
 from ..graph import Graph
 from ..indices import gather_ranges
 from ..nn.dropout import dropout
@@ -58,18 +59,14 @@ class GNNConfig:
     input: Literal["node", "molecule"] = "node"
 
     def __post_init__(self) -> None:
-        if self.hidden_dim < 1:
-            raise ValueError(f"expected 'hidden_dim' of at least 1, got {self.hidden_dim}")
-        if self.num_layers < 1:
-            raise ValueError(f"expected 'num_layers' of at least 1, got {self.num_layers}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"expected 'dropout' in [0, 1), got {self.dropout}")
-        if self.norm not in (None, *get_args(Norm)):
-            raise ValueError(f"expected 'norm' to be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
-        if self.input not in ("node", "molecule"):
-            raise ValueError(f"expected 'input' to be 'node' or 'molecule', got {self.input!r}")
-        if self.input == "node" and self.in_dim is None:
-            raise ValueError("expected 'in_dim', the features of a node, got None")
+        where = "GNN"
+        expect(self.hidden_dim >= 1, where, "hidden_dim", "of at least 1", self.hidden_dim)
+        expect(self.num_layers >= 1, where, "num_layers", "of at least 1", self.num_layers)
+        expect(0.0 <= self.dropout < 1.0, where, "dropout", "in [0, 1)", self.dropout)
+        if self.norm is not None:
+            expect_choice(self.norm, get_args(Norm), where, "norm")
+        expect_choice(self.input, ("node", "molecule"), where, "input")
+        expect(self.input != "node" or self.in_dim is not None, where, "in_dim", "to be the features of a node", None)
 
     def expert_norm(self, default: ExpertNorm) -> ExpertNorm:
         """Return the layers' norm: "batch" is "routed", because a single expert gets every row."""
@@ -95,8 +92,7 @@ class ExpertGNN(Model):
 
     def __init__(self, network: GNNConfig, aux_weight: float, aux_over: AuxOver) -> None:
         super().__init__()
-        if aux_over not in ("mean", "sum"):
-            raise ValueError(f"expected 'aux_over' to be 'mean' or 'sum', got {aux_over!r}")
+        expect_choice(aux_over, get_args(AuxOver), "GMoE", "aux_over")
         self.dropout, self.aux_weight, self.aux_over = network.dropout, aux_weight, aux_over
 
     def convs(self) -> list[GMoEConv]:

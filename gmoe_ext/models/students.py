@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import expect, expect_choice
 from ..nn import MoEConfig, MoELayer, RbMConfig, RbMLayer
 from ..nn.dropout import dropout
 from ..nn.rbm.moe_layer import ExpertConfig, ExpertLayer
@@ -43,10 +44,8 @@ class StudentConfig:
     norm: Literal["none", "batch", "layer"] = "none"
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1:
-            raise ValueError(f"expected 'num_layers' of at least 1, got {self.num_layers}")
-        if self.norm not in ("none", "batch", "layer"):
-            raise ValueError(f"expected 'norm' to be 'none', 'batch' or 'layer', got {self.norm!r}")
+        expect(self.num_layers >= 1, "student", "num_layers", "of at least 1", self.num_layers)
+        expect_choice(self.norm, ("none", "batch", "layer"), "student", "norm")
 
     def widths(self) -> list[tuple[int, int]]:
         """List each layer's input and output width."""
@@ -80,8 +79,7 @@ class MLP(Model):
 
     def __init__(self, network: StudentConfig, dropout: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"expected 'dropout' in [0, 1), got {dropout}")
+        expect(0.0 <= dropout < 1.0, "MLP", "dropout", "in [0, 1)", dropout)
         self.layers = nn.ModuleList(nn.Linear(d, f) for d, f in network.widths())
         self.norms = network.norms()
         self.dropout = dropout
@@ -121,8 +119,7 @@ class Ensemble(Model):
 
     def __init__(self, network: StudentConfig, dropout: float = 0.0, num_members: int = 3) -> None:
         super().__init__()
-        if num_members < 1:
-            raise ValueError(f"expected 'num_members' of at least 1, got {num_members}")
+        expect(num_members >= 1, "Ensemble", "num_members", "of at least 1", num_members)
         self.members = nn.ModuleList(MLP(network, dropout) for _ in range(num_members))
 
     def learners(self) -> list[Model]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import expect
 from ..ops import expert_linear
 from ..plan import ExpertPlan
 
@@ -40,11 +41,8 @@ class LinearExperts(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, num_experts: int) -> None:
         super().__init__()
-        if min(in_dim, out_dim, num_experts) < 1:
-            raise ValueError(
-                "LinearExperts: expected 'in_dim', 'out_dim' and 'num_experts' of at least 1, "
-                f"got {in_dim}, {out_dim}, {num_experts}"
-            )
+        sizes = (in_dim, out_dim, num_experts)
+        expect(min(sizes) >= 1, "LinearExperts", "in_dim, out_dim, num_experts", "of at least 1", sizes)
         self.in_dim, self.out_dim, self.num_experts = in_dim, out_dim, num_experts
         self.weight = nn.Parameter(torch.empty(num_experts, out_dim, in_dim))
         self.bias = nn.Parameter(torch.empty(num_experts, out_dim))

@@ -102,9 +102,9 @@ def test_scaling_gives_positions_the_features_mean_norm():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="'num_walks' of at least 1, got 0"):
         deepwalk(two_cliques(), num_walks=0)
-    with pytest.raises(ValueError, match=r"\(2\), got 3 rows"):
+    with pytest.raises(ValueError, match=r"\(2\), got 3"):
         extend_positions(torch.ones(3, 2), two_cliques(), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="expected 4 positions"):
+    with pytest.raises(ValueError, match=r"a row per row of 'x' \(4\), got 3"):
         student_inputs(torch.ones(4, 2), torch.ones(3, 2))
     with pytest.raises(ValueError, match="'none' or 'features', got 'unit'"):
         student_inputs(torch.ones(4, 2), torch.ones(4, 2), scale="unit")

@@ -134,5 +134,5 @@ def test_wrong_arguments_are_named():
         ReliableSampler(star(), torch.full((401,), 2.0))
     with pytest.raises(ValueError, match="'pair_weight'"):
         ReliableSampler(star(), torch.zeros(401), pair_weight="sum")
-    with pytest.raises(ValueError, match="'draws' >= 1"):
+    with pytest.raises(ValueError, match="'draws' of at least 1, got 0"):
         reliability(lambda rows: rows, torch.ones(2, 2), seed=0, draws=0)

@@ -111,7 +111,7 @@ def test_one_node_without_edges():
     [
         ({"num_layers": 0}, "'num_layers' of at least 1"),
         ({"dropout": 1.0}, r"'dropout' in \[0, 1\)"),
-        ({"norm": "layer"}, "'norm' to be one of"),
+        ({"norm": "layer"}, "'norm' to be 'none' or"),
         ({"in_dim": None}, "'in_dim'"),
         ({"input": "edges"}, "'input' to be"),
         ({"num_experts": 4}, "unexpected keyword argument 'num_experts'"),

@@ -252,9 +252,9 @@ def test_inactive_parameters_are_those_of_the_experts_not_chosen():
         ({"k": 5}, "'k' in [1, 4]"),
         ({"k": 0}, "'k' in [1, 4]"),
         ({"num_hop1": 5}, "'num_hop1' in [0, 4]"),
-        ({"base": "gat"}, "'base' to be one of gcn, gin, sage"),
-        ({"norm": "batch"}, "'norm' to be one of"),
-        ({"combine": "max"}, "'combine' to be one of"),
+        ({"base": "gat"}, "'base' to be 'gcn' or 'gin' or 'sage'"),
+        ({"norm": "batch"}, "'norm' to be 'routed' or"),
+        ({"combine": "max"}, "'combine' to be 'sum' or"),
         ({"in_dim": 0}, "of at least 1"),
     ],
 )

@@ -61,13 +61,9 @@ class ExpertBatchNorm(nn.Module):
 
     def _apart(self, y: Tensor, slots: Slots) -> Tensor:
         if self.training and y.shape[0] > 1:
-            channels = (
-                self.running_mean.view(-1),
-                self.running_var.view(-1),
-                self.weight.view(-1),
-                self.bias.view(-1),
-            )
-            return F.batch_norm(y.flatten(1), *channels, True, self.momentum, self.eps).view(y.shape)
+            running = self.running_mean.view(-1), self.running_var.view(-1)
+            affine = self.weight.view(-1), self.bias.view(-1)
+            return F.batch_norm(y.flatten(1), *running, *affine, True, self.momentum, self.eps).view(y.shape)
         scale_EF, shift_EF = self.affine()
         return scale_slots(y, slots, scale_EF, shift_EF)
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
+from ...errors import expect, expect_choice
 from ...graph import Graph
 from ...plan import ExpertPlan
 from ..linear_experts import LinearExperts
@@ -73,20 +74,13 @@ class GMoEConfig:
     mlp_dim: int | None = None
 
     def __post_init__(self) -> None:
-        experts = self.num_experts
-        if experts < 1:
-            raise ValueError(f"GMoEConv: expected 'num_experts' of at least 1, got {experts}")
-        if not 0 <= self.hop1 <= experts:
-            raise ValueError(f"GMoEConv: expected 'num_hop1' in [0, {experts}] (num_experts), got {self.hop1}")
-        if not 1 <= self.chosen <= experts:
-            raise ValueError(f"GMoEConv: expected 'k' in [1, {experts}] (num_experts), got {self.k}")
-        for argument, value, known in (
-            ("base", self.base, ("gcn", "gin", "sage")),
-            ("norm", self.norm, ("routed", "all_nodes", "none")),
-            ("combine", self.combine, ("sum", "mean")),
-        ):
-            if value not in known:
-                raise ValueError(f"GMoEConv: expected '{argument}' to be one of {', '.join(known)}, got {value!r}")
+        experts, where = self.num_experts, "GMoEConv"
+        expect(experts >= 1, where, "num_experts", "of at least 1", experts)
+        expect(0 <= self.hop1 <= experts, where, "num_hop1", f"in [0, {experts}] (num_experts)", self.hop1)
+        expect(1 <= self.chosen <= experts, where, "k", f"in [1, {experts}] (num_experts)", self.k)
+        expect_choice(self.base, get_args(Base), where, "base")
+        expect_choice(self.norm, get_args(ExpertNorm), where, "norm")
+        expect_choice(self.combine, get_args(Combine), where, "combine")
 
     @property
     def hop1(self) -> int:
@@ -244,21 +238,18 @@ class BondMessages(nn.Module):
         """List for each hop that has experts its weighted graph, its bond embeddings and the experts."""
         found = []
         if self.bonds is not None:
-            self._check(hops.graph.num_edge_types, self.bonds.num_types, "graph")
+            _expect_types(hops.graph, self.bonds.num_types, "graph")
             found.append((normalised(self.base, hops.graph), self.bonds, slice(0, self.num_hop1)))
         if self.pairs is not None:
             if hops.two_hop is None or hops.pair_types is None:
-                raise ValueError(
-                    "GMoEConv: hop-2 experts on molecules need 'two_hop' and 'pair_types'; batch with two_hop=True"
-                )
-            self._check(hops.two_hop.num_edge_types, hops.pair_types.shape[0], "two_hop")
+                raise ValueError("GMoEConv: hop-2 experts need 'two_hop' and 'pair_types'; batch with two_hop=True")
+            _expect_types(hops.two_hop, hops.pair_types.shape[0], "two_hop")
             found.append((normalised(self.base, hops.two_hop), self.pairs, slice(self.num_hop1, self.num_experts)))
         return found
 
-    @staticmethod
-    def _check(got: int, expected: int, argument: str) -> None:
-        if got != expected:
-            raise ValueError(f"GMoEConv: expected '{argument}' with {expected} edge types, got {got}")
+
+def _expect_types(graph: Graph, types: int, argument: str) -> None:
+    expect(graph.num_edge_types == types, "GMoEConv", argument, f"with {types} edge types", graph.num_edge_types)
 
 
 class BondConvs(nn.Module):

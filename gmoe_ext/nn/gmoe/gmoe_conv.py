@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import expect
 from ...graph import Graph
 from .expert_norm import ExpertBatchNorm
 from .experts import BondConvs, Epilogue, GMoEConfig, Hops, IsomorphismConvs, LinearConvs
@@ -43,8 +44,7 @@ class GMoEConv(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, config: GMoEConfig | None = None, **options: Any) -> None:
         super().__init__()
         config = replace(config or GMoEConfig(), **options)
-        if min(in_dim, out_dim) < 1:
-            raise ValueError(f"GMoEConv: expected 'in_dim' and 'out_dim' of at least 1, got {in_dim} and {out_dim}")
+        expect(min(in_dim, out_dim) >= 1, "GMoEConv", "in_dim, out_dim", "of at least 1", (in_dim, out_dim))
         self.in_dim, self.out_dim, self.config = in_dim, out_dim, config
         self.num_experts, self.num_hop1, self.k = config.num_experts, config.hop1, config.chosen
         self.gate = NoisyTopKGate(in_dim, self.num_experts, self.k) if self.num_experts > 1 else None

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
+from ...errors import expect
 from ...plan import ExpertPlan
 from ..losses import squared_cv, sums
 
@@ -93,8 +94,7 @@ class NoisyTopKGate(nn.Module):
 
     def __init__(self, dim: int, num_experts: int, k: int) -> None:
         super().__init__()
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"NoisyTopKGate: expected 'k' in [1, {num_experts}] (num_experts), got {k}")
+        expect(1 <= k <= num_experts, "NoisyTopKGate", "k", f"in [1, {num_experts}] (num_experts)", k)
         self.dim, self.num_experts, self.k = dim, num_experts, k
         self.weight_gate = nn.Parameter(torch.zeros(num_experts, dim))
         self.weight_noise = nn.Parameter(torch.zeros(num_experts, dim))

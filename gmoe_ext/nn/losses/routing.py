@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import expect
+
 
 def squared_cv(values_E: Tensor, eps: float = 1e-10) -> Tensor:
     """Compute the squared coefficient of variation: unbiased variance over squared mean, 0 for a single value.
@@ -71,8 +73,7 @@ def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float
         tensor(0.)
     """
     _check_choice("load_balance", gate_NK, index_NK)
-    if num_experts < 2:
-        raise ValueError(f"load_balance: expected 'num_experts' of at least 2, got {num_experts}")
+    expect(num_experts >= 2, "load_balance", "num_experts", "of at least 2", num_experts)
     none_NE = gate_NK.new_zeros(gate_NK.shape[0], num_experts)
     return squared_cv(none_NE.scatter(1, index_NK, gate_NK).sum(dim=0), eps)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import expect, expect_choice
 from ...ops import cosine_topk, cosine_topk_update, memory_update
 from ..losses import self_similarity
 
@@ -40,18 +41,12 @@ class MemoryRouterConfig:
     memory: Literal["buffer", "parameter"] = "buffer"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.num_experts:
-            raise ValueError(f"CosineMemoryRouter: expected 'k' in [1, num_experts = {self.num_experts}], got {self.k}")
-        if not 0.0 <= self.ema_rate <= 1.0:
-            raise ValueError(f"CosineMemoryRouter: expected 'ema_rate' in [0, 1], got {self.ema_rate}")
-        if not 0.0 <= self.annealing < 1.0:
-            raise ValueError(f"CosineMemoryRouter: expected 'annealing' in [0, 1), got {self.annealing}")
-        if self.annealing_epochs < 1:
-            raise ValueError(f"CosineMemoryRouter: expected 'annealing_epochs' >= 1, got {self.annealing_epochs}")
-        if self.memory not in ("buffer", "parameter"):
-            raise ValueError(
-                f"CosineMemoryRouter: expected 'memory' to be 'buffer' or 'parameter', got {self.memory!r}"
-            )
+        where, last = "CosineMemoryRouter", self.num_experts
+        expect(1 <= self.k <= last, where, "k", f"in [1, num_experts = {last}]", self.k)
+        expect(0.0 <= self.ema_rate <= 1.0, where, "ema_rate", "in [0, 1]", self.ema_rate)
+        expect(0.0 <= self.annealing < 1.0, where, "annealing", "in [0, 1)", self.annealing)
+        expect(self.annealing_epochs >= 1, where, "annealing_epochs", "of at least 1", self.annealing_epochs)
+        expect_choice(self.memory, ("buffer", "parameter"), where, "memory")
 
 
 class MemoryRouting(NamedTuple):
@@ -118,10 +113,8 @@ class CosineMemoryRouter(nn.Module):
     @torch.no_grad()
     def set_memory(self, memory_ED: Tensor) -> None:
         """Replace the embeddings with the directions of ``memory_ED``, such as k-means centres."""
-        if memory_ED.shape != self.memory.shape:
-            raise ValueError(
-                f"CosineMemoryRouter: expected 'memory' of shape {list(self.memory.shape)}, got {list(memory_ED.shape)}"
-            )
+        shape, got = list(self.memory.shape), list(memory_ED.shape)
+        expect(shape == got, "CosineMemoryRouter", "memory", f"of shape {shape}", got)
         self.memory.copy_(F.normalize(memory_ED.to(self.memory), dim=1, eps=self.eps))
 
     def spread_(self, step: float) -> None:

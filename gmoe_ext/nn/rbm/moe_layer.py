@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import expect
 from ...ops import expert_plan
 from ..dropout import dropout
 from ..linear_experts import LinearExperts, learned_factor
@@ -51,8 +52,7 @@ class ExpertLayer(nn.Module):
 
     def __init__(self, router: CosineMemoryRouter | ProjectedRouter, out_dim: int, config: ExpertConfig) -> None:
         super().__init__()
-        if not 0.0 <= config.dropout < 1.0:
-            raise ValueError(f"{type(self).__name__}: expected 'dropout' in [0, 1), got {config.dropout}")
+        expect(0.0 <= config.dropout < 1.0, type(self).__name__, "dropout", "in [0, 1)", config.dropout)
         self.router = router
         self.experts = LinearExperts(router.dim, out_dim, router.num_experts)
         self.log_scale = nn.Parameter(torch.tensor(math.log(2.0)))

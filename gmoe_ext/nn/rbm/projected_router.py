@@ -6,12 +6,13 @@ N rows, E experts, K chosen experts a row, D router dimension, H dimension that 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import expect, expect_choice
 from ...ops import topk_softmax
 from ..gmoe.noisy_gate import Routing
 from ..linear_experts import learned_factor
@@ -53,21 +54,13 @@ class ProjectedRouter(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        proj_dim: int,
-        num_experts: int,
-        k: int,
-        variant: Variant = "paper",
-        eps: float = 1e-12,
+        self, dim: int, proj_dim: int, num_experts: int, k: int, variant: Variant = "paper", eps: float = 1e-12
     ) -> None:
         super().__init__()
-        if proj_dim < 1:
-            raise ValueError(f"ProjectedRouter: expected 'proj_dim' of at least 1, got {proj_dim}")
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"ProjectedRouter: expected 'k' in [1, num_experts = {num_experts}], got {k}")
-        if variant not in ("paper", "released_code"):
-            raise ValueError(f"ProjectedRouter: expected 'variant' to be 'paper' or 'released_code', got {variant!r}")
+        where = "ProjectedRouter"
+        expect(proj_dim >= 1, where, "proj_dim", "of at least 1", proj_dim)
+        expect(1 <= k <= num_experts, where, "k", f"in [1, num_experts = {num_experts}]", k)
+        expect_choice(variant, get_args(Variant), where, "variant")
         released = variant == "released_code"
         self.dim, self.proj_dim, self.num_experts, self.k, self.eps = dim, proj_dim, num_experts, k, eps
         self.over_all = self.noisy = released

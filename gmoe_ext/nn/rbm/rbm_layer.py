@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import expect
 from ..linear_experts import learned_factor
 from ..losses import commitment, load_balance, self_similarity
 from .memory_router import CosineMemoryRouter, MemoryRouterConfig, MemoryRouting
@@ -68,11 +69,8 @@ class RbMLayer(ExpertLayer):
 
     def __init__(self, in_dim: int, out_dim: int, config: RbMConfig | None = None, **options: Any) -> None:
         config = replace(config or RbMConfig(), **options)
-        if config.load_balance > 0 and config.num_experts < 2:
-            raise ValueError(
-                "RbMLayer: expected 'load_balance' = 0 with a single expert, since a balance needs two, "
-                f"got {config.load_balance}"
-            )
+        balanced, weight = config.num_experts > 1, config.load_balance
+        expect(balanced or weight <= 0, "RbMLayer", "load_balance", "of 0, since a balance needs two experts", weight)
         super().__init__(CosineMemoryRouter(in_dim, config), out_dim, config)
         attention = torch.full((config.num_experts, in_dim), math.log(1.1))
         self.log_attention = nn.Parameter(attention) if config.input_attention else None
