@@ -16,7 +16,7 @@ endif
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
-.PHONY: train test sanitize cuda bench lint docs clean
+.PHONY: train test properties mutation audit sanitize cuda bench lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -26,6 +26,23 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	GMOE_EXT_REQUIRE_NATIVE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 	    --cov=gmoe_ext --cov-report=term:skip-covered --cov-fail-under=85
+
+# Every property on 20,000 examples, a million in all; about an hour on two cores.
+properties: export GMOE_EXT_PROPERTIES := nightly
+properties: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -o timeout=0 \
+	    tests/properties tests/data/test_molecules.py tests/data/test_metrics.py
+
+# A million damaged files for the readers; goes on where it stopped. Another SEED, other files.
+SEED ?= 0
+mutation: export OMP_NUM_THREADS := 1
+mutation: $(VENV)/installed
+	$(BIN)/python -m tests.mutation --inputs 1000000 --seed $(SEED) --out build/mutation/$(SEED)
+
+# Known vulnerabilities of what is installed.
+audit: $(VENV)/dev $(VENV)/docs
+	$(BIN)/python -m pip install --quiet "pip-audit>=2.7"
+	$(BIN)/pip-audit --local --skip-editable --vulnerability-service osv
 
 # The C++ tests of core and runtime: AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer.
 sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)

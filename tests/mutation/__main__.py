@@ -19,7 +19,17 @@ from typing import Any
 import torch
 
 from tests.mutation.targets import TARGETS
-from tests.mutation.worker import Bench, Finding, Input, Progress, forked, limited, outcome
+from tests.mutation.worker import (
+    Bench,
+    Finding,
+    Input,
+    Progress,
+    corpus,
+    forked,
+    limited,
+    outcome,
+    write_corpus,
+)
 
 _AT_ONCE = 100  # inputs of a target of share 1 in one worker
 
@@ -108,7 +118,6 @@ def _work(ledger: Ledger, bench: Bench, indices: range, progress: Progress, note
                 print(index, file=file, flush=True)
             accepted, refused = accepted + (result is True), refused + (result is False)
     progress.set(indices.stop, accepted, refused)
-    print("finished", file=sys.stderr, flush=True)
 
 
 def _cause(death: str) -> str:
@@ -130,6 +139,17 @@ def report(ledger: Ledger, seconds: float) -> None:
     print(f"{ledger.inputs:,} inputs in all, {len(kinds)} kinds of findings; seed {ledger.seed}, {seconds:.0f} s")
 
 
+def keep(ledger: Ledger) -> None:
+    """Add the smallest input of each finding to the corpus."""
+    known = {(name, kind): given for name, kind, given in corpus()}
+    for note in sorted((ledger.folder / "findings").glob("*.json")):
+        found = json.loads(note.read_text())
+        given, key = Input(found["file"], note.with_suffix(".input").read_bytes()), (found["target"], found["kind"])
+        if key not in known or len(given.content) < len(known[key].content):
+            known[key] = given
+    write_corpus((name, kind, given) for (name, kind), given in sorted(known.items(), key=lambda entry: entry[0]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until the number of inputs or seconds is reached; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="Damage files and feed every reader.")
@@ -137,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="stop earlier, to be continued")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/mutation"))
+    parser.add_argument("--keep", action="store_true", help="add what was found to tests/corpus, which tests replay")
     parser.add_argument("--targets", default=",".join(TARGETS), help="a comma between names")
     options = parser.parse_args(argv)
     ledger, start = Ledger(options.out, options.seed), time.monotonic()
@@ -150,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     count = min(left, _AT_ONCE * bench.target.share)
                     run_some(ledger, bench, ledger.counts[bench.name]["inputs"], count)
     report(ledger, time.monotonic() - start)
+    if options.keep:
+        keep(ledger)
     return int(any(count["findings"] for count in ledger.counts.values()))
 
 

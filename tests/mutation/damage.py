@@ -160,6 +160,22 @@ def archive(data: bytes, random: Random) -> bytes:
     return out.getvalue()
 
 
+def pickled(data: bytes, random: Random) -> bytes:
+    """Change a type in a pickle of arrays, a short integer, or a byte."""
+    if random.random() < 0.4:
+        found = list(re.finditer(rb"[fiub][1248]|_rebuild_tensor_v2|(Float|Long|Int)Storage|ndarray|dtype", data))
+        if found:
+            chosen = random.choice(found)
+            names = (b"O8", b"V8", b"c8", b"S1", b"U2", b"M8", b"f2", b"i8", b"BoolStorage", b"DoubleStorage", b"dtype")
+            return data[: chosen.start()] + random.choice(names) + data[chosen.end() :]
+    found = list(re.finditer(rb"[KMJ]", data))
+    if found and random.random() < 0.6:
+        at = random.choice(found).end()
+        width = random.choice((1, 2, 4))
+        return data[:at] + _odd_integer(width, random) + data[at + width :]
+    return blind(data, random)
+
+
 def compressed_text(data: bytes, random: Random) -> bytes:
     """Change text inside a gzip file."""
     try:
@@ -246,5 +262,8 @@ _BY_SUFFIX: dict[str, Rewrite] = {
     ".partial": json_lines,
     ".bad_rows": text,
     "SHA256SUMS": text,
+    "data.pkl": pickled,
+    **dict.fromkeys((".x", ".y", ".tx", ".ty", ".allx", ".ally", ".graph"), pickled),  # Planetoid's
+    ".index": text,
     ".safetensors": safetensors,
 }

@@ -134,7 +134,7 @@ class _Fit(Task):
 
 
 def _run(folder: Path) -> Run:
-    return Run(Config(train=TrainConfig(epochs=3)), folder, Progress(quiet=True), growable=("train.epochs",))
+    return Run(Config(train=TrainConfig(epochs=3)), folder, Progress(quiet=True))
 
 
 def _make_run(folder: Path) -> None:

@@ -6,8 +6,10 @@ value was lost, more memory or time than a file of a few kilobytes is worth, the
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import faulthandler
+import json
 import mmap
 import os
 import re
@@ -15,11 +17,11 @@ import resource
 import shutil
 import signal
 import struct
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -32,6 +34,7 @@ MOST_BYTES = 512 << 20  # of address space, beside what reading the sound files 
 MOST_CPU_S = 2.0  # a sound file takes 0.1 to 50 ms
 _HANG_S = 60.0  # on the wall clock; a worker that is busy with one input for longer is killed
 _MOST_MESSAGE = 3000
+_FINISHED = b"finished\n"
 _GUARDED = (RuntimeWarning, DeprecationWarning)
 _HIDDEN = re.compile(r"[^\n\t\x20-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]")
 
@@ -50,6 +53,32 @@ class Finding:
 
     kind: str
     detail: str
+
+
+CORPUS = Path(__file__).resolve().parents[1] / "corpus" / "damaged_files.jsonl"
+
+
+def corpus() -> list[tuple[str, str, Input]]:
+    """Inputs that once did harm: the target, what happened, and the input; the smallest known of its kind."""
+    if not CORPUS.is_file():
+        return []
+    records = map(json.loads, CORPUS.read_text().splitlines())
+    return [(r["target"], r["kind"], Input(r["file"], zlib.decompress(base64.b64decode(r["zlib"])))) for r in records]
+
+
+def write_corpus(entries: Iterable[tuple[str, str, Input]]) -> None:
+    """Write the corpus, a line of JSON per input."""
+    CORPUS.parent.mkdir(exist_ok=True)
+    lines = [
+        {
+            "target": name,
+            "kind": kind,
+            "file": given.file,
+            "zlib": base64.b64encode(zlib.compress(given.content, 9)).decode(),
+        }
+        for name, kind, given in entries
+    ]
+    CORPUS.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 class Bench:
@@ -158,16 +187,14 @@ def forked(work: Callable[[], None], progress: Progress, log: Path) -> str | Non
     """Run ``work`` in a forked process with limits; return None, or how it died."""
     child = os.fork()
     if child == 0:
-        status = 1
         try:
             _silence(log)
             work()
-            status = 0
-        except BaseException:  # the parent is told by the log and the status
-            traceback.print_exc()
+            os.write(2, _FINISHED)
+        except BaseException:  # the parent is told by the log
+            os.write(2, traceback.format_exc().encode(errors="replace"))
         finally:
-            sys.stderr.flush()
-            os._exit(status)
+            os._exit(0)
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() - progress.get()[3] > _HANG_S:
             os.kill(child, signal.SIGKILL)
@@ -178,8 +205,8 @@ def forked(work: Callable[[], None], progress: Progress, log: Path) -> str | Non
 
 
 def _death(log: Path) -> str | None:
-    text = log.read_text(errors="replace")
-    return None if text.endswith("finished\n") else text[-4000:] or "died without a word"
+    text = log.read_bytes()
+    return None if text.endswith(_FINISHED) else text[-4000:].decode(errors="replace") or "died without a word"
 
 
 def _silence(log: Path) -> None:
