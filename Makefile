@@ -33,10 +33,15 @@ properties: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -o timeout=0 \
 	    tests/properties tests/data/test_molecules.py tests/data/test_metrics.py
 
-# A million damaged files for the readers; goes on where it stopped. Another SEED, other files.
+# A million damaged files for the readers, and a million damaged students for the one in C++, under AddressSanitizer and
+# UndefinedBehaviorSanitizer. Another SEED, other files.
 SEED ?= 0
 mutation: export OMP_NUM_THREADS := 1
+mutation: export CMAKE_BUILD_PARALLEL_LEVEL := $(MAX_JOBS)
+mutation: export PATH := $(CURDIR)/$(BIN):$(PATH)
 mutation: $(VENV)/installed
+	cmake --preset address && cmake --build --preset address --target core_tests
+	build/address/core_tests mutated_files --files 1000000 --seed $(SEED)
 	$(BIN)/python -m tests.mutation --inputs 1000000 --seed $(SEED) --out build/mutation/$(SEED)
 
 # Known vulnerabilities of what is installed.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,11 +21,12 @@ import torch
 
 from gmoe_ext import checkpoint, data, models
 from gmoe_ext.data import sources
-from gmoe_ext.export import pack
+from gmoe_ext.errors import DataError
 from gmoe_ext.export.compare import read_rows
+from gmoe_ext.export.pack import pack, unpack
 from gmoe_ext.export.run import load_student
 from gmoe_ext.predict import score
-from gmoe_ext.runtime import PackedStudent
+from gmoe_ext.runtime import PackedStudent, StudentClassifier
 from gmoe_ext.terminal import Progress
 from gmoe_ext.train.config import Config, TrainConfig
 from gmoe_ext.train.fit_state import Task
@@ -200,7 +207,10 @@ def _make_student(folder: Path) -> None:
 
 
 def _use_student(folder: Path, _: Path) -> None:
-    student = PackedStudent.load(folder / "s.safetensors")
+    path = folder / "s.safetensors"
+    student = PackedStudent.load(path)
+    unpack(path)
+    StudentClassifier(path)
     features = student.info()["features"]
     x, nodes = np.ones((9, features["columns"]), np.float32), np.full(9, -1)
     for count in (1, 9):
@@ -302,6 +312,51 @@ def _continue_journal(folder: Path, scratch: Path) -> None:
     score(folder / "s.safetensors", folder / "rows.npz", scratch / "answers.csv")
 
 
+@cache
+def _program() -> ModuleType:
+    spec = spec_from_file_location("serve_http", Path(__file__).resolve().parents[2] / "examples" / "serve_http.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules["serve_http"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _make_request(folder: Path) -> None:
+    _make_student(folder)
+    x, nodes = _rows()
+    (folder / "body.json").write_text(json.dumps({"x": x[:3].round(3).tolist(), "nodes": nodes[:3].tolist(), "top": 2}))
+
+
+def _send_request(folder: Path, _: Path) -> None:
+    """Send the body to the HTTP example as a server would, without a network."""
+    app = _program().build(PackedStudent.load(folder / "s.safetensors"))
+    status, answer = asyncio.run(_answer(app, (folder / "body.json").read_bytes()))
+    json.loads(answer, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    if status == 200:
+        return
+    assert 400 <= status < 500, f"status {status}"
+    raise DataError(answer.decode())
+
+
+async def _answer(app: Any, body: bytes) -> tuple[int, bytes]:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/predict",
+        "raw_path": b"/predict", "query_string": b"", "root_path": "", "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80), "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
 TARGETS: dict[str, Target] = {
     "node_npz": Target(_make_nodes, _use_nodes),
     "molecule_npz": Target(lambda folder: write_molecules(folder, "d"), _use_molecules, share=4),
@@ -329,5 +384,6 @@ TARGETS: dict[str, Target] = {
     "rows_csv": Target(_make_csv, _score("rows.csv"), "rows.csv"),
     "rows_parquet": Target(_make_parquet, _score("rows.parquet"), "rows.parquet", (other_table,), share=4),
     "journal": Target(_make_journal, _continue_journal, "answers*", share=4),
+    "http_request": Target(_make_request, _send_request, "body.json", share=4),
     "export_rows": Target(_make_npz, lambda folder, _: read_rows(folder / "rows.npz"), "rows.npz"),
 }

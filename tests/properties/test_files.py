@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmoe_ext import data, models
+from gmoe_ext.data import splits
 from gmoe_ext.data.arrays import read_csv
 from gmoe_ext.data.molecules import MoleculeData
 from gmoe_ext.data.splits import NONE
@@ -22,7 +23,7 @@ from gmoe_ext.graph import Graph
 from gmoe_ext.predict.score import answer
 from gmoe_ext.runtime import PackedStudent
 from tests.data.make import molecule_arrays, write_csv
-from tests.graphs import edge_lists
+from tests.graphs import dense, edge_lists
 
 SEEDS = st.integers(0, 2**31 - 1)
 COLUMNS, POSITIONS, NODES, ROWS = 3, 2, 8, 23
@@ -107,6 +108,38 @@ def _empty(folder: Path) -> Path:
 
     (folder / "empty.csv.gz").write_bytes(gzip.compress(b""))
     return folder / "empty.csv.gz"
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_a_drawn_split_takes_as_many_of_every_class(seed: int, classes: int, train: int, val: int) -> None:
+    y = torch.randint(classes, (30 * classes,), generator=torch.Generator().manual_seed(seed))
+    y[: classes * (train + val)] = torch.arange(classes).repeat(train + val)
+    drawn = splits.per_class(y, train, val, seed)
+    for ids, wanted in ((drawn.train_idx, train), (drawn.val_idx, val)):
+        assert torch.bincount(y[ids], minlength=classes).tolist() == [wanted] * classes
+    assert torch.cat(drawn[:3]).sort().values.tolist() == list(range(len(y)))
+    assert torch.equal(splits.per_class(y, train, val, seed).test_idx, drawn.test_idx)
+
+
+@given(SEEDS, st.integers(10, 200))
+def test_a_random_split_covers_everything_once(seed: int, size: int) -> None:
+    drawn = splits.random(size, seed)
+    assert torch.cat(drawn[:3]).sort().values.tolist() == list(range(size))
+    assert all(torch.equal(part, part.sort().values) for part in drawn[:3])
+
+
+@given(drawn=edge_lists(), seed=SEEDS)
+def test_nodes_that_arrive_later_leave_the_induced_graph(folder: Path, drawn: tuple, seed: int) -> None:
+    num_nodes = max(drawn[1], 6)
+    write_nodes(folder / "whole.npz", drawn[0].numpy(), np.ones((num_nodes, COLUMNS), np.float32))
+    whole = data.load("whole", folder)
+    view = whole.inductive(seed, 0.5)
+    seen = torch.ones(num_nodes, dtype=torch.bool)
+    seen[view.heldout] = False
+    assert view.observed_nodes.tolist() == seen.nonzero().flatten().tolist()
+    assert set(view.heldout.tolist()) <= set(whole.test_idx.tolist())
+    assert torch.equal(dense(view.observed.graph), dense(whole.graph)[seen][:, seen])
+    assert torch.equal(view.observed_nodes[view.observed.train_idx], whole.train_idx)
 
 
 @pytest.fixture(scope="module")
