@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Generic, Literal, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -196,7 +197,8 @@ class RbM(ExpertStudent[RbMLayer]):
     """The Routing-by-Memory student (RbM, section 4): experts that are chosen by the memory of what they served.
 
     Training: ``set_pretraining`` (True) routes all rows to expert 0; ``gmoe_ext.distill.kmeans_start`` clones it
-    and places the memories. A model that was never pre-trained routes by random memories from its first batch on.
+    and places the memories. A model that was never pre-trained routes by random memories from its first batch on. The
+    memories move in ``after_step``, which the training loop calls after each step of the optimizer.
 
     Arguments and errors are those of ``ExpertStudent``.
 
@@ -213,13 +215,13 @@ class RbM(ExpertStudent[RbMLayer]):
             layer.router.epoch = epoch
 
     def set_following(self, on: bool) -> None:
-        """Let every training forward move the memories (on, the default), or only ``follow_``."""
+        """Let the rows of training forwards move the memories (on, the default), or only those of ``follow_``."""
         for layer in self.expert_layers():
             layer.router.following = on
 
     @torch.no_grad()
     def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> None:
-        """Move the memories as a training forward would, row j counting copies_N[j] times.
+        """Move the memories at once, row j counting copies_N[j] times.
 
         Norms use their running statistics and do not update them.
         """
@@ -230,10 +232,10 @@ class RbM(ExpertStudent[RbMLayer]):
             h = self.between(position, layer.follow_(h, copies_N))
         self.norms.train(training)
 
-    def spread_memories_(self, learning_rate: float) -> None:
-        """Step the memories down their own loss, eq. 7; call it together with the optimizer's step."""
+    def after_step(self, learning_rate: float, group: dist.ProcessGroup | None = None) -> None:
+        """Move the memories, once per step of the optimizer; see ``gmoe_ext.nn.RbMLayer.after_step``."""
         for layer in self.expert_layers():
-            layer.spread_(learning_rate)
+            layer.after_step(learning_rate, group)
 
     def num_parameters(self) -> tuple[int, int]:
         """Count (active, total) as in RbM's table 9: every row is compared with all memories, so both include them."""

@@ -175,6 +175,7 @@ def test_memories_follow_rows_as_in_a_training_forward():
     forwarded, followed = build("rbm", num_layers=3).train(), build("rbm", num_layers=3).train()
     x, copies = torch.randn(10, 6), torch.arange(10) % 3 + 1
     forwarded(x.repeat_interleave(copies, 0))
+    forwarded.after_step(0.0)
     followed.follow_(x, copies)
     for layer, other in zip(forwarded.layers, followed.layers, strict=True):
         torch.testing.assert_close(layer.router.memory, other.router.memory)
@@ -197,11 +198,12 @@ def test_memories_that_do_not_follow_stay():
     student.set_following(False)
     memories = [layer.router.memory.clone() for layer in student.layers]
     student(torch.randn(10, 6))
+    student.after_step(0.0)
     assert all(torch.equal(layer.router.memory, old) for layer, old in zip(student.layers, memories, strict=True))
 
 
-def test_spread_moves_every_memory():
+def test_a_step_spreads_every_memory():
     student = build("rbm")
     before = [layer.router.memory.clone() for layer in student.layers]
-    student.spread_memories_(1.0)
+    student.after_step(1.0)
     assert all(not torch.equal(layer.router.memory, old) for layer, old in zip(student.layers, before, strict=True))

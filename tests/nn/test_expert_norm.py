@@ -87,7 +87,7 @@ def test_evaluation_uses_running_statistics_and_equals_affine():
     norm(torch.randn(30, 2, DIM), slots)
     norm.eval()
     y = torch.randn(30, 2, DIM)
-    scale, shift = norm.affine()
+    scale, shift = norm.scale_and_shift()
     torch.testing.assert_close(norm(y, slots), y * scale[slots.index] + shift[slots.index])
 
 

@@ -37,7 +37,10 @@ def make(base, bonds, n, m, k, norm, combine="sum", seed=0):
             if name.startswith("gate") or name.endswith("eps"):
                 p.normal_()
         for name, b in conv.named_buffers():
-            b.uniform_(0.5, 1.5) if name.endswith("var") else b.normal_()
+            if name.endswith("running_var"):
+                b.uniform_(0.5, 1.5)
+            elif name.endswith("running_mean"):
+                b.normal_()
     return conv
 
 

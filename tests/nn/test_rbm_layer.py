@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gmoe_ext.nn import CosineMemoryRouter, RbMConfig, RbMLayer
+from gmoe_ext.nn import CosineMemoryRouter, MemoryRouterConfig, RbMConfig, RbMLayer
 from gmoe_ext.nn.losses import commitment, load_balance, self_similarity
 
 
@@ -27,7 +27,8 @@ def test_training_moves_the_memory_by_equation_4(router):
     x = torch.randn(9, 5, dtype=torch.float64)
     old = router.memory.clone()
     gate, index, used = router.train()(x)
-    assert torch.equal(used, old)
+    assert torch.equal(used, old) and torch.equal(router.memory, old)
+    router.after_step()
     for expert in range(4):
         rows, choice = torch.nonzero(index == expert, as_tuple=True)
         mean = (gate[rows, choice].softmax(0)[:, None] * F.normalize(x[rows])).sum(0)
@@ -38,6 +39,7 @@ def test_a_row_with_copies_counts_as_that_many_rows(router):
     x, copies = torch.randn(9, 5, dtype=torch.float64), torch.arange(1, 10)
     old = router.memory.clone()
     router.train()(x.repeat_interleave(copies, 0))
+    router.after_step()
     expected = router.memory.clone()
     router.memory.copy_(old)
     router.follow_(x, router.route(x), copies)
@@ -222,15 +224,32 @@ def test_shared_dropout_gives_one_mask_to_all_experts_of_a_row():
     assert kept.shape == (6, 5) and source is None
 
 
-def test_spread_moves_a_buffer_memory_only_after_pretraining():
+def test_a_step_spreads_a_buffer_memory_only_after_pretraining():
     layer = layer_of(self_similarity=0.5)
     old = layer.router.memory.clone()
     layer.pretraining = True
-    layer.spread_(0.1)
+    layer.after_step(0.1)
     assert torch.equal(layer.router.memory, old)
     layer.pretraining = False
-    layer.spread_(0.1)
+    layer.after_step(0.1)
     assert not torch.equal(layer.router.memory, old)
+
+
+def test_a_step_leaves_eq_7_of_a_parameter_memory_to_the_optimizer():
+    layer = layer_of(self_similarity=0.5, memory="parameter")
+    old = layer.router.memory.clone()
+    layer.after_step(0.1)
+    assert torch.equal(layer.router.memory, old)
+
+
+def test_settings_may_stand_by_position_or_as_a_configuration():
+    assert (RbMLayer(5, 3, 6, 2).num_experts, RbMLayer(5, 3, 6, 2).k) == (6, 2)
+    assert CosineMemoryRouter(5, MemoryRouterConfig(num_experts=6)).num_experts == 6
+    for given in [(6, 2, 1), (RbMConfig(), 2)]:
+        with pytest.raises(TypeError, match="expected a RbMConfig"):
+            RbMLayer(5, 3, *given)
+    with pytest.raises(TypeError, match="num_experts"):
+        RbMLayer(5, 3, 6, num_experts=4)
 
 
 def test_wrong_layer_options_are_named():

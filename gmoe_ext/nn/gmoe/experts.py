@@ -338,5 +338,5 @@ class IsomorphismConvs(nn.Module):
         if self.training:
             hidden = self.norm(apply_linear(self.first, rows_SD, slots, Epilogue(), own_NK), slots)
         else:
-            hidden = apply_linear(self.first, rows_SD, slots, Epilogue(*self.norm.affine()), own_NK)
+            hidden = apply_linear(self.first, rows_SD, slots, Epilogue(*self.norm.scale_and_shift()), own_NK)
         return apply_linear(self.second, F.relu(hidden).flatten(0, 1), slots, epilogue, own_NK)

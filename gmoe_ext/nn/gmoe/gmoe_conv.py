@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import expect
 from ...graph import Graph
+from ..layer import configured
 from .expert_norm import ExpertBatchNorm
 from .experts import BondConvs, Epilogue, GMoEConfig, Hops, IsomorphismConvs, LinearConvs
 from .noisy_gate import NoisyTopKGate, Routing, Slots
@@ -28,8 +28,8 @@ class GMoEConv(nn.Module):
     Args:
         in_dim: D, features of a node.
         out_dim: F.
-        config: the layer's settings; the defaults of ``GMoEConfig`` if None.
-        options: fields of ``GMoEConfig`` by keyword; they replace those of ``config``.
+        settings: a ``GMoEConfig``, or its ``num_experts``, ``num_hop1`` and ``k``.
+        options: fields of ``GMoEConfig`` by keyword.
 
     Raises:
         ValueError: an option is out of its range.
@@ -41,9 +41,9 @@ class GMoEConv(nn.Module):
         >>> y, aux = conv(torch.randn(graph.num_nodes, 16), graph)
     """
 
-    def __init__(self, in_dim: int, out_dim: int, config: GMoEConfig | None = None, **options: Any) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *settings: Any, **options: Any) -> None:
         super().__init__()
-        config = replace(config or GMoEConfig(), **options)
+        config = configured(GMoEConfig, ("num_experts", "num_hop1", "k"), settings, options)
         expect(min(in_dim, out_dim) >= 1, "GMoEConv", "in_dim, out_dim", "of at least 1", (in_dim, out_dim))
         self.in_dim, self.out_dim, self.config = in_dim, out_dim, config
         self.num_experts, self.num_hop1, self.k = config.num_experts, config.hop1, config.chosen
@@ -78,6 +78,12 @@ class GMoEConv(nn.Module):
         Returns:
             y [N, F], and the sum of importance and load loss (eq. 9 without lambda), a scalar.
         """
+        for name, value in (("graph", graph), ("two_hop", two_hop)):
+            if not isinstance(value, Graph) and (value is not None or name == "graph"):
+                raise TypeError(
+                    f"GMoEConv: expected '{name}' to be a gmoe_ext.Graph, got {type(value).__name__}\n"
+                    "  fix: make it once by gmoe_ext.Graph.from_edge_index(edge_index, num_nodes)"
+                )
         if x.dim() != 2 or x.shape[1] != self.in_dim or x.shape[0] != graph.num_nodes:
             raise ValueError(
                 f"GMoEConv: expected 'x' of shape [{graph.num_nodes}, {self.in_dim}] (nodes of 'graph', in_dim), "
@@ -108,7 +114,7 @@ class GMoEConv(nn.Module):
         elif self.training:
             y = self.norm(self.experts(x, hops, slots, Epilogue()), slots, gate)
         else:
-            y = self.experts(x, hops, slots, Epilogue(*self.norm.affine(), gate))
+            y = self.experts(x, hops, slots, Epilogue(*self.norm.scale_and_shift(), gate))
         return y
 
     def expert_load(self) -> Tensor:

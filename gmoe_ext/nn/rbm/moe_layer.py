@@ -7,7 +7,7 @@ N rows, E experts, K chosen experts a row, D in, F out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...errors import expect
 from ...ops import expert_plan
 from ..dropout import dropout
+from ..layer import configured
 from ..linear_experts import LinearExperts, learned_factor
 from .memory_router import CosineMemoryRouter
 from .projected_router import ProjectedRouter, Variant
@@ -124,8 +125,8 @@ class MoELayer(ExpertLayer):
         in_dim: D.
         out_dim: F.
         proj_dim: dimension in which rows are compared with the experts' embeddings.
-        config: the layer's settings; the defaults of ``MoEConfig`` if None.
-        options: fields of ``MoEConfig`` by keyword; they replace those of ``config``.
+        settings: a ``MoEConfig``, or its ``num_experts`` and ``k``.
+        options: fields of ``MoEConfig`` by keyword.
 
     Returns:
         forward(x [N, D]) gives (y [N, F], aux scalar). aux is 0 in evaluation.
@@ -140,10 +141,8 @@ class MoELayer(ExpertLayer):
 
     router: ProjectedRouter
 
-    def __init__(
-        self, in_dim: int, out_dim: int, proj_dim: int, config: MoEConfig | None = None, **options: Any
-    ) -> None:
-        config = replace(config or MoEConfig(), **options)
+    def __init__(self, in_dim: int, out_dim: int, proj_dim: int, *settings: Any, **options: Any) -> None:
+        config = configured(MoEConfig, ("num_experts", "k"), settings, options)
         router = ProjectedRouter(in_dim, proj_dim, config.num_experts, config.k, config.variant)
         super().__init__(router, out_dim, config)
         self.load_balance = config.load_balance

@@ -216,9 +216,9 @@ class RbMTask(ExpertTask):
         return super().losses(batch)
 
     def after_step(self) -> None:
-        """Take the memories' own step (eq. 7)."""
+        """Move the memories."""
         rate = self.config.distill.memory_lr
-        self.model.spread_memories_(self.config.train.lr if rate is None else rate)
+        self.model.after_step(self.config.train.lr if rate is None else rate)
 
 
 def build_task(model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> StudentTask:
