@@ -62,6 +62,8 @@ def export(
         extras.load("onnxruntime")  # before anything is written
     given = None if rows is None else read_rows(rows)
     student = load_student(run_dir)
+    if given is not None:
+        given.check(student.model.config["out_dim"], 0 if student.positions is None else len(student.positions))
     served = _write(student, output, format, dtype)
     # A graph with a position table takes nodes; a packed student also takes rows that contain their positions.
     table = None if format == "packed" else student.positions

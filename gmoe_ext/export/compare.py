@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.arrays import read_npz
 from ..errors import DataError
 from ..models.registry import Model
 from .fold import EPS
@@ -72,6 +73,20 @@ class Rows:
     nodes: NDArray[Any] | None = None
     labels: NDArray[Any] | None = None
 
+    def check(self, outputs: int, nodes: int) -> None:
+        """Refuse labels that no output stands for, and nodes that a table of ``nodes`` rows does not hold.
+
+        Raises:
+            DataError: names the first one.
+        """
+        for name, ids, bound in (("y", self.labels, outputs), ("nodes", self.nodes, nodes)):
+            if ids is None:
+                continue
+            bad = np.flatnonzero((ids >= bound) | ((ids < -1) & (name == "nodes")))
+            if len(bad):
+                found = f"{ids[bad[0]]} in row {bad[0]}"
+                raise DataError(f"expected '{name}' in [-1, {bound}), got {found}")
+
 
 def random_rows(served: Served, positions: Tensor | None = None, seed: int = 0) -> Rows:
     """Draw normally distributed rows, with positions in them, or with random nodes of a given table."""
@@ -83,20 +98,16 @@ def random_rows(served: Served, positions: Tensor | None = None, seed: int = 0) 
 
 
 def read_rows(path: Path) -> Rows:
-    """Read rows from an .npz file: x, and optionally nodes and y (the classes).
+    """Read rows from an .npz file: x, and optionally the integers nodes and y (the classes, negative for unknown).
 
     Raises:
-        DataError: the file is missing or damaged, has no x, or its arrays do not fit each other.
+        DataError: the file is missing or damaged, has no x or values that are not finite, or its arrays do not fit each
+            other.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            rows = Rows(file["x"], file.get("nodes"), file.get("y"))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: expected an .npz file with an array 'x': {error}") from error
-    for name, array in (("nodes", rows.nodes), ("y", rows.labels)):
-        if array is not None and array.shape != rows.x.shape[:1]:
-            raise DataError(f"{path}: expected {name!r} of shape [{len(rows.x)}], got {list(array.shape)}")
-    return rows
+    arrays = read_npz(path, ("x", "nodes", "y"))
+    x = arrays.finite("x", (None, None))
+    nodes, labels = (arrays.take(name, "integer", (len(x),)) if name in arrays else None for name in ("nodes", "y"))
+    return Rows(x, nodes, labels)
 
 
 def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None = None) -> Comparison:
@@ -110,7 +121,7 @@ def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None =
 
     Raises:
         ValueError: rows do not fit the student.
-        GraphIndexError: a node is outside the position table.
+        DataError: there is no row, a label that no output stands for, or a node outside the position table.
 
     Deterministic: yes.
 
@@ -118,6 +129,7 @@ def compare(model: Model, served: Served, rows: Rows, positions: Tensor | None =
         >>> packed = PackedStudent.load(pack(model, "student.safetensors", dtype="int8"))
         >>> print(compare(model, packed, random_rows(packed)))
     """
+    rows.check(model.config["out_dim"], 0 if positions is None else len(positions))
     logits, expected = [], []
     for begin in range(0, len(rows.x), _ROWS_AT_ONCE):
         some = slice(begin, begin + _ROWS_AT_ONCE)

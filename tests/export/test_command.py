@@ -46,7 +46,13 @@ def test_what_narrow_weights_cost_is_printed(run_dir: Path, capsys: pytest.Captu
 def test_rows_to_measure_on_are_checked(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run_dir / "rows.npz"
     for arrays, text in (
-        (dict(z=np.ones(3)), "expected an .npz file with an array 'x'"),
+        (dict(z=np.ones(3)), "array 'x' is missing"),
+        (dict(x=np.full((3, 8), np.nan)), "expected finite values in 'x'"),
+        (dict(x=np.ones((3, 8)), nodes=np.zeros(3)), "expected 'nodes' of integer values"),
+        (dict(x=np.ones((3, 8)), nodes=np.array([0, 59, 60])), "expected 'nodes' in [-1, 60), got 60 in row 2"),
+        (dict(x=np.ones((3, 8)), nodes=np.array([0, -2, 0])), "got -2 in row 1"),
+        (dict(x=np.ones((3, 8)), y=np.array(["a", "b", "c"])), "expected 'y' of integer values"),
+        (dict(x=np.ones((3, 8)), y=np.array([0, -1, 99])), "expected 'y' in [-1, 3), got 99 in row 2"),
         (dict(x=np.ones((3, 8)), nodes=np.zeros(2, int)), r"expected 'nodes' of shape [3], got [2]"),
         (dict(x=np.ones((3, 8)), y=np.zeros((3, 1), int)), r"expected 'y' of shape [3], got [3, 1]"),
     ):
