@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from gmoe_ext import models
 from gmoe_ext.errors import ConfigError
 from gmoe_ext.train import recipes
 from gmoe_ext.train.config import fingerprint
-from gmoe_ext.train.parse import default_directory, load_recipe, parse, published
+from gmoe_ext.train.parse import default_directory, parse, published
+from gmoe_ext.train.parse import load_recipe as load
 from gmoe_ext.train.tasks.distill import resolve_protocol
 
 GMOE = [name for name in recipes.names() if name.startswith("mol")]
@@ -38,6 +40,9 @@ SETTINGS = {
 def test_all_recipes_are_there():
     assert len(GMOE) == 6 * 6
     assert Counter(name.rsplit("_", 2)[1] for name in RBM) == dict.fromkeys(["sage", "glnn", "krd", "moe", "rbm"], 16)
+
+
+load_recipe = cache(load)  # the tests here change no configuration
 
 
 @pytest.mark.parametrize("dataset", SETTINGS)
