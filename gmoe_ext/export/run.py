@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import checkpoint, models
@@ -97,23 +99,51 @@ def _best(run_dir: Path, wanted: Callable[[str], bool]) -> TrainedModel | None:
 def _read_model(path: Path, wanted: Callable[[str], bool]) -> TrainedModel | None:
     tensors, scalars = checkpoint.load(path)
     built = scalars.get("model")
-    if built is None or not wanted(built["name"]):
-        return None
-    best = checkpoint.select("best", tensors)
-    if not best or math.isnan(scalars["fit"]["val_best"]):
-        return None  # still in pre-training
-    model = models.build(built["name"], **built["options"])
     try:
-        model.load_state_dict(best)
-    except RuntimeError as error:
+        if built is None or not wanted(built["name"]):
+            return None
+        best, val_best = checkpoint.select("best", tensors), float(scalars["fit"]["val_best"])
+        if not best or math.isnan(val_best):
+            return None  # still in pre-training
+        row_normalized = bool(scalars["settings"]["data.row_normalize"])
+        model = _build(built["name"], built["options"], best)
+        return TrainedModel(model, str(scalars["phase"]), val_best, row_normalized)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"checkpoint {path} does not fit the model it names: {error}") from error
-    row_normalized = scalars["settings"]["data.row_normalize"]
-    return TrainedModel(model.eval(), scalars["phase"], scalars["fit"]["val_best"], row_normalized)
+
+
+def _build(name: str, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Model:
+    """Build a model and give it the weights, whose shapes are compared before memory is asked for.
+
+    Raises:
+        ValueError: options or shapes do not fit the weights.
+    """
+    held = sum(weight.numel() for weight in weights.values())
+    large = [option for option, value in options.items() if isinstance(value, int) and value > held]
+    if large or options.get("num_layers", 0) > len(weights):
+        raise ValueError(f"its options ask for more than the {held:,} weights it holds")
+    with torch.device("meta"):
+        expected = models.build(name, **options).state_dict()
+    differing = [key for key in {**expected, **weights} if _shape(expected, key) != _shape(weights, key)]
+    if differing:
+        key = differing[0]
+        raise ValueError(f"expected '{key}' of shape {_shape(expected, key)}, got {_shape(weights, key)}")
+    model = models.build(name, **options)
+    model.load_state_dict(dict(weights))
+    return model.eval()
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> list[int] | None:
+    return list(weights[name].shape) if name in weights else None
 
 
 def _inputs(path: Path) -> tuple[list[str] | None, Tensor | None]:
     if not path.exists():
         return None, None
     tensors, scalars = checkpoint.load(path)
-    positions = tensors.get("positions")
-    return scalars.get("class_names") or None, positions if positions is not None and positions.numel() else None
+    names, positions = scalars.get("class_names") or None, tensors.get("positions")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DataError(f"checkpoint {path}: expected a list of texts as 'class_names'")
+    if positions is not None and not (positions.dim() == 2 and positions.is_floating_point()):
+        raise DataError(f"checkpoint {path}: expected 'positions' of shape [N, P], got {list(positions.shape)}")
+    return names, positions if positions is not None and positions.numel() else None

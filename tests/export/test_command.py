@@ -85,6 +85,21 @@ def test_a_run_without_a_student(run_dir: Path, capsys: pytest.CaptureFixture[st
     assert "no trained student (rbm, moe, mlp, ensemble)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_dim", 2**40), ("num_layers", 10**9), ("num_experts", 4), ("k", "two"), ("surprise", 1), ("in_dim", -1)],
+)
+def test_options_that_do_not_fit_the_weights_are_refused_before_memory_is_asked_for(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    path = run_dir / "checkpoints/rbm.safetensors"
+    tensors, scalars = checkpoint.load(path)
+    scalars["model"]["options"][key] = value
+    checkpoint.save(path, tensors, scalars)
+    assert main([str(run_dir)]) == 3
+    assert f"{path} does not fit the model it names" in capsys.readouterr().err
+
+
 def test_damaged_checkpoints(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run_dir / "checkpoints/rbm.safetensors"
     sound = path.read_bytes()
@@ -98,6 +113,12 @@ def test_damaged_checkpoints(run_dir: Path, capsys: pytest.CaptureFixture[str]) 
     checkpoint.save(path, tensors, scalars)
     assert main([str(run_dir)]) == 3
     assert "does not fit the model it names" in capsys.readouterr().err
+
+    tensors, scalars = checkpoint.load(run_dir / "checkpoints/inputs.safetensors")
+    checkpoint.save(run_dir / "checkpoints/inputs.safetensors", tensors, {"class_names": 3})
+    path.write_bytes(sound)
+    assert main([str(run_dir)]) == 3
+    assert "expected a list of texts as 'class_names'" in capsys.readouterr().err
 
     save_file(tensors, path, metadata={"format": "pt"})
     assert main([str(run_dir)]) == 3
