@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-# Matches the texts in csrc/ops/compat.h and csrc/ops/cuda/index_faults.cpp: change them together.
+# Matches the texts of GraphIndexError.of, csrc/ops/compat.h and csrc/ops/cuda/index_faults.cpp: change them together.
 _BAD_INDEX = re.compile(
-    r"(gmoe::\w+): index out of range: '(\w+)' at position (\d+)(?: is (-?\d+))?, expected 0 <= index < (\d+)"
-    r"(, found on \S+ by an earlier call(?:; so did .*)?)?"
+    r"([\w:.]+): index out of range: '(\w+)' at position (\d+)(?: is (-?\d+))?, expected 0 <= index < (\d+)"
+    r"(?:, found on \S+ by an earlier call(?:; so did .*)?)?"
 )
 _LONGEST = 2000  # characters of a message; what a file says may be any text
 
@@ -33,42 +33,56 @@ class DataError(GmoeError, ValueError):
     """A data set is missing, damaged or inconsistent (exit code 3)."""
 
 
+class ArgumentError(GmoeError, ValueError):
+    """An argument has the wrong shape, value or device."""
+
+
+class ArgumentTypeError(GmoeError, TypeError):
+    """An argument has the wrong type or dtype."""
+
+
+class DerivativeError(GmoeError, NotImplementedError):
+    """A derivative was asked for that an operator does not have."""
+
+
 class GraphIndexError(GmoeError, IndexError):
     """An index points outside its range.
 
+    Made of one text, like every error here, so that it reaches another process (a DataLoader's) as itself.
+
     Attributes:
+        op: name of the function or operator.
         argument: name of the argument that holds the index.
         position: flat position of the first bad element in it.
         value: the bad index, or None if a device recorded only its position.
         bound: valid indices are 0 <= index < bound.
     """
 
-    def __init__(self, op: str, argument: str, position: int, value: int | None, bound: int, remark: str = "") -> None:
-        found = "" if value is None else f" is {value}"
-        super().__init__(
-            f"{op}: index out of range: '{argument}' at position {position}{found}, expected 0 <= index < {bound}"
-            f"{remark}"
-        )
-        self.op, self.argument, self.position, self.value, self.bound = op, argument, position, value, bound
-        self._remark = remark
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        found = _BAD_INDEX.search(text)
+        groups: tuple[str | None, ...] = found.groups() if found else (None,) * 5
+        self.op, self.argument = groups[:2]
+        self.position, self.value, self.bound = (None if group is None else int(group) for group in groups[2:])
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, int, int | None, int, str]]:
-        return type(self), (self.op, self.argument, self.position, self.value, self.bound, self._remark)
+    @classmethod
+    def of(cls, op: str, argument: str, position: int, value: int, bound: int) -> GraphIndexError:
+        """Word the error."""
+        return cls(
+            f"{op}: index out of range: '{argument}' at position {position} is {value}, expected 0 <= index < {bound}"
+        )
 
     @classmethod
     def of_native(cls, error: RuntimeError) -> GraphIndexError | None:
-        """Parse an error of the compiled operators; None if it is not about a bad index."""
+        """Take the text of an error of the compiled operators; None if it is not about a bad index."""
         found = _BAD_INDEX.search(str(error))
-        if found is None:
-            return None
-        op, argument, position, value, bound, remark = found.groups()
-        return cls(op, argument, int(position), None if value is None else int(value), int(bound), remark or "")
+        return None if found is None else cls(found[0])
 
 
 def expect(ok: bool, where: str, argument: str, expected: str, got: object) -> None:
     """Raise ``ValueError`` in the package's wording unless ``ok``; ``where`` is what the argument belongs to."""
     if not ok:
-        raise ValueError(f"{where}: expected '{argument}' {expected}, got {got!r}")
+        raise ArgumentError(f"{where}: expected '{argument}' {expected}, got {got!r}")
 
 
 def expect_choice(value: object, known: tuple[str, ...], where: str, argument: str) -> None:
@@ -82,10 +96,6 @@ class NativeError(GmoeError, ImportError):
 
 class MissingExtraError(GmoeError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
-
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs '{package}', which is not installed: pip install 'gmoe_ext[{extra}]'")
-        self.package, self.extra = package, extra
 
 
 def _visible(character: str) -> str:

@@ -31,4 +31,6 @@ def load(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(package, extra, purpose) from error
+        raise MissingExtraError(
+            f"{purpose} needs '{package}', which is not installed: pip install 'gmoe_ext[{extra}]'"
+        ) from error

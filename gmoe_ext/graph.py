@@ -9,22 +9,28 @@ Shapes: N nodes, M edges, T edge types, S selected nodes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.utils._pytree
 from torch import Tensor
 
+from .errors import ArgumentTypeError
 from .indices import (
-    check_ascending,
+    check_beside,
     check_distinct,
     check_edge_index,
     check_edge_type,
+    check_rows,
     check_weight,
     gather_ranges,
+    insert_loops,
+    norm_weights,
+    plain_mode,
     row_offsets,
 )
+from .structure import Structure
 
 _INT32_LIMIT = 2**31
 
@@ -33,29 +39,19 @@ _INT32_LIMIT = 2**31
 _Derivation = Literal["transpose", "with_self_loops", "gcn_norm", "unlooped_gcn_norm", "mean_norm", "looped_mean_norm"]
 
 
-@dataclass(slots=True)
-class _Structure:
-    """What depends on the edges alone, shared by graphs that differ only in weight; None until it is asked for."""
-
-    rows: Tensor | None = None
-    edges_by_type: tuple[Tensor, Tensor] | None = None
-    transpose_order: Tensor | None = None
-    transposed: tuple[Tensor, Tensor, Tensor | None] | None = None  # offsets, columns, edge type of the transpose
-    transposed_by: Tensor | None = None  # the order that made this graph a transpose
-
-
-@dataclass(frozen=True, eq=False, repr=False, slots=True, weakref_slot=True)
 class Graph:
     """A directed graph as compressed rows: row i lists the sources of the edges that end in node i.
 
     ``from_edge_index`` makes one and checks everything; the constructor itself trusts its arguments. A graph is
-    immutable, so whatever is derived from it (transpose, normalisations, ...) is computed once and kept.
+    immutable, so whatever is derived from it (transpose, normalisations, ...) is computed once and kept, the same
+    values in whatever mode (``inference_mode``, autocast, default dtype) they are first asked for.
 
     Attributes:
         num_nodes: N.
         offsets: int64 [N + 1]; row i is the range offsets[i]:offsets[i + 1] of the edges.
         columns: int32 or int64 [M]; source of each edge.
-        weight: floating [M] or None, which means 1 for every edge.
+        weight: floating [M] or None, which means 1 for every edge. A weight that requires a gradient is learnt: it is
+            read anew at every use, and nothing that depends on it is kept.
         edge_type: [M] in the dtype of ``columns``, or None.
         num_edge_types: T, 0 without edge types.
         edge_id: int64 [M], position of each edge in the ``edge_index`` the graph was made from, or None.
@@ -66,19 +62,31 @@ class Graph:
         [1, 1, 1]
     """
 
-    num_nodes: int
-    offsets: Tensor
-    columns: Tensor
-    weight: Tensor | None = None
-    edge_type: Tensor | None = None
-    num_edge_types: int = 0
-    edge_id: Tensor | None = None
-    # A lambda, because torch.compile can construct a class that a function names, but not one that is a factory itself.
-    _structure: _Structure = field(default_factory=lambda: _Structure(), init=False)
-    # Depends on the weights, too.
-    _derived: dict[_Derivation, Graph] = field(default_factory=dict, init=False)
-    # The graph that this one is the transpose of: weak, because a reference cycle would delay the release of a batch.
-    _original: weakref.ref[Graph] | None = field(default=None, init=False)
+    def __init__(
+        self,
+        num_nodes: int,
+        offsets: Tensor,
+        columns: Tensor,
+        weight: Tensor | None = None,
+        edge_type: Tensor | None = None,
+        num_edge_types: int = 0,
+        edge_id: Tensor | None = None,
+        weight_order: Tensor | None = None,
+    ) -> None:
+        self.num_nodes, self.offsets, self.columns = num_nodes, offsets, columns
+        self.edge_type, self.num_edge_types, self.edge_id = edge_type, num_edge_types, edge_id
+        # Of a learnt weight: where each edge's weight stands in it. Gathered anew for every step's backward pass.
+        self._weight, self._weight_order = weight, weight_order
+        self._structure = Structure(offsets, columns, edge_type, num_edge_types)
+        # Depends on the weights, too.
+        self._derived: dict[_Derivation, Graph] = {}
+        # The graph that this one is the transpose of: weak, because a cycle would delay the release of a batch.
+        self._original: weakref.ref[Graph] | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name):
+            raise AttributeError(f"Graph: '{name}' cannot be set, a graph does not change; fix: build another graph")
+        object.__setattr__(self, name, value)
 
     @classmethod
     def from_edge_index(
@@ -93,8 +101,9 @@ class Graph:
 
         Args:
             edge_index: integers [2, M]; edge_index[0] = source j, edge_index[1] = destination i, as in PyG.
-            num_nodes: N.
-            edge_weight: floating [M], finite; None means 1.
+            num_nodes: N, an integer.
+            edge_weight: floating [M], finite; None means 1. One that requires a gradient is not copied: the graph
+                reads it anew in every step of training.
             edge_type: integers [M] in [0, num_edge_types).
             num_edge_types: T; default is the largest edge type + 1.
 
@@ -104,24 +113,34 @@ class Graph:
 
         Raises:
             GraphIndexError: a node id or edge type is out of its range; the first bad one is named.
-            ValueError: wrong shapes, weights that are not finite, a negative ``num_nodes``.
-            TypeError: wrong dtypes.
+            ValueError: wrong shapes, weights that are not finite, a negative number.
+            TypeError: wrong dtypes, or a number that is not an integer.
         """
         num_nodes = check_edge_index(edge_index, num_nodes)
         check_weight(edge_weight, edge_index)
         types = check_edge_type(edge_type, edge_index, num_edge_types)
+        learnt = edge_weight is not None and edge_weight.requires_grad
         width = torch.int32 if max(num_nodes, edge_index.shape[1]) < _INT32_LIMIT else torch.int64
-        rows, order = torch.sort(edge_index[1].to(width), stable=True)
-        graph = cls(
-            num_nodes,
-            row_offsets(rows, num_nodes),
-            edge_index[0].to(width).index_select(0, order),
-            _take(edge_weight, order),
-            None if edge_type is None else edge_type.to(width).index_select(0, order),
-            types,
-            order,
-        )
+        with plain_mode(edge_index.device):
+            rows, order = torch.sort(edge_index[1].to(width), stable=True)
+            graph = cls(
+                num_nodes,
+                row_offsets(rows, num_nodes),
+                edge_index[0].to(width).index_select(0, order),
+                edge_weight if learnt else _take(edge_weight, order),
+                None if edge_type is None else edge_type.to(width).index_select(0, order),
+                types,
+                order,
+                order if learnt else None,
+            )
         return graph.prefill(rows=rows)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Weight of each edge, or None."""
+        if self._weight is None or self._weight_order is None:
+            return self._weight
+        return self._weight.to(self.device).index_select(0, self._weight_order)
 
     @property
     def num_edges(self) -> int:
@@ -136,10 +155,7 @@ class Graph:
     @property
     def rows(self) -> Tensor:
         """Destination of each edge, [M], ascending, in the dtype of ``columns``."""
-        if self._structure.rows is None:
-            ids = torch.arange(self.num_nodes, dtype=self.columns.dtype, device=self.device)
-            self._structure.rows = torch.repeat_interleave(ids, self.degree(), output_size=self.num_edges)
-        return self._structure.rows
+        return self._structure.rows()
 
     def degree(self) -> Tensor:
         """Return the in-degree of each node, int64 [N]."""
@@ -153,22 +169,12 @@ class Graph:
         """Group the edges by type: (type_offsets int64 [T + 1], order int64 [M]), stable within a type."""
         if self.edge_type is None:
             raise ValueError("Graph.edges_by_type: expected a graph with edge types, got none; pass edge_type")
-        if self._structure.edges_by_type is None:
-            kinds, order = torch.sort(self.edge_type, stable=True)
-            self._structure.edges_by_type = row_offsets(kinds, self.num_edge_types), order
-        return self._structure.edges_by_type
+        return self._structure.edges_by_type()
 
     @property
     def transpose_order(self) -> Tensor:
         """Position in this graph of each edge of ``transpose``, int64 [M]."""
-        structure = self._structure
-        if structure.transpose_order is None:
-            if structure.transposed_by is None:
-                structure.transpose_order = torch.sort(self.columns, stable=True).indices
-            else:
-                edges = torch.arange(self.num_edges, device=self.device)
-                structure.transpose_order = torch.empty_like(edges).scatter_(0, structure.transposed_by, edges)
-        return structure.transpose_order
+        return self._structure.transpose_order()
 
     def transpose(self) -> Graph:
         """Reverse every edge, keeping its weight and type; transposing twice returns self.
@@ -180,13 +186,17 @@ class Graph:
         return self._keep("transpose", self._make_transpose) if original is None else original
 
     def with_weight(self, weight: Tensor | None) -> Graph:
-        """Give the same edges other weights, [M] in the order of the rows; caches of the structure are shared."""
-        if weight is not None and weight.shape != self.columns.shape:
-            raise ValueError(
-                f"Graph.with_weight: expected 'weight' of shape [{self.num_edges}], got {list(weight.shape)}"
-            )
-        num_nodes, offsets, columns, _, *others = self._arguments()
-        graph = Graph(num_nodes, offsets, columns, weight, *others)
+        """Give the same edges other weights, [M] in the order of the rows; caches of the structure are shared.
+
+        Integers and booleans become float32. Complex weights serve ``ops.aggregate`` alone.
+        """
+        if weight is not None:
+            check_beside("Graph.with_weight", "weight", weight, self.columns)
+            if not weight.is_floating_point() and not weight.is_complex():
+                weight = weight.to(torch.float32)
+        graph = Graph(
+            self.num_nodes, self.offsets, self.columns, weight, self.edge_type, self.num_edge_types, self.edge_id
+        )
         object.__setattr__(graph, "_structure", self._structure)
         return graph
 
@@ -219,63 +229,65 @@ class Graph:
 
         Edges of a row stay in order; ``edge_id`` still refers to the original list of edges.
         """
-        nodes = check_distinct(nodes, self.num_nodes).to(self.device)
-        local = torch.full((self.num_nodes,), -1, dtype=self.columns.dtype, device=self.device)
-        local[nodes] = torch.arange(len(nodes), dtype=self.columns.dtype, device=self.device)
-        counts = self.offsets[nodes + 1] - self.offsets[nodes]
-        edges = gather_ranges(self.offsets[nodes], counts)
-        columns = local.index_select(0, self.columns.index_select(0, edges))
-        taken = columns >= 0
-        rows = torch.repeat_interleave(local[nodes], counts, output_size=len(edges))[taken]
-        edges = edges[taken]
-        graph = Graph(
-            len(nodes),
-            row_offsets(rows, len(nodes)),
-            columns[taken],
-            _take(self.weight, edges),
-            _take(self.edge_type, edges),
-            self.num_edge_types,
-            _take(self.edge_id, edges),
-        )
+        with plain_mode(self.device):
+            nodes = check_distinct(nodes, self.num_nodes).to(self.device)
+            local = torch.full((self.num_nodes,), -1, dtype=self.columns.dtype, device=self.device)
+            local[nodes] = torch.arange(len(nodes), dtype=self.columns.dtype, device=self.device)
+            counts = self.offsets[nodes + 1] - self.offsets[nodes]
+            edges = gather_ranges(self.offsets[nodes], counts)
+            columns = local.index_select(0, self.columns.index_select(0, edges))
+            taken = columns >= 0
+            rows = torch.repeat_interleave(local[nodes], counts, output_size=len(edges))[taken]
+            edges = edges[taken]
+            order = None
+            if self._learnt:
+                order = edges if self._weight_order is None else self._weight_order.index_select(0, edges)
+            graph = Graph(
+                len(nodes),
+                row_offsets(rows, len(nodes)),
+                columns[taken],
+                _take(self._weight, edges) if order is None else self._weight,
+                _take(self.edge_type, edges),
+                self.num_edge_types,
+                _take(self.edge_id, edges),
+                order,
+            )
         return graph.prefill(rows=rows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Graph:
         """Move the graph to another device, without its caches; return self if it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
+        arguments = list(self._arguments())
+        if self._learnt and self._weight_order is None:
+            arguments[-1] = torch.arange(self.num_edges, device=self.device)
 
         def move(value: Any) -> Any:
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            stays = not isinstance(value, Tensor) or (self._learnt and value is self._weight)
+            return value if stays else value.to(device, non_blocking=non_blocking)
 
-        return Graph(*map(move, self._arguments()))
+        with plain_mode(self.device):
+            return Graph(*map(move, arguments))
 
-    def prefill(
-        self,
-        *,
-        rows: Tensor | None = None,
-        transpose_order: Tensor | None = None,
-        transposed: tuple[Tensor, Tensor, Tensor | None] | None = None,
-        **derived: Graph,
-    ) -> Graph:
+    def prefill(self, **known: Any) -> Graph:
         """Store results that the caller already knows, so that they are not computed again; return self.
 
         Trusts its arguments; meant for batching.
 
         Args:
-            rows, transpose_order: as the properties return them.
-            transposed: offsets, columns and edge type of the transpose.
-            derived: graphs that are kept with this one, by name: transpose, gcn_norm, mean_norm, looped_mean_norm, ....
+            known: ``rows`` and ``transpose_order`` as the properties return them; ``transposed``, the offsets, columns
+                and edge type of the transpose; and the graphs ``transpose``, ``gcn_norm`` and ``mean_norm`` as the
+                methods return them for their default arguments, ``looped_mean_norm`` with self loops added.
         """
-        structure = self._structure
-        structure.rows = structure.rows if rows is None else rows
-        structure.transpose_order = structure.transpose_order if transpose_order is None else transpose_order
-        structure.transposed = structure.transposed if transposed is None else transposed
-        for name in derived:
-            if name not in get_args(_Derivation):
+        for name, value in known.items():
+            if not isinstance(value, Graph):
+                self._structure.kept[name] = value
+            elif name in get_args(_Derivation):
+                self._derived[cast(_Derivation, name)] = value
+            else:
                 raise TypeError(f"Graph.prefill: expected one of {get_args(_Derivation)}, got '{name}'")
-        self._derived.update(cast(dict[_Derivation, Graph], derived))
-        if "transpose" in derived:
-            object.__setattr__(derived["transpose"], "_original", weakref.ref(self))
+        if "transpose" in known:
+            object.__setattr__(known["transpose"], "_original", weakref.ref(self))
         return self
 
     def __repr__(self) -> str:
@@ -290,87 +302,99 @@ class Graph:
         return f"Graph({', '.join(parts)})"
 
     def _arguments(self) -> tuple[Any, ...]:
-        rows = (self.num_nodes, self.offsets, self.columns, self.weight)
-        return *rows, self.edge_type, self.num_edge_types, self.edge_id
+        rows = (self.num_nodes, self.offsets, self.columns, self._weight)
+        return *rows, self.edge_type, self.num_edge_types, self.edge_id, self._weight_order
 
-    def __reduce__(self) -> tuple[type[Graph], tuple[Any, ...]]:
-        return Graph, self._arguments()
+    def __reduce__(self) -> tuple[Callable[..., Graph], tuple[Any, ...]]:
+        return restore, self._arguments()
+
+    @property
+    def _learnt(self) -> bool:
+        return self._weight is not None and (self._weight_order is not None or self._weight.requires_grad)
 
     def _keep(self, name: _Derivation, make: Callable[[], Graph]) -> Graph:
-        # A learned weight changes between calls and carries its own autograd graph, so nothing of it can be kept.
-        if self.weight is not None and self.weight.requires_grad:
+        if self._learnt:  # it changes between calls and carries its own autograd graph
             return make()
         if name not in self._derived:
-            self._derived[name] = make()
+            with plain_mode(self.device):
+                made = make()
+            if torch.compiler.is_compiling():  # cannot hand out a graph that it made
+                return made
+            self._derived[name] = made
         return self._derived[name]
 
     def _make_transpose(self) -> Graph:
         order = self.transpose_order
-        if self._structure.transposed is None:
-            columns = self.columns.index_select(0, order)
-            # The trusted constructor did not check the columns.
-            check_ascending("Graph.transpose", "columns", self.columns, columns, self.num_nodes)
-            offsets = row_offsets(columns, self.num_nodes)
-            self._structure.transposed = offsets, self.rows.index_select(0, order), _take(self.edge_type, order)
-        offsets, columns, edge_type = self._structure.transposed
+        offsets, columns, edge_type = self._structure.transposed()
         weight, edge_id = _take(self.weight, order), _take(self.edge_id, order)
         graph = Graph(self.num_nodes, offsets, columns, weight, edge_type, self.num_edge_types, edge_id)
         # Tensors only: a reference to this graph would close a cycle and delay the release of every batch.
-        graph._structure.transposed_by = order
-        graph._structure.transposed = self.offsets, self.columns, self.edge_type
+        graph.prefill(transposed_by=order, transposed=(self.offsets, self.columns, self.edge_type))
         object.__setattr__(graph, "_original", weakref.ref(self))
         return graph
 
     def _make_self_loops(self) -> Graph:
-        rows, columns = self.rows, self.columns
-        missing = torch.ones(self.num_nodes, dtype=torch.bool, device=self.device)
-        missing[columns[rows == columns].long()] = False
-        shift = missing.cumsum(0)
-        offsets = self.offsets.clone()
-        offsets[1:] += shift
-        # The loop goes last in its row, so an edge moves by the number of loops added to earlier rows.
-        old = torch.arange(self.num_edges, device=self.device) + (shift - missing.long()).index_select(0, rows)
-        loops = missing.nonzero().squeeze(1)
-        new = offsets[loops + 1] - 1
-        total = self.num_edges + len(loops)
-
-        def merge(values: Tensor, loop_values: Tensor | float) -> Tensor:
-            # index_put instead of in-place writes keeps gradients to a learned weight.
-            empty = torch.empty(total, dtype=values.dtype, device=self.device)
-            fill = torch.as_tensor(loop_values, dtype=values.dtype, device=self.device)
-            return empty.index_put((new,), fill).index_put((old,), values)
-
-        typed = self.edge_type is not None
+        loops = insert_loops(self.offsets, self.rows, self.columns)
+        weight = self.weight
+        if loops.weight is not None:
+            weight = torch.ones(self.num_edges, device=self.device, dtype=torch.float32) if weight is None else weight
         graph = Graph(
             self.num_nodes,
-            offsets,
-            merge(columns, loops),
-            None if self.weight is None else merge(self.weight, 1.0),
-            None if self.edge_type is None else merge(self.edge_type, self.num_edge_types),
-            self.num_edge_types + typed,
+            loops.offsets,
+            loops.merge(self.columns, loops.nodes),
+            None if weight is None else loops.merge(weight, 1.0 if loops.weight is None else loops.weight),
+            None if self.edge_type is None else loops.merge(self.edge_type, self.num_edge_types),
+            self.num_edge_types + (self.edge_type is not None),
         )
-        return graph.prefill(rows=merge(rows, loops))
+        return graph.prefill(rows=loops.merge(self.rows, loops.nodes))
 
     def _make_norm(self, symmetric: bool, add_self_loops: bool) -> Graph:
         base = self.with_self_loops() if add_self_loops else self
-        total, weight = base._weight_sums()
-        usable = total > 0 if symmetric else total != 0
-        divisor = torch.where(usable, total, 1.0)
-        factor = torch.where(usable, divisor.rsqrt() if symmetric else 1.0 / divisor, 0.0)
-        scaled = factor.index_select(0, base.rows) * weight
-        if symmetric:
-            scaled = scaled * factor.index_select(0, base.columns)
-        return base.with_weight(scaled.to(weight.dtype))
-
-    def _weight_sums(self) -> tuple[Tensor, Tensor]:
-        # float64 sums: the row of a hub can hold millions of weights.
-        if self.weight is None:
-            return self.degree().double(), torch.ones(self.num_edges, device=self.device)
-        total = torch.zeros(self.num_nodes, dtype=torch.float64, device=self.device)
-        if self.num_edges:
-            total = torch.segment_reduce(self.weight.double(), "sum", offsets=self.offsets, axis=0, initial=0.0)
-        return total, self.weight
+        return base.with_weight(norm_weights(base.offsets, base.rows, base.columns, base.weight, symmetric))
 
 
 def _take(values: Tensor | None, index: Tensor) -> Tensor | None:
     return None if values is None else values.index_select(0, index)
+
+
+def expect_graph(name: str, graph: object) -> None:
+    """Raise ``TypeError`` unless a function was given a Graph."""
+    if not isinstance(graph, Graph):
+        raise ArgumentTypeError(
+            f"{name}: expected 'graph' to be a gmoe_ext.Graph, got {type(graph).__name__}; "
+            "fix: Graph.from_edge_index(edge_index, num_nodes)"
+        )
+
+
+def restore(*arguments: Any) -> Graph:
+    """Make a saved or sent graph again, and check what the file says."""
+    check_rows(*arguments)
+    return Graph(*arguments)
+
+
+_KEYS = [
+    torch.utils._pytree.GetAttrKey(name)
+    for name in ("offsets", "columns", "weight", "edge_type", "edge_id", "weight_order")
+]
+
+
+def _flatten(graph: Graph) -> tuple[list[Tensor | None], int]:
+    _, *tensors, edge_type, num_edge_types, edge_id, order = graph._arguments()
+    return [*tensors, edge_type, edge_id, order], num_edge_types
+
+
+def _unflatten(tensors: Iterable[Any], num_edge_types: int) -> Graph:
+    offsets, columns, weight, edge_type, edge_id, order = tensors
+    num_nodes = offsets.shape[0] - 1 if isinstance(offsets, Tensor) else 0  # others are placeholders
+    return Graph(num_nodes, offsets, columns, weight, edge_type, num_edge_types, edge_id, order)
+
+
+# torch.load(weights_only=True) and torch.export take graphs.
+torch.serialization.add_safe_globals([restore])
+torch.utils._pytree.register_pytree_node(
+    Graph,
+    _flatten,
+    _unflatten,
+    serialized_type_name="gmoe_ext.Graph",
+    flatten_with_keys_fn=lambda graph: (list(zip(_KEYS, _flatten(graph)[0], strict=True)), graph.num_edge_types),
+)

@@ -125,7 +125,7 @@ EDGES = torch.tensor([[0, 1], [1, 0]])
         ((EDGES.T.reshape(1, 4), 2), ValueError, r"shape \[2, M\], got \[1, 4\]"),
         ((EDGES[0], 2), ValueError, r"got \[2\]"),
         ((EDGES, -1), ValueError, "got -1"),
-        ((EDGES, 2, torch.ones(3)), ValueError, r"shape \[2\] to match 'edge_index', got \[3\]"),
+        ((EDGES, 2, torch.ones(3)), ValueError, r"shape \[2\], one for each edge, got \[3\]"),
         ((EDGES, 2, torch.ones(2, dtype=torch.int64)), TypeError, "floating dtype"),
         ((EDGES, 2, torch.tensor([1.0, float("nan")])), ValueError, "nan at position 1"),
         ((EDGES, 2, None, torch.ones(2)), TypeError, "'edge_type' of an integer dtype"),
@@ -149,7 +149,7 @@ def test_subgraph_refuses_repeated_and_foreign_nodes():
 
 def test_wrong_use_of_weights_and_types_is_refused():
     graph = random_graph(4, 6)
-    with pytest.raises(ValueError, match=r"shape \[6\], got \[5\]"):
+    with pytest.raises(ValueError, match=r"shape \[6\], one for each edge, got \[5\]"):
         graph.with_weight(torch.ones(5))
     with pytest.raises(ValueError, match="pass edge_type"):
         graph.edges_by_type()

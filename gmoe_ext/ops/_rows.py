@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import GraphIndexError
+from ..errors import ArgumentTypeError, GraphIndexError
 from ..graph import Graph
 from . import _dispatch as op
 
@@ -53,7 +53,14 @@ def expect_valid(name: str, graph: Graph, num_edge_types: int | None = None) -> 
 
 def weight_like(graph: Graph, x: Tensor) -> Tensor | None:
     """Return the graph's weights in the dtype of sums over rows of x."""
-    return None if graph.weight is None else graph.weight.to(op.wide(x))
+    weight = graph.weight
+    if weight is None:
+        return None
+    if weight.is_complex():
+        raise ArgumentTypeError(
+            "gmoe_ext.ops: expected 'graph' with real weights, got complex ones; only aggregate takes them"
+        )
+    return weight.to(op.wide(x))
 
 
 def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transpose:
@@ -64,7 +71,7 @@ def transpose_for(name: str, graph: Graph, x: Tensor, *others: Tensor) -> Transp
         reverse = graph.transpose()
     except GraphIndexError as error:
         # Transposing runs before the operator's own check, so the error is reported under the operator's name.
-        raise GraphIndexError(f"gmoe::{name}", error.argument, error.position, error.value, error.bound) from None
+        raise GraphIndexError(str(error).replace("Graph.transpose", f"gmoe::{name}", 1)) from None
     return Transpose(
         reverse.offsets, reverse.columns, reverse.edge_type, weight_like(reverse, x), graph.transpose_order
     )

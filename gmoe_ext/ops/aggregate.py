@@ -30,7 +30,7 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
 
     Returns:
         y [N, D] in x's dtype, each hop accumulated in float32 (float64 for float64). A node without
-        incoming edges gets zeros.
+        incoming edges gets zeros. Complex weights give complex sums.
 
     Raises:
         ValueError: x does not have one row per node, or hops is neither 1 nor 2.
@@ -48,10 +48,13 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
     """
     _rows.expect_features("aggregate", graph, x)
     op.expect(hops in (1, 2), "aggregate", "hops", "of 1 or 2", hops)
+    weight = graph.weight
+    if weight is not None and weight.is_complex():
+        return _aggregate_complex(graph, weight, x, hops)
     if not op.native():
         _rows.expect_valid("aggregate", graph)
         return reference.aggregate(graph, x, hops)
-    weight = _rows.weight_like(graph, x)
+    weight = None if weight is None else weight.to(op.wide(x))
     # Weights need the transpose too: the second hop's rows and a second derivative depend on them.
     reverse = _rows.transpose_for("aggregate", graph, x, *([] if weight is None else [weight]))
     y = x
@@ -61,6 +64,14 @@ def aggregate(graph: Graph, x: Tensor, hops: int = 1) -> Tensor:
             reverse.order,
         )  # fmt: skip
     return y
+
+
+def _aggregate_complex(graph: Graph, weight: Tensor, x: Tensor, hops: int) -> Tensor:
+    real, imaginary = (graph.with_weight(part.contiguous()) for part in (weight.real, weight.imag))
+    a, b = aggregate(real, x), aggregate(imaginary, x)
+    if hops == 2:
+        a, b = aggregate(real, a) - aggregate(imaginary, b), aggregate(real, b) + aggregate(imaginary, a)
+    return torch.complex(a.to(op.wide(x)), b.to(op.wide(x)))
 
 
 def _fake(x: Tensor, offsets: Tensor, *_: Tensor | None) -> Tensor:
@@ -116,7 +127,7 @@ def _backward_grad_weight(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 # The raw operator takes the transposed graph only for its gradients; a forward call may pass None for all of it.
 # transpose_weight is weight in the transpose's order, transpose_order the position of each edge in the transpose.
-op.register("aggregate", _fake, backward=_backward, setup_context=_setup_context)
+op.register("aggregate", _fake, backward=_backward, setup_context=_setup_context, autocast="rows")
 op.register(
     "aggregate_grad_weight",
     _fake_grad_weight,

@@ -83,5 +83,5 @@ def _fake_grad_x(grad_gate: Tensor, x: Tensor, memory: Tensor, index: Tensor, ep
 
 
 # Routing stays in float32 under autocast, so that ties do not depend on the precision.
-op.register("cosine_topk", _fake, backward=backward, setup_context=setup_context, autocast=torch.float32)
+op.register("cosine_topk", _fake, backward=backward, setup_context=setup_context, autocast="float32")
 op.register("cosine_topk_grad_x", _fake_grad_x)

@@ -58,4 +58,4 @@ def _fake(x: Tensor, memory: Tensor, k: int, rate: float, normalize: bool, eps: 
 
 
 # As in cosine_topk and memory_update: ties and the averaging step must not depend on the precision.
-op.register("cosine_topk_update", _fake, backward=backward, setup_context=setup_context, autocast=torch.float32)
+op.register("cosine_topk_update", _fake, backward=backward, setup_context=setup_context, autocast="float32")

@@ -155,7 +155,7 @@ def _fake_grad_x_gate(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, 
     return _fake_grad_x(grad_y, x), _fake_grad_gate(grad_y, x, *others)
 
 
-op.register("expert_linear", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.bfloat16)
+op.register("expert_linear", _fake, backward=_backward, setup_context=_setup_context, autocast="product")
 op.register("expert_linear_grad_x", _fake_grad_x)
 op.register("expert_linear_grad_weight", _fake_grad_weight)
 op.register("expert_linear_grad_bias", _fake_grad_bias)

@@ -113,5 +113,5 @@ def _fake_grad(
 
 
 # Statistics over a batch are sums of squares, so they stay in float32 under autocast.
-op.register("expert_norm", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("expert_norm", _fake, backward=_backward, setup_context=_setup_context, autocast="float32")
 op.register("expert_norm_grad", _fake_grad)

@@ -76,4 +76,4 @@ def _fake(memory: Tensor, x: Tensor, gate: Tensor, index: Tensor, rate: float, n
 
 
 # The average stays in float32 under autocast: bfloat16 would lose a step of (1 - rate).
-op.register("memory_update", _fake, autocast=torch.float32)
+op.register("memory_update", _fake, autocast="float32")

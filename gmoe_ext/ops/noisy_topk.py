@@ -87,5 +87,5 @@ def _fake_grad(
 
 
 # Routing stays in float32 under autocast, so that ties do not depend on the precision.
-op.register("noisy_topk", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("noisy_topk", _fake, backward=_backward, setup_context=_setup_context, autocast="float32")
 op.register("noisy_topk_grad", _fake_grad)

@@ -127,6 +127,6 @@ def _fake_grad_weight(grad_y: Tensor, x: Tensor, *others: Any) -> Tensor:
     return x.new_empty(others[-2].shape[0], dtype=op.wide(x))  # one for each column
 
 
-op.register("routed_edge_aggregate", _fake, backward=_backward, setup_context=_setup_context)
+op.register("routed_edge_aggregate", _fake, backward=_backward, setup_context=_setup_context, autocast="rows")
 op.register("routed_edge_aggregate_grad", _fake_grad)
 op.register("routed_edge_aggregate_grad_weight", _fake_grad_weight)

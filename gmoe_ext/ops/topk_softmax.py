@@ -69,5 +69,5 @@ def _fake_grad_logits(grad_gate: Tensor, gate: Tensor, index: Tensor, num_expert
 
 
 # Routing stays in float32 under autocast, so that ties do not depend on the precision.
-op.register("topk_softmax", _fake, backward=_backward, setup_context=_setup_context, autocast=torch.float32)
+op.register("topk_softmax", _fake, backward=_backward, setup_context=_setup_context, autocast="float32")
 op.register("topk_softmax_grad_logits", _fake_grad_logits)

@@ -28,7 +28,8 @@ def expert_linear(
     """Apply to each routed row the linear layer of its expert; see :func:`gmoe_ext.ops.expert_linear`."""
     num_slots, out_dim = plan.num_rows * plan.k, weight.shape[1]
     parts = []
-    for expert, slots in enumerate(torch.tensor_split(plan.order, plan.offsets[1:-1].cpu())):
+    for expert in range(plan.num_experts):
+        slots = plan.order[int(plan.offsets[expert]) : int(plan.offsets[expert + 1])]
         rows = slots // plan.k if source is None else source.reshape(-1)[slots].long()
         part = x[rows] @ weight[expert].T
         parts.append(part if bias is None else part + bias[expert])

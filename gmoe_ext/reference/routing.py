@@ -50,7 +50,6 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
     return gate.to(dtype), index, importance, chance.sum(0)
 
 
-@torch.no_grad()
 def memory_update(
     memory: Tensor,
     x: Tensor,
@@ -61,6 +60,7 @@ def memory_update(
     eps: float = 1e-12,
 ) -> Tensor:
     """Move each expert embedding towards the rows routed to it; see :func:`gmoe_ext.ops.memory_update`."""
+    memory, x, gate = memory.detach(), x.detach(), gate.detach()
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps) if normalize else x
     mean = torch.zeros_like(memory)
     for expert in range(memory.shape[0]):
