@@ -57,7 +57,7 @@ def deepwalk(
         expect(value >= 1, "deepwalk", name, "of at least 1", value)
     skip_gram = extras.load("gensim.models").Word2Vec
     if graph.num_nodes == 0:
-        return torch.zeros(0, dim)
+        return torch.zeros(0, dim, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     starts = torch.cat([torch.randperm(graph.num_nodes, generator=generator) for _ in range(num_walks)])
     walks = random_walk(graph.to("cpu"), starts, walk_length, seed)

@@ -123,7 +123,9 @@ class ReliableSampler:
         """
         graph = self.graph
         chance_M = (1.0 - self.rho_N.pow(self.power))[graph.columns.long()]  # to keep an edge from u
-        drawn_M = without_waiting(torch.rand(graph.num_edges, generator=generator), chance_M.device)
+        drawn_M = without_waiting(
+            torch.rand(graph.num_edges, generator=generator, dtype=torch.float32), chance_M.device
+        )
         kept_M = (drawn_M < chance_M).float()
         return Graph(graph.num_nodes, graph.offsets, graph.columns, kept_M * self._edge_weight(kept_M))
 

@@ -15,7 +15,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
 
     Args:
         x: floating tensor of any shape.
-        rate: in [0, 1); on the CPU rounded to a multiple of 2^-16.
+        rate: in [0, 1); on the CPU, unless compiled, rounded to a multiple of 2^-16.
         training: False returns ``x``.
 
     Returns:
@@ -24,7 +24,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     Raises:
         ValueError: the rate is out of its range.
 
-    Determinism: draws from torch's global generator on x's device.
+    Determinism: draws from torch's global generator on x's device; a compiled call draws other numbers.
 
     Examples:
         >>> dropout(torch.ones(4), 0.5)
@@ -34,7 +34,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
         raise ValueError(f"dropout: expected 'rate' in [0, 1), got {rate}")
     if not training or rate == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a traced random_ is not supported
         return functional.dropout(x, rate)
     dropped = round(rate * _LEVELS)
     if dropped == _LEVELS:

@@ -215,7 +215,7 @@ class BondMessages(nn.Module):
 
     def needed(self, hops: Hops, slots: Slots) -> Tensor:
         """Mark the rows [E, N] that the sums read: those with an edge to a node that chose the expert."""
-        chosen_NE = torch.zeros(slots.index.shape[0], self.num_experts, device=slots.index.device)
+        chosen_NE = torch.zeros(slots.index.shape[0], self.num_experts, dtype=torch.float32, device=slots.index.device)
         chosen_NE.scatter_(1, slots.index, 1.0)
         # Without weights, because weights of opposite signs could cancel.
         counts = [
