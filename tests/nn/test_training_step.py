@@ -15,7 +15,8 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 from gmoe_ext import Graph, models
-from gmoe_ext.nn import CosineMemoryRouter, ExpertBatchNorm, GMoEConv, MoELayer, RbMLayer
+from gmoe_ext.nn import AtomEncoder, CosineMemoryRouter, ExpertBatchNorm, GMoEConv, MoELayer, RbMLayer
+from gmoe_ext.nn.dropout import dropout
 
 from .naive_gmoe import BOND_DIMS, Molecules
 
@@ -352,3 +353,31 @@ def test_edges_in_place_of_a_graph_are_refused_with_the_fix(given):
     graphs = {"graph": graph, "two_hop": graph} | {given: edges}
     with pytest.raises(TypeError, match=rf"expected '{given}' to be a gmoe_ext.Graph, got Tensor\n  fix: .*from_edge_"):
         GMoEConv(4, 4)(torch.randn(3, 4), **graphs)
+
+
+def test_dropout_compiles_in_one_graph():
+    torch._dynamo.reset()
+    x = torch.ones(40, 50, requires_grad=True)
+    y = torch.compile(lambda t: dropout(t, 0.25), backend="aot_eager", fullgraph=True)(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y) and 0.6 < (y > 0).float().mean() < 0.9
+    torch.testing.assert_close(y.max().item(), 1 / 0.75)
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_dropout": True}])
+def test_a_student_with_dropout_compiles_in_one_graph(options):
+    torch._dynamo.reset()
+    model = student("buffer", dropout=0.5, first_layer_dropout=True, norm="batch", **options)
+    loss_of(torch.compile(model, backend="aot_eager", fullgraph=True)(half(0, 0))).backward()
+    assert all(layer.experts.weight.grad.abs().max() > 0 for layer in model.layers)
+
+
+def test_a_compiled_atom_encoder_checks_its_values():
+    torch._dynamo.reset()
+    encoder = AtomEncoder(4)
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
+    atoms = torch.ones(3, 9, dtype=torch.int64)
+    torch.testing.assert_close(compiled(atoms), encoder(atoms))
+    atoms[1, 2] = 12
+    with pytest.raises(RuntimeError, match="'node_feat' is out of its range"):
+        compiled(atoms)

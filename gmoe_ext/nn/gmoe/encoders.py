@@ -57,8 +57,13 @@ class AtomEncoder(nn.Module):
                 f"AtomEncoder: expected 'node_feat' of shape [N, {len(self.feature_dims)}], got {list(node_feat.shape)}"
             )
         # A value beyond its own table would silently read the next one.
-        if node_feat.device.type == "cpu" and bool(((node_feat < 0) | (node_feat >= self.sizes)).any()):
-            raise IndexError(f"AtomEncoder: a value of 'node_feat' is out of its range; sizes are {self.feature_dims}")
+        if node_feat.device.type == "cpu":
+            known = ((node_feat >= 0) & (node_feat < self.sizes)).all()
+            text = f"AtomEncoder: a value of 'node_feat' is out of its range; sizes are {self.feature_dims}"
+            if torch.compiler.is_compiling():
+                torch._assert_async(known, text)  # raises RuntimeError
+            elif not known:
+                raise IndexError(text)
         return F.embedding_bag(node_feat + self.first_row, self.weight, mode="sum")
 
     def extra_repr(self) -> str:
