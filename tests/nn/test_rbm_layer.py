@@ -139,14 +139,14 @@ def written_out(layer, x, gate, index):
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("gate_gradient", [False, True])
-def test_forward_and_gradients_are_equation_5(gate_gradient):
-    layer, x = layer_of(gate_gradient=gate_gradient), rows()
-    layer.eval()
-    gate, index, _ = layer.router(x)
-    written = written_out(layer, x, gate if gate_gradient else gate.detach(), index)
+def test_forward_and_gradients_are_equation_5(gate_gradient, training):
+    layer, x = layer_of(gate_gradient=gate_gradient).train(training), rows()
+    gate, index, _ = layer.router.route(x)
+    written = written_out(layer, x, gate.detach() if training and not gate_gradient else gate, index)
     ours, aux = layer(x)
-    assert aux == 0
+    assert (aux == 0) == (not training)
     torch.testing.assert_close(ours, written)
     wanted = [x, layer.experts.weight, layer.experts.bias, layer.log_attention, layer.log_scale]
     slope = torch.randn_like(ours)

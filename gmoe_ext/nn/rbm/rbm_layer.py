@@ -31,8 +31,8 @@ class RbMConfig(MemoryRouterConfig, ExpertConfig):
         self_similarity: weight of eq. 7. A "buffer" memory takes its step in ``RbMLayer.after_step``, a "parameter"
             memory gets the gradient of the loss.
         load_balance: weight of eq. 8.
-        gate_gradient: let the task's gradient flow through the gates to the input; otherwise only that of the losses
-            above does.
+        gate_gradient: let the task's gradient flow through the gates to the input in training; otherwise only that of
+            the losses above does. In evaluation derivatives are those of the whole layer.
     """
 
     input_attention: bool = True
@@ -127,7 +127,8 @@ class RbMLayer(ExpertLayer):
         return y_NF
 
     def _routed(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
-        return self._mix(x_ND, routing.gate if self.config.gate_gradient else routing.gate.detach(), routing.index)
+        stopped = self.training and not self.config.gate_gradient
+        return self._mix(x_ND, routing.gate.detach() if stopped else routing.gate, routing.index)
 
     def _aux(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
         config, aux = self.config, x_ND.new_zeros(())
