@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_DRAFT = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
+
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Yield the path of a draft that replaces ``path`` when the block ends without an error.
 
     The block creates the draft, as a file or as a directory, and closes it. A kill at any moment leaves the old target
-    or the new one, never half of one; after an error the draft is removed and the target is untouched.
+    or the new one, never half of one; after an error the draft is removed and the target is untouched. Drafts that
+    killed processes left in the same directory are removed first.
 
     Args:
         path: the target; its directory is created if needed. An existing file is replaced, an existing directory that
             is not empty is an error.
+        keep: where the replaced file goes, None drops it. A kill between the two moves leaves it there.
 
     Examples:
         >>> with atomic_write(Path("result.json")) as draft:
         ...     draft.write_text("{}")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    remove_drafts(path.parent)
+    draft = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield draft
         if draft.is_file():
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         draft.replace(path)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def remove_drafts(directory: Path) -> None:
+    """Remove the drafts in a directory whose process, on this machine, is gone."""
+    for path in directory.glob(".*.tmp"):
+        named = _DRAFT.fullmatch(path.name)
+        if named and named["host"] == _host() and not _runs(int(named["process"])):
+            _remove(path)
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Checkpoints: named tensors and JSON values in one safetensors file, with a checksum.
+"""Checkpoints: named tensors and JSON values in one safetensors file, with a checksum over both.
 
 Tensors (weights, optimizer moments, random states) are the file's body; scalars are JSON in its header. Nothing is
-pickled: reading a checkpoint from elsewhere cannot run code.
+pickled: reading a checkpoint from elsewhere cannot run code. The checkpoint that a new one replaces stays beside it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,39 @@ Tensors = dict[str, Tensor]
 
 
 class CheckpointError(DataError):
-    """A checkpoint is damaged, or was not written by this version of gmoe_ext."""
+    """A checkpoint is damaged, cannot be written, or was not written by this version of gmoe_ext."""
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint lies that the one at ``path`` replaced."""
+    return path.with_name(path.name + ".previous")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically.
 
     Args:
-        path: the file; an existing one is replaced.
+        path: the file; an existing one becomes its `previous`.
         tensors: named tensors on any device; stored contiguous, on the CPU.
         scalars: values that JSON can hold.
+
+    Raises:
+        CheckpointError: it cannot be written, for lack of space for example; an existing one is untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    header = {"format": FORMAT, "crc32": str(_crc32(stored)), "scalars": json.dumps(scalars, sort_keys=True)}
-    with atomic_write(path) as draft:
-        save_file(stored, draft, metadata=header)
+    text = json.dumps(scalars, sort_keys=True)
+    header = {"format": FORMAT, "crc32": _crc32(stored, text), "scalars": text}
+    try:
+        with atomic_write(path, previous(path)) as draft:
+            save_file(stored, draft, metadata=header)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be written: {error}\n"
+            "  fix: make space or the folder writable, then --resume auto; what was there is untouched"
+        ) from error
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -60,9 +76,28 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if header.get("format") != FORMAT:
         got = header.get("format")
         raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got {got!r}")
-    if header.get("crc32") != str(_crc32(tensors)):
+    if header.get("crc32") != _crc32(tensors, header.get("scalars", "")):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs")
     return tensors, json.loads(header["scalars"])
+
+
+def load_good(path: Path) -> tuple[Tensors, dict[str, Any], str] | None:
+    """Read a checkpoint, or its `previous` one if it is damaged or gone.
+
+    Returns:
+        Tensors, scalars and, if the previous one was read, a sentence that says why and names it; None if there is
+        neither.
+
+    Raises:
+        CheckpointError: neither is whole.
+    """
+    before = previous(path)
+    if not before.exists():
+        return (*load(path), "") if path.exists() else None
+    try:
+        return *load(path), ""
+    except CheckpointError as error:
+        return *load(before), f"{error}; continues from the one before it, {before}"
 
 
 def split(tree: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
@@ -89,11 +124,11 @@ def select(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
+def _crc32(tensors: Mapping[str, Tensor], text: str) -> str:
+    crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
-        flat = tensors[name].reshape(-1)
-        crc = zlib.crc32(name.encode(), crc)
-        if flat.numel():
-            crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), crc)
-    return crc
+        value = tensors[name]
+        crc = zlib.crc32(f"{name} {value.dtype} {list(value.shape)}".encode(), crc)
+        if value.numel():
+            crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return str(crc)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,9 +181,10 @@ class Stop:
 
 @contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a `Stop` inside the block."""
+    """Turn SIGINT and SIGTERM into a `Stop` inside the block; in another thread than the main one nothing comes."""
     stop = Stop()
-    before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop.on_signal) for number in caught}
     try:
         yield stop
     finally:

@@ -6,9 +6,9 @@ Exit codes: 0 done, 1 failed, 2 settings, 3 data or checkpoint, 130 and 143 inte
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -20,14 +20,12 @@ from ..errors import ConfigError, GmoeError, MissingExtraError
 from ..terminal import Interrupted, Progress, Stop, catch_signals, report_error
 from . import report
 from .config import Config
-from .device import describe_backend, keep_freed_memory, resolve
-from .parse import default_directory, dump, parse, published
+from .device import describe_backend, keep_freed_memory, out_of_memory, resolve
+from .directory import claimed, prepare
+from .parse import default_directory, parse, published
 from .run import Run
 from .tasks import distill, molecule, node
 from .tasks.scene import load_data
-
-# What a run leaves beside its settings. A packed student stays where it is served from until a new one replaces it.
-_RESULTS = ("checkpoints", "metrics.jsonl", "result.json", "curves.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         progress.write(f"stopped    by {interrupted}; to continue, run the same command with --resume auto")
         return interrupted.exit_code
-    except GmoeError as error:
+    except (GmoeError, OSError) as error:
         return report_error(error)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        first = str(error).partition("\n")[0]
+        return report_error(
+            ConfigError(f"out of memory: {first}\n  fix: smaller hidden_dim, num_experts or batch_size")
+        )
 
 
 def job(config: Config, progress: Progress, stop: Stop) -> None:
@@ -55,15 +60,19 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     where = "dry run, writes nothing" if config.dry_run else str(directory)
     how = f"{describe_backend()} | {device} | {config.train.precision}"
     progress.write(f"gmoe_ext {__version__} | {how} | seed {config.seed} | {where}")
-    check_extras(config)  # before an earlier run in the same place is moved away
-    run = Run(config, directory, progress, stop)
-    if not config.dry_run:
-        prepare(config, directory)
-    outcome = train(config, run, device)
-    if config.dry_run:
-        progress.write(f"dry run    everything works; a real run trains up to {config.train.epochs} epochs")
-        return
-    leave(config, run, outcome, device)
+    check_extras(config)
+    with ExitStack() as held:
+
+        def claim(run: Run) -> None:
+            held.enter_context(claimed(run.directory))
+            prepare(run)
+
+        run = Run(config, directory, progress, stop, None if config.dry_run else claim)
+        outcome = train(config, run, device)
+        if config.dry_run:
+            progress.write(f"dry run    everything works; a real run trains up to {config.train.epochs} epochs")
+            return
+        leave(config, run, outcome, device)
 
 
 def check_extras(config: Config) -> None:
@@ -96,47 +105,6 @@ def train(config: Config, run: Run, device: torch.device) -> report.Outcome:
     if isinstance(data, MoleculeData):
         return molecule.train(config, run, device, data)
     return node.train(config, run, device, data)
-
-
-def prepare(config: Config, directory: Path) -> None:
-    """Make the run directory ready: empty, or with what is to be continued.
-
-    An earlier run in the same place is moved to `previous/`, replacing what was there.
-
-    Raises:
-        ConfigError: --resume names a path without checkpoints.
-    """
-    checkpoints = directory / "checkpoints"
-    if config.resume not in ("auto", "never"):
-        source = Path(config.resume)
-        if source.suffix == ".safetensors":
-            source = source.parent
-        if source.name != "checkpoints":
-            source = source / "checkpoints"
-        if not any(source.glob("*.safetensors")):
-            raise ConfigError(f"--resume {config.resume}: expected auto, never or a run directory with checkpoints")
-        if source.resolve() != checkpoints.resolve():
-            shutil.copytree(source, checkpoints, dirs_exist_ok=True)
-            if (source.parent / "metrics.jsonl").exists():
-                shutil.copy(source.parent / "metrics.jsonl", directory / "metrics.jsonl")
-    elif config.resume == "never":
-        _set_aside(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(dump(config))
-
-
-def _set_aside(directory: Path) -> None:
-    """Move what an earlier run left to `previous`, unless it left nothing but its settings."""
-    found = [path for name in _RESULTS if (path := directory / name).exists()]
-    if not found:
-        return
-    previous = directory / "previous"
-    if previous.exists():
-        shutil.rmtree(previous)
-    previous.mkdir()
-    for path in [*found, directory / "config.yaml"]:
-        if path.exists():
-            path.rename(previous / path.name)
 
 
 def leave(config: Config, run: Run, outcome: report.Outcome, device: torch.device) -> None:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError
+from .ranges import Section, within
 
 DEFAULT_DATA = "synthetic"  # data.name of the embedded default; needs no file
+LAST_SEED = 2**63 - 1
 _TEACHER_TRAINING = ("epochs", "lr", "weight_decay", "patience")
 _NO_OPTIONS = ("name", "model", *_TEACHER_TRAINING)  # fields of networks that `models.build` does not get
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Which data, and how it is split.
 
     Args:
@@ -43,18 +45,18 @@ class DataConfig:
     root: str | None = None
     setting: Literal["transductive", "inductive"] = "transductive"
     split: str = "auto"
-    split_seed: int | None = None
-    train_per_class: int = 20
-    val_per_class: int = 30
+    split_seed: int | None = within(None, 0, LAST_SEED)
+    train_per_class: int = within(20, 1)
+    val_per_class: int = within(30, 1)
     row_normalize: bool = False
     allow_partial: bool = False
-    heldout_rate: float | None = None
+    heldout_rate: float | None = within(None, 0, 1, "(]")
     metric: Literal["accuracy", "rocauc", "rmse"] | None = None
-    num_nodes: int | None = None
+    num_nodes: int | None = within(None, 128, 10**8)
 
 
 @dataclass
-class NetworkConfig:
+class NetworkConfig(Section):
     """The shape of a network: options of `gmoe_ext.models.build`.
 
     Args:
@@ -73,14 +75,14 @@ class NetworkConfig:
         input_attention: per-expert input attention (RbM eq. 5).
     """
 
-    num_layers: int = 2
-    hidden_dim: int = 256
-    dropout: float = 0.5
+    num_layers: int = within(2, 1, 1000)
+    hidden_dim: int = within(256, 1, 2**20)
+    dropout: float = within(0.5, 0, 1, "[)")
     norm: Literal["none", "batch", "layer", "routed", "all_nodes"] | None = None
-    num_experts: int | None = None
-    num_hop1: int | None = None
-    k: int | None = None
-    aux_weight: float | None = None
+    num_experts: int | None = within(None, 1, 2**16)
+    num_hop1: int | None = within(None, 0, 2**16)
+    k: int | None = within(None, 1, 2**16)
+    aux_weight: float | None = within(None, 0)
     aux_over: Literal["mean", "sum"] | None = None
     combine: Literal["sum", "mean"] | None = None
     scale_hidden: bool | None = None
@@ -116,10 +118,10 @@ class TeacherConfig(NetworkConfig):
     """
 
     model: str | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    patience: int | None = None
+    epochs: int | None = within(None, 1)
+    lr: float | None = within(None, 0, brackets="(]")
+    weight_decay: float | None = within(None, 0)
+    patience: int | None = within(None, 0)
 
 
 @dataclass
@@ -140,19 +142,19 @@ class StudentConfig(NetworkConfig):
     """
 
     model: str | None = None
-    num_members: int | None = None
+    num_members: int | None = within(None, 1, 1000)
     variant: Literal["paper", "released_code"] | None = None
     first_layer_dropout: bool | None = None
     shared_dropout: bool | None = None
     gate_gradient: bool | None = None
     memory: Literal["buffer", "parameter"] | None = None
     normalize_inputs: bool | None = None
-    annealing: float | None = None
-    annealing_epochs: int | None = None
+    annealing: float | None = within(None, 0, 1, "[)")
+    annealing_epochs: int | None = within(None, 1)
 
 
 @dataclass
-class DistillConfig:
+class DistillConfig(Section):
     """Losses, targets and schedule of the distillation (RbM, section 4; defaults follow the paper).
 
     Values of None are decided by `protocol`; see `gmoe_ext.train.tasks.distill`.
@@ -195,40 +197,40 @@ class DistillConfig:
         protocol: paper, or released_code to follow the released code wherever the two differ.
     """
 
-    ce_weight: float = 0.2
-    tau: float = 1.0
+    ce_weight: float = within(0.2, 0, 1)
+    tau: float = within(1.0, 0, brackets="(]")
     normalized_tau: bool | None = None
     reliable: bool = True
     pair_weight: Literal["degree", "kept", "equal"] | None = None
-    noise_std: float = 1.0
-    noise_draws: int | None = None
+    noise_std: float = within(1.0, 0, brackets="(]")
+    noise_draws: int | None = within(None, 1, 10_000)
     squared_reliability: bool | None = None
-    power_momentum: float = 0.99
-    power_warmup: int = 50
-    power_bins: int = 50
-    power_bin_offset: float | None = None
+    power_momentum: float = within(0.99, 0, 1)
+    power_warmup: int = within(50, 0)
+    power_bins: int = within(50, 1, 10**6)
+    power_bin_offset: float | None = within(None, 0, 1)
     positions: bool = True
     position_of: Literal["own", "neighbours"] = "own"
     position_scale: Literal["none", "features"] = "none"
-    walk_length: int = 50
-    num_walks: int = 5
-    window: int = 5
-    walk_epochs: int = 1
-    position_dim: int = 64
-    pretrain_epochs: int = 10
+    walk_length: int = within(50, 1, 10_000)
+    num_walks: int = within(5, 1, 10_000)
+    window: int = within(5, 1, 10_000)
+    walk_epochs: int = within(1, 1, 10_000)
+    position_dim: int = within(64, 1, 2**16)
+    pretrain_epochs: int = within(10, 0)
     reset_optimizer: bool | None = None
-    kmeans_restarts: int = 10
-    ema_rate: float = 0.9
-    memory_lr: float | None = None
-    commitment: float = 0.05
-    self_similarity: float = 0.01
-    load_balance: float = 0.01
-    batch_weights: int | None = None
+    kmeans_restarts: int = within(10, 1, 10_000)
+    ema_rate: float = within(0.9, 0, 1)
+    memory_lr: float | None = within(None, 0)
+    commitment: float = within(0.05, 0)
+    self_similarity: float = within(0.01, 0)
+    load_balance: float = within(0.01, 0)
+    batch_weights: int | None = within(None, 0)
     protocol: Literal["paper", "released_code"] = "paper"
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """The optimisation.
 
     Args:
@@ -245,16 +247,16 @@ class TrainConfig:
         checkpoint_s: minimum number of seconds between two checkpoints; 0: one after every step.
     """
 
-    epochs: int = 100
-    batch_size: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    patience: int = 0
-    eval_every: int = 1
+    epochs: int = within(100, 1)
+    batch_size: int = within(32, 0)
+    lr: float = within(1e-3, 0, brackets="(]")
+    weight_decay: float = within(0.0, 0)
+    patience: int = within(0, 0)
+    eval_every: int = within(1, 1)
     keep_ties: bool = False
     step_per: Literal["batch", "epoch"] = "batch"
     precision: Literal["float32", "bf16-mixed"] = "float32"
-    checkpoint_s: float = 10.0
+    checkpoint_s: float = within(10.0, 0)
 
 
 class Network(NamedTuple):
@@ -266,7 +268,7 @@ class Network(NamedTuple):
 
 
 @dataclass
-class Config:
+class Config(Section):
     """One run.
 
     Args:
@@ -293,7 +295,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     recipe: str | None = None
     run_dir: str | None = None
-    seed: int = 0
+    seed: int = within(0, 0, LAST_SEED)
     device: str = "auto"
     resume: str = "never"
     dry_run: bool = False

@@ -55,6 +55,12 @@ def peak_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the host or the GPU has no memory left."""
+    told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 def describe_backend() -> str:
     """Name the backend, the instruction set of the compiled operators, and the threads."""
     threads = torch.get_num_threads()

@@ -198,6 +198,6 @@ def check_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any])
     if differing:
         listed = "\n  ".join(differing)
         raise ConfigError(
-            f"checkpoint {path} was written under different settings:\n  {listed}\n"
-            "  fix: use the same settings, or another --run_dir, or --resume never"
+            f"checkpoint {path} was written under different settings or data:\n  {listed}\n"
+            "  fix: use the same ones, or another --run_dir, or --resume never"
         )

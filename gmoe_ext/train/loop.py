@@ -22,7 +22,7 @@ import torch
 
 from .._native import raise_index_faults
 from ..data import metrics
-from ..errors import ConfigError, GmoeError
+from ..errors import GmoeError
 from .config import TrainConfig
 from .device import autocast
 from .fit_state import FitResult, FitState, Task
@@ -43,15 +43,13 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
         Interrupted: a signal came; the checkpoint has been written.
         GmoeError: the loss is no longer finite.
     """
-    if train.epochs < 1 or train.eval_every < 1:
-        raise ConfigError(f"train: epochs and eval_every must be at least 1, got {train.epochs} and {train.eval_every}")
     if run.dry_run:
         return _dry_fit(task, train, run)
     state = run.restore(task) or FitState(task.phase, task.metric)
     with run.fitting(task, train, state):
         while state.epochs < train.epochs and not _out_of_patience(state, train):
             losses = _train_epoch(task, train, state, run)
-            _check_finite(losses, task, state)
+            _check_finite(losses.get("loss", math.nan), f"{state.batches} batches", task, state, run)
             state.epochs, state.batches, state.sums = state.epochs + 1, 0, {}
             scores = {}
             if state.epochs % train.eval_every == 0 or state.epochs == train.epochs:
@@ -71,7 +69,10 @@ def _train_epoch(task: Task, train: TrainConfig, state: FitState, run: Run) -> d
     task.enter_epoch(state.epochs)
     per_epoch = train.step_per == "epoch"
     for batch in _loaded(task, islice(task.batches(state.epochs), state.batches, None), device):
-        for name, value in _backward(task, train, device, batch).items():
+        losses = _backward(task, train, device, batch)
+        if device.type == "cpu":
+            _check_finite(float(losses["loss"].detach()), f"batch {state.batches + 1}", task, state, run)
+        for name, value in losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value.detach().double()
         state.batches += 1
         if per_epoch:
@@ -153,13 +154,15 @@ def _out_of_patience(state: FitState, train: TrainConfig) -> bool:
     return train.patience > 0 and state.best_epoch > 0 and state.epochs - state.best_epoch >= train.patience
 
 
-def _check_finite(losses: dict[str, float], task: Task, state: FitState) -> None:
-    if not math.isfinite(losses.get("loss", math.nan)):
-        got = losses.get("loss", "undefined, for lack of a batch to train on,")
-        raise GmoeError(
-            f"{task.phase}: the loss is {got} in epoch {state.epochs + 1}\n"
-            "  fix: lower the learning rate, or check the features"
-        )
+def _check_finite(loss: float, where: str, task: Task, state: FitState, run: Run) -> None:
+    """Stop where the loss is no number. On a GPU, where a step does not wait for it, an epoch is checked at its end."""
+    if math.isfinite(loss):
+        return
+    got = "undefined, for lack of a batch to train on," if where == "0 batches" else loss
+    raise GmoeError(
+        f"{task.phase}: the loss is {got} in epoch {state.epochs + 1}, {where}, step {state.steps + 1}; "
+        f"last good checkpoint: {run.last_good}\n  fix: lower the learning rate, or check the features"
+    )
 
 
 def _dry_fit(task: Task, train: TrainConfig, run: Run) -> FitResult:

@@ -21,7 +21,6 @@ from . import recipes
 from .config import Config, fingerprint, flatten, from_dict, settings_hash
 
 _MODEL_KEYS = {"model.name", "teacher.model", "student.model"}
-_SIZES = ("num_layers", "hidden_dim")
 _SWITCHES = {"dry_run": "run one step of everything and write nothing", "offline": "never download data"}
 # Flags that choose what to train; without any of them the embedded default is read.
 _CHOOSERS = re.compile(r"--(config|model|model\.name|teacher|teacher\.model|student|student\.model)(=.*)?")
@@ -42,6 +41,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
         description="Train GMoE networks and distill RbM students. Without arguments: a demo of both, in a minute.",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode="settings",
     )
     parser.add_argument("--config", action="config", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
@@ -132,11 +132,17 @@ def dump(config: Config) -> str:
 
 
 def check(config: Config) -> None:
-    """Refuse values that no run could work with.
+    """Refuse combinations that no run could work with; `config.Section` checks each value alone.
 
     Raises:
-        ConfigError: names the key, the value and its range.
+        ConfigError: names the key, its value and what was expected.
     """
+    name = config.data.name
+    if not name or name != Path(name).name:
+        raise ConfigError(
+            f"data.name: expected the name of a data set, not a path, got '{name}'\n"
+            f"  fix: --data.root {Path(name).parent} --data.name {Path(name).name or 'NAME'}"
+        )
     if config.recipe is not None:
         recipes.find(config.recipe)
     if config.student.model is None and config.model.name is None:
@@ -157,20 +163,6 @@ def check(config: Config) -> None:
             if option not in known:
                 has = ", ".join(known)
                 raise ConfigError(f"{section}.{option}: model '{network.name}' has no such option; it has {has}")
-    flat = flatten(config)
-    networks = [f"{section}.{name}" for section in ("model", "teacher", "student") for name in _SIZES]
-    for key in ("train.epochs", "train.eval_every", "train.lr", *networks):
-        if flat[key] <= 0:
-            raise ConfigError(f"{key}: expected a positive number, got {flat[key]}")
-    for key in ("train.batch_size", "train.patience", "train.weight_decay", "train.checkpoint_s"):
-        if flat[key] < 0:
-            raise ConfigError(f"{key}: expected 0 or more, got {flat[key]}")
-    for key in ("model.dropout", "teacher.dropout", "student.dropout"):
-        if not 0 <= flat[key] < 1:
-            raise ConfigError(f"{key}: expected a rate in [0, 1), got {flat[key]}")
-    rate = config.data.heldout_rate
-    if rate is not None and not 0 < rate <= 1:
-        raise ConfigError(f"data.heldout_rate: expected a share in (0, 1], got {rate}")
 
 
 def explain(message: str) -> str:
@@ -243,6 +235,26 @@ def _recipe(name: str) -> str:
     if path.is_file():
         if path.resolve().parent.parent == recipes.CONFIGS:
             raise ConfigError(f"--config {name}: this file holds several recipes\n  fix: --list {path.stem} names them")
-        return name
+        settings = recipes.read_yaml(path)
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--config {name}: expected sections of settings, such as 'train: {{lr: 0.01}}'")
+        return _json(name, settings)
     recipe = recipes.find(name)
-    return json.dumps({"recipe": recipe.name, **recipe.settings})
+    return _json(name, {"recipe": recipe.name, **recipe.settings})
+
+
+def _json(name: str, settings: dict[str, Any]) -> str:
+    try:
+        return json.dumps(settings)
+    except TypeError as error:
+        raise ConfigError(f"--config {name}: expected numbers, words, true, false and null: {error}") from error
+
+
+def _load_value(text: str) -> Any:
+    """Read a flag's value as jsonargparse does, but no more than settings can be."""
+    recipes.load_yaml(text, "a flag's value")
+    return _load_yaml(text)
+
+
+_load_yaml = jsonargparse.get_loader("yaml")
+jsonargparse.set_loader("settings", _load_value, (yaml.YAMLError, ConfigError))

@@ -15,6 +15,8 @@ recipes:
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,6 +30,8 @@ from ..errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT = "default"  # what runs without arguments
+MOST_CHARACTERS = 2**15  # PyYAML reads them in less than a second
+MOST_VALUES = 10_000
 
 Settings = dict[str, Any]
 
@@ -90,7 +94,7 @@ def find(name: str) -> Recipe:
     """
     stem = name.removesuffix(".yaml").removeprefix("gmoe/").removeprefix("rbm/")
     if stem == DEFAULT:
-        return Recipe(DEFAULT, _load_yaml(CONFIGS / "default.yaml"), None)
+        return Recipe(DEFAULT, read_yaml(CONFIGS / "default.yaml"), None)
     for path in CONFIGS.glob("*/*.yaml"):
         if stem.startswith(path.stem) and stem in _read(path):
             return _read(path)[stem]
@@ -110,7 +114,7 @@ def listing(word: str = "") -> list[str]:
 
 @cache
 def _read(path: Path) -> dict[str, Recipe]:
-    content = _load_yaml(path)
+    content = read_yaml(path)
     blocks, common = content["blocks"], content["published"]
     recipes = {}
     for name, own in content["recipes"].items():
@@ -132,19 +136,62 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Settings:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys, of which PyYAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' is given twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+    """YAML whose dates stay text and whose 1e-3 is a number, as JSON's is."""
 
 
-def _load_yaml(path: Path) -> Any:
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def load_yaml(text: str, name: str) -> Any:
+    """Read the settings of one text.
+
+    Raises:
+        ConfigError: it is no YAML, gives a key twice, or is larger than settings can be, if only by its aliases.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{name}: expected settings of at most {MOST_CHARACTERS:,} characters, got {len(text):,}")
+    loader = _Loader(text)
     try:
-        return yaml.load(path.read_text(), _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, name, {}) > MOST_VALUES:
+            raise ConfigError(f"{name}: expected at most {MOST_VALUES:,} settings; its aliases stand for more")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: its values are nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, name: str, known: dict[int, float]) -> float:
+    """Count the values of a node, aliases written out, and refuse keys that are given twice."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # of an alias to a node that it is part of
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                text, line = str(key.value), key.start_mark.line + 1
+                if text in lines:
+                    raise ConfigError(f"{name}: key '{text}' is given twice, in lines {lines[text]} and {line}")
+                lines[text] = line
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count(part, name, known) for part in parts)
+    return known[id(node)]
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file of settings; see `load_yaml`."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return load_yaml(file.read(MOST_CHARACTERS + 1), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a file of settings in UTF-8: {error}") from error

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import checkpoint
 from ..checkpoint import CheckpointError
+from ..data import MoleculeData, NodeData
+from ..errors import GmoeError
 from ..models.registry import Model
 from ..terminal import Interrupted, Progress, Stop
 from . import fit_state
@@ -30,19 +34,37 @@ class Run:
         directory: the run directory; created at the first write.
         progress: where lines and bars go.
         stop: a request to stop, see `terminal.catch_signals`.
+        claim: called once by `ready`, before the first write.
+
+    Attributes:
+        settings: what a checkpoint of this run was written under: settings that decide numbers, digests of the data.
+        last_good: the last checkpoint of the current phase and its step, for messages.
     """
 
     def __init__(
-        self, config: Config, directory: Path, progress: Progress | None = None, stop: Stop | None = None
+        self,
+        config: Config,
+        directory: Path,
+        progress: Progress | None = None,
+        stop: Stop | None = None,
+        claim: Callable[[Run], None] | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
         self.progress = progress or Progress()
         self.dry_run = config.dry_run
-        self._stop = stop or Stop()
+        self.settings = fingerprint(config)
+        self.last_good = "none yet"
+        self._stop, self._claim = stop or Stop(), claim
         self._metrics_end = 0  # metrics.jsonl up to the checkpoint that is continued; later records are written anew
         self._saved_at = time.monotonic()
         self._val: float | None = None  # last validation score, shown until there is another
+
+    def ready(self, data: NodeData | MoleculeData) -> None:
+        """Take over the run directory. Tasks call it when all that can be refused has been checked."""
+        self.settings |= {f"sha256 of {file}": digest for file, digest in data.sha256.items()}
+        if self._claim is not None:
+            self._claim(self)
 
     @property
     def metrics_path(self) -> Path:
@@ -55,6 +77,7 @@ class Run:
 
     def begin(self, phase: str) -> None:
         """Seed a phase. Call it before the phase's model is built."""
+        self.last_good = "none yet"
         fit_state.seed_all(self.config.seed, phase)
 
     @contextmanager
@@ -106,7 +129,7 @@ class Run:
             "phase": task.phase,
             # What `models.build` needs to build the network again, for readers that do not train (gmoe_ext.export).
             "model": {"name": model.name, "options": model.config} if isinstance(model, Model) else None,
-            "settings": fingerprint(self.config),
+            "settings": self.settings,
             "fit": fit,
             "weights": model.state_dict(),
             "best": state.best,
@@ -115,8 +138,47 @@ class Run:
             "rng": fit_state.rng_state(task.device),
             "task": task.state(),
         }
-        checkpoint.save(self.checkpoint_path(task.phase), *checkpoint.split(content))
+        self._check_finite(task, state)
+        path = self.checkpoint_path(task.phase)
+        checkpoint.save(path, *checkpoint.split(content))
+        self.last_good = f"{path}, step {state.steps}"
         self._saved_at = time.monotonic()
+
+    def _check_finite(self, task: Task, state: FitState) -> None:
+        for name, value in task.model.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                where = f"step {state.steps} (epoch {state.epochs + (state.batches > 0)}, batch {state.batches})"
+                raise GmoeError(
+                    f"{task.phase}: weight '{name}' is no longer finite after {where}; last good checkpoint: "
+                    f"{self.last_good}\n  fix: lower the learning rate, or check the features"
+                )
+
+    def read(self, path: Path, check_only: bool = False) -> dict[str, Any] | None:
+        """Read a checkpoint of this run; None without any.
+
+        If it is damaged, the one before it takes its place and a line says so (not if ``check_only``).
+
+        Raises:
+            CheckpointError: it is damaged, and so is the one before it.
+            ConfigError: it was written under different settings, or on other data.
+        """
+        try:
+            found = checkpoint.load_good(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\n  {_ANOTHER_RUN}") from error
+        if found is None:
+            return None
+        tensors, scalars, note = found
+        fit_state.check_same(path, scalars["settings"], self.settings)
+        if note and not check_only:
+            self.progress.line(path.stem, note)
+            checkpoint.previous(path).replace(path)
+        return checkpoint.join(tensors, scalars)
+
+    def check(self, checkpoints: Path) -> None:
+        """Read every checkpoint in a folder; see `read` for what is refused."""
+        for name in sorted({path.name.removesuffix(".previous") for path in checkpoints.glob("*.safetensors*")}):
+            self.read(checkpoints / name, check_only=True)
 
     def restore(self, task: Task) -> FitState | None:
         """Restore the checkpoint of the task's phase, and note where its metrics end.
@@ -125,17 +187,12 @@ class Run:
             Where the fit stood, or None without a checkpoint.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to another model.
-            ConfigError: it was written under different settings.
+            CheckpointError, ConfigError: see `read`; or it belongs to another model.
         """
         path = self.checkpoint_path(task.phase)
-        if not path.exists():
+        content = self.read(path)
+        if content is None:
             return None
-        try:
-            content = checkpoint.join(*checkpoint.load(path))
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}\n  {_ANOTHER_RUN}") from error
-        fit_state.check_same(path, content["settings"], fingerprint(self.config))
         try:
             task.model.load_state_dict(content["weights"])
             fit_state.set_optimizer_state(task.optimizer, content["optimizer"])
@@ -146,7 +203,7 @@ class Run:
         own = task.model.state_dict()
         state.best = {name: value.to(own[name].device) for name, value in content["best"].items()}
         state.sums = {name: value.to(task.device) for name, value in content["sums"].items()}
-        self._metrics_end = state.metrics_bytes
+        self._metrics_end, self.last_good = state.metrics_bytes, f"{path}, step {state.steps}"
         fit_state.set_rng_state(content["rng"], task.device)
         self.progress.line(
             task.phase, f"continues after step {state.steps} (epoch {state.epochs}, batch {state.batches})"

@@ -25,13 +25,12 @@ from ...distill import (
 )
 from ...errors import ConfigError
 from ...models.registry import Model
-from ..config import Config, NetworkConfig, fingerprint
-from ..fit_state import check_same
+from ..config import Config, NetworkConfig
 from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
-from .node import fit_gnn
-from .scene import Scene, load_data
+from .node import build_gnn, fit_gnn
+from .scene import Scene, check_scored, load_data
 from .student import build_task
 
 # What the paper says, and what the code released with it does. They fill in only what is not set (None), so a recipe
@@ -122,9 +121,12 @@ def distill(config: Config, run: Run, device: torch.device) -> Distilled:
     data = load_data(config)
     if not isinstance(data, NodeData) or data.metric != "accuracy":
         raise ConfigError(f"data '{config.data.name}': a student is distilled on node data with one class per node")
+    check_scored(data)
     run.progress.line("graph", f"{data.name}: {data.summary()}")
     config = resolve_protocol(config, data.split)
     scene = Scene.of(config, data.to(device))
+    check_buildable(config, scene)
+    run.ready(data)
     candidates = [fit_gnn(*named, scene, config.teacher_train(), run) for named in _teachers(config)]
     teacher = max(candidates, key=lambda one: one.fit.val_best)
     positions = find_positions(config, run, scene)
@@ -150,11 +152,9 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
     settings = config.distill
     if not settings.positions:
         return None
-    path, current = run.checkpoint_path("positions"), fingerprint(run.config)
-    if path.exists() and not run.dry_run:
-        tensors, scalars = checkpoint.load(path)
-        check_same(path, scalars["settings"], current)
-        observed = tensors["positions"]
+    path = run.checkpoint_path("positions")
+    if not run.dry_run and (content := run.read(path)) is not None:
+        observed: Tensor = content["positions"]
     else:
         observed = deepwalk(
             scene.observed.graph,
@@ -166,7 +166,7 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
             seed=config.seed,
         )
         if not run.dry_run:
-            checkpoint.save(path, {"positions": observed}, {"phase": "positions", "settings": current})
+            checkpoint.save(path, {"positions": observed}, {"phase": "positions", "settings": run.settings})
     observed = observed.to(scene.data.x.device)
     own = settings.position_of == "own"
     if scene.heldout is None and own:
@@ -178,7 +178,7 @@ def keep_inputs(run: Run, scene: Scene, rows: Tensor) -> None:
     """Save what a packed student needs beside its weights: positions and class names."""
     data = scene.data
     tensors = {"positions": rows[:, data.num_features :]}
-    scalars = {"phase": "inputs", "settings": fingerprint(run.config), "class_names": list(data.class_names)}
+    scalars = {"phase": "inputs", "settings": run.settings, "class_names": list(data.class_names)}
     checkpoint.save(run.checkpoint_path("inputs"), tensors, scalars)
 
 
@@ -208,15 +208,36 @@ def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets
     return StudentTargets(logits, sampler, settings.tau, bool(settings.normalized_tau))
 
 
+def build_student(config: Config, data: NodeData, in_dim: int) -> Model:
+    """Build the student, on the CPU."""
+    assert config.student.model is not None
+    known = models.option_names(config.student.model)
+    options = {name: value for name, value in dataclasses.asdict(config.distill).items() if name in known}
+    options |= {"in_dim": in_dim, "out_dim": data.num_classes} | config.student.build_args()
+    return models.build(config.student.model, **options)
+
+
+def check_buildable(config: Config, scene: Scene) -> None:
+    """Build every network once, rather than find after the teacher's training that the student cannot be built.
+
+    Raises:
+        ConfigError: options do not fit each other, or the data.
+    """
+    for _, name, network in _teachers(config):
+        build_gnn(name, network, scene.data)
+    positions = config.distill.position_dim if config.distill.positions else 0
+    student = build_student(config, scene.data, scene.data.num_features + positions)
+    nodes = scene.observed.num_nodes
+    if isinstance(student, models.RbM) and (config.student.num_experts or 0) > nodes:
+        raise ConfigError(f"student.num_experts: expected at most one per node of training, {nodes}")
+
+
 def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Trained:
     """Fit the student; the pre-training epochs of its experts come before those of `train`."""
     assert config.student.model is not None
     targets = find_targets(config, scene, teacher)
     run.begin(config.student.model)
-    options = config.student.build_args()
-    known = models.option_names(config.student.model)
-    options |= {name: value for name, value in dataclasses.asdict(config.distill).items() if name in known}
-    student = models.build(config.student.model, in_dim=rows.shape[1], out_dim=scene.data.num_classes, **options)
+    student = build_student(config, scene.data, rows.shape[1])
     task = build_task(student.to(rows.device), scene, rows, targets, config)
     settings = dataclasses.replace(config.train, epochs=config.train.epochs + task.pretrain_epochs)
     return Trained(student, fit(task, settings, run))

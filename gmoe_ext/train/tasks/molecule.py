@@ -18,6 +18,7 @@ from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
 from .node import GNNTask
+from .scene import check_scored
 
 EVAL_BATCH = 256
 
@@ -79,10 +80,12 @@ def train(config: Config, run: Run, device: torch.device, data: MoleculeData) ->
     assert name is not None
     if config.data.setting != "transductive":
         raise ConfigError("data.setting: molecules have no inductive setting; training never sees their test graphs")
+    check_scored(data)
     run.progress.line("molecules", f"{data.name}: {data.summary()}")
     run.begin(name)
     model = models.build(name, input="molecule", out_dim=data.num_outputs, **network.build_args()).to(device)
     two_hop = isinstance(model, ExpertGNN) and model.needs_two_hop
     task = MoleculeTask(name, model, data.to(device), config.train, config.seed, two_hop)
+    run.ready(data)
     result = fit(task, config.train, run)
     return Outcome(Trained(model, result), data)

@@ -15,7 +15,7 @@ from ..fit_state import Task
 from ..loop import fit
 from ..report import Outcome, Trained
 from ..run import Run
-from .scene import Scene
+from .scene import Scene, check_scored
 
 
 class GNNTask(Task):
@@ -121,17 +121,24 @@ def label_loss(metric: str, logits: Tensor, y: Tensor) -> Tensor:
     return (each * known).sum() / known.sum().clamp_min(1)
 
 
+def build_gnn(name: str, network: NetworkConfig, data: NodeData) -> Model:
+    """Build a GNN for node data, on the CPU."""
+    return models.build(name, in_dim=data.num_features, out_dim=data.num_classes, **network.build_args())
+
+
 def fit_gnn(phase: str, name: str, network: NetworkConfig, scene: Scene, train: TrainConfig, run: Run) -> Trained:
     """Seed the phase, build a GNN on the data's device and fit it."""
     run.begin(phase)
-    data = scene.data
-    model = models.build(name, in_dim=data.num_features, out_dim=data.num_classes, **network.build_args())
-    return Trained(model, fit(NodeTask(phase, model.to(data.x.device), scene, train), train, run))
+    model = build_gnn(name, network, scene.data).to(scene.data.x.device)
+    return Trained(model, fit(NodeTask(phase, model, scene, train), train, run))
 
 
 def train(config: Config, run: Run, device: torch.device, data: NodeData) -> Outcome:
     """Train `model` on a node data set."""
     assert config.model.name is not None
+    check_scored(data)
     run.progress.line("graph", f"{data.name}: {data.summary()}")
-    scene = Scene.of(config, data.to(device))
-    return Outcome(fit_gnn(config.model.name, config.model.name, config.model, scene, config.train, run), scene.data)
+    scene, name = Scene.of(config, data.to(device)), config.model.name
+    build_gnn(name, config.model, data)  # to see that it can be built
+    run.ready(data)
+    return Outcome(fit_gnn(name, name, config.model, scene, config.train, run), scene.data)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import data
 from ...data import MoleculeData, NodeData
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
 from ..config import DEFAULT_DATA, Config
 
 
@@ -39,6 +39,25 @@ def load_data(config: Config) -> NodeData | MoleculeData:
     if isinstance(loaded, data.LinkData):
         raise ConfigError(f"data '{chosen.name}' holds links; link prediction is not yet supported")
     return loaded
+
+
+def check_scored(loaded: NodeData | MoleculeData) -> None:
+    """Check that a network on this data can be trained and scored.
+
+    Raises:
+        DataError: a part is empty, or its metric is undefined; the message names the part.
+    """
+    for part, ids in {"training": loaded.train_idx, "validation": loaded.val_idx, "test": loaded.test_idx}.items():
+        where = f"data '{loaded.name}', {part} part"
+        if len(ids) == 0:
+            raise DataError(f"{where}: it is empty\n  fix: another --data.split, or a split with all three parts")
+        if part == "training":
+            continue
+        y = loaded.y[ids]
+        try:
+            data.metrics.evaluate(loaded.metric, torch.zeros_like(y, dtype=torch.float32), y)
+        except DataError as error:
+            raise DataError(f"{where}: {error}\n  fix: another --data.split, --data.split_seed or metric") from error
 
 
 @dataclass(frozen=True)
