@@ -78,7 +78,10 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got {got!r}")
     if header.get("crc32") != _crc32(tensors, header.get("scalars", "")):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs")
-    return tensors, json.loads(header["scalars"])
+    scalars = json.loads(header["scalars"])
+    if not isinstance(scalars, dict):
+        raise CheckpointError(f"{path}: expected its scalars by name, got {type(scalars).__name__}")
+    return tensors, scalars
 
 
 def load_good(path: Path) -> tuple[Tensors, dict[str, Any], str] | None:

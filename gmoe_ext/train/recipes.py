@@ -155,8 +155,8 @@ def load_yaml(text: str, name: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{name}: expected settings of at most {MOST_CHARACTERS:,} characters, got {len(text):,}")
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -167,8 +167,6 @@ def load_yaml(text: str, name: str) -> Any:
         raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: its values are nested too deeply") from error
-    finally:
-        loader.dispose()
 
 
 def _count(node: yaml.Node, name: str, known: dict[int, float]) -> float:
