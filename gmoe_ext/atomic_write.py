@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import ConfigError
+
 _DRAFT = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 
 
@@ -73,3 +75,18 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def refuse_input(path: Path, option: str, *inputs: Path) -> None:
+    """Check that a file to be written is none of the files that are read, by whatever name, and can be written.
+
+    Raises:
+        ConfigError: it is one of them, a directory, or in a directory that does not exist.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: expected a file, got a directory")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no directory {path.parent}")
+    for given in inputs:
+        if path.exists() and given.exists() and path.samefile(given):
+            raise ConfigError(f"{option} {path} is the input {given}; name another file")

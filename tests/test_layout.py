@@ -31,8 +31,8 @@ COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of anoth
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60
 # Totals only go down: lower them when code goes; to raise one, say in the commit what the new lines are worth.
-MAX_NATIVE_LINES = 15_300  # csrc without csrc/tests
-MAX_PYTHON_LINES = 14_800  # gmoe_ext
+MAX_NATIVE_LINES = 15_500  # csrc without csrc/tests
+MAX_PYTHON_LINES = 15_600  # gmoe_ext
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 
 

@@ -1,13 +1,18 @@
 // gmoe_ext._runtime: the packed student on NumPy arrays. Importing it imports no torch.
+#include <pthread.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #include "core/cpu/check_index.h"
 #include "runtime/packed_student.h"
@@ -16,6 +21,43 @@ namespace py = pybind11;
 
 namespace gmoe::runtime {
 namespace {
+
+// ---- the interpreter's lock
+
+// Threads that are inside the library without the lock, and whether the interpreter is about to exit; read and written
+// with the lock held.
+std::int64_t unlocked_calls = 0;
+bool exiting = false;
+
+// Releases the interpreter's lock for its lifetime. A thread that asks for the lock of an exiting interpreter is ended
+// inside that request, which unwinds through C++ and aborts the process. So the exit waits for the calls that run
+// (`finish_calls`), and later ones keep the lock.
+class Unlocked {
+ public:
+  Unlocked() {
+    if (exiting) return;
+    ++unlocked_calls;
+    state_ = PyEval_SaveThread();
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+  ~Unlocked() {
+    if (state_ == nullptr) return;
+    PyEval_RestoreThread(state_);
+    --unlocked_calls;
+  }
+
+ private:
+  PyThreadState* state_ = nullptr;
+};
+
+void finish_calls() {
+  exiting = true;
+  while (unlocked_calls > 0) {
+    const py::gil_scoped_release others;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
 
 // ---- arrays
 
@@ -66,10 +108,14 @@ FloatArray take_floats(const py::handle& value, const char* call, const char* na
   return take<float>(value, call, name, "fiub", "real numbers");
 }
 
-template <typename T>
+template <typename T = std::int64_t>
 py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const char* call, const char* name) {
   return take<T>(value, call, name, "iu", "integers");
 }
+
+// Integers that address memory are checked and then read while other threads run, who may write to the caller's array:
+// the library's own copy is what both see.
+std::vector<std::int64_t> copied(const IndexArray& values) { return {values.data(), values.data() + values.size()}; }
 
 // ---- errors
 
@@ -84,7 +130,7 @@ py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const 
 
 std::unique_ptr<PackedStudent> load(const std::string& path) {
   try {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return std::make_unique<PackedStudent>(path);
   } catch (const FormatError& error) {
     raise("DataError", path + ": " + error.what());
@@ -97,26 +143,56 @@ std::unique_ptr<PackedStudent> load(const std::string& path) {
 
 // ---- rows
 
-// Keeps the caller's arrays, or their copies, alive while Rows points into them.
+// What Rows points into: the caller's values or a copy of them, and copies of the integers.
 struct HeldRows {
   Rows rows;
   FloatArray values;
-  IndexArray offsets, nodes;
+  std::vector<std::int64_t> offsets, nodes;
   ColumnArray columns;
 };
 
-void hold_nodes(const py::object& nodes, const char* call, HeldRows& held) {
+[[noreturn]] void raise_node(const char* call, std::int64_t position, const py::int_& value, std::int64_t bound) {
+  const py::object error = py::module_::import("gmoe_ext.errors").attr("GraphIndexError");
+  const py::object raised = error.attr("of")(call, "nodes", position, value, bound);
+  PyErr_SetObject(error.ptr(), raised.ptr());
+  throw py::error_already_set();
+}
+
+void hold_nodes(const PackedStudent& student, const py::object& nodes, const char* call, HeldRows& held) {
   if (nodes.is_none()) return;
-  held.nodes = take_integers<std::int64_t>(nodes, call, "nodes");
-  if (held.nodes.ndim() != 1 || held.nodes.shape(0) != held.rows.count) {
+  const IndexArray given = take_integers(nodes, call, "nodes");
+  if (given.ndim() != 1 || given.shape(0) != held.rows.count) {
     throw py::value_error(std::string(call) + ": expected 'nodes' of shape [" + std::to_string(held.rows.count) +
-                          "], got " + shape_text(held.nodes));
+                          "], got " + shape_text(given));
   }
+  held.nodes = copied(given);
   held.rows.nodes = held.nodes.data();
+  if (given.ptr() == nodes.ptr()) return;
+  if (const py::dtype kind = py::array::ensure(nodes).dtype(); kind.kind() != 'u' || kind.itemsize() != 8) return;
+  const auto wrapped = std::find_if(held.nodes.begin(), held.nodes.end(), [](std::int64_t node) { return node < 0; });
+  if (wrapped == held.nodes.end()) return;  // else 2^64 - 1 would be taken for the unknown node, -1
+  raise_node(call, wrapped - held.nodes.begin(), py::int_(static_cast<std::uint64_t>(*wrapped)),
+             student.file().features.position_nodes);
+}
+
+// A table whose columns have names (a data frame) must name the student's features in their order, if it knows them.
+void check_names(const StudentFile& file, const py::object& x, const char* call) {
+  const StringList& names = file.features.names;
+  if (names.size() == 0 || !py::hasattr(x, "columns")) return;
+  const py::list columns(x.attr("columns"));
+  const bool named =
+      std::any_of(columns.begin(), columns.end(), [](auto name) { return py::isinstance<py::str>(name); });
+  for (std::size_t i = 0; named && i < std::min(columns.size(), names.size()); ++i) {
+    const std::string got = py::str(columns[i]).cast<std::string>();
+    if (got == names[i]) continue;
+    throw py::value_error(std::string(call) + ": column " + std::to_string(i) + " of 'x' is '" + got +
+                          "', this student's is '" + std::string(names[i]) + "'; pass x[student.feature_names]");
+  }
 }
 
 HeldRows hold_dense(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
   HeldRows held;
+  if (!py::isinstance<py::array>(x)) check_names(student.file(), x, call);
   held.values = take_floats(x, call, "x");
   if (held.values.ndim() != 2) {
     throw py::value_error(std::string(call) + ": expected 'x' of shape [N, " +
@@ -126,12 +202,12 @@ HeldRows hold_dense(const PackedStudent& student, const py::object& x, const py:
   held.rows.count = held.values.shape(0);
   held.rows.columns = held.values.shape(1);
   held.rows.dense = held.values.data();
-  hold_nodes(nodes, call, held);
+  hold_nodes(student, nodes, call, held);
   return held;
 }
 
 // x is a SciPy CSR matrix or array, or anything with its attributes.
-HeldRows hold_sparse(const py::object& x, const py::object& nodes, const char* call) {
+HeldRows hold_sparse(const PackedStudent& student, const py::object& x, const py::object& nodes, const char* call) {
   const auto refuse = [&](const std::string& what) { throw py::value_error(std::string(call) + ": " + what); };
   const auto shape = x.attr("shape").cast<py::tuple>();
   if (shape.size() != 2) refuse("expected a sparse 'x' with two dimensions");
@@ -139,22 +215,23 @@ HeldRows hold_sparse(const py::object& x, const py::object& nodes, const char* c
   held.rows.count = shape[0].cast<std::int64_t>();
   held.rows.columns = shape[1].cast<std::int64_t>();
   held.values = take_floats(x.attr("data"), call, "x.data");
-  const IndexArray indices = take_integers<std::int64_t>(x.attr("indices"), call, "x.indices");
+  const IndexArray indices = take_integers(x.attr("indices"), call, "x.indices");
   if (core::find_bad_index(indices.data(), indices.size(), held.rows.columns) >= 0) {  // before they are narrowed
     refuse("x.indices leave [0, " + std::to_string(held.rows.columns) + ")");
   }
   held.columns = take_integers<std::int32_t>(indices, call, "x.indices");
-  held.offsets = take_integers<std::int64_t>(x.attr("indptr"), call, "x.indptr");
+  const IndexArray offsets = take_integers(x.attr("indptr"), call, "x.indptr");
   const std::int64_t stored = held.values.size();
-  if (held.values.ndim() != 1 || held.columns.ndim() != 1 || held.columns.size() != stored ||
-      held.offsets.ndim() != 1 || held.offsets.size() != held.rows.count + 1) {
+  if (held.values.ndim() != 1 || held.columns.ndim() != 1 || held.columns.size() != stored || offsets.ndim() != 1 ||
+      offsets.size() != held.rows.count + 1) {
     refuse("expected x.indptr of shape [" + std::to_string(held.rows.count + 1) + "] and x.indices as long as x.data");
   }
+  held.offsets = copied(offsets);
   held.rows.offsets = held.offsets.data();
   held.rows.column = held.columns.data();
   held.rows.value = held.values.data();
   held.rows.stored = stored;
-  hold_nodes(nodes, call, held);
+  hold_nodes(student, nodes, call, held);
   return held;
 }
 
@@ -164,10 +241,7 @@ void check(const char* call, const F& checks) {
   try {
     checks();
   } catch (const NodeError& bad) {
-    const py::object error = py::module_::import("gmoe_ext.errors").attr("GraphIndexError");
-    const py::object raised = error(call, "nodes", bad.position, bad.value, bad.bound);
-    PyErr_SetObject(error.ptr(), raised.ptr());
-    throw py::error_already_set();
+    raise_node(call, bad.position, py::int_(bad.value), bad.bound);
   } catch (const std::invalid_argument& bad) {
     throw py::value_error(std::string(call) + ": " + bad.what());
   }
@@ -178,7 +252,7 @@ HeldRows hold(const PackedStudent& student, const py::object& x, const py::objec
   if (sparse && py::str(py::getattr(x, "format", py::str(""))).cast<std::string>() != "csr") {
     throw py::type_error(std::string(call) + ": expected a sparse 'x' in CSR form; call x.tocsr()");
   }
-  HeldRows held = sparse ? hold_sparse(x, nodes, call) : hold_dense(student, x, nodes, call);
+  HeldRows held = sparse ? hold_sparse(student, x, nodes, call) : hold_dense(student, x, nodes, call);
   check(call, [&] { check_rows(student.file(), held.rows); });
   return held;
 }
@@ -189,7 +263,7 @@ FloatArray predict(const PackedStudent& student, const py::object& x, const py::
   const HeldRows held = hold(student, x, nodes, "PackedStudent.predict");
   FloatArray logits({held.rows.count, student.num_outputs()});
   float* out = logits.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   student.predict(held.rows, out);
   return logits;
 }
@@ -198,7 +272,7 @@ FloatArray proba(const PackedStudent& student, const py::object& x, const py::ob
   const HeldRows held = hold(student, x, nodes, "PackedStudent.predict_proba");
   FloatArray result({held.rows.count, student.num_outputs()});
   float* out = result.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   student.predict_proba(held.rows, out);
   return result;
 }
@@ -212,7 +286,7 @@ py::tuple top(const PackedStudent& student, const py::object& x, std::int64_t k,
   float* values = probability.mutable_data();
   std::int64_t* indices = index.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     student.top_classes(held.rows, k, indices, values);
   }
   return py::make_tuple(probability, index);
@@ -228,14 +302,13 @@ py::tuple route(const PackedStudent& student, const py::object& x, std::int64_t 
   float* gates = gate.mutable_data();
   std::int64_t* indices = index.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     student.route(held.rows, static_cast<std::size_t>(layer), gates, indices);
   }
   return py::make_tuple(gate, index);
 }
 
-py::object classes(const PackedStudent& student) {
-  const StringList& names = student.file().classes;
+py::object name_list(const StringList& names) {
   if (names.size() == 0) return py::none();
   py::list list;
   for (std::size_t i = 0; i < names.size(); ++i) list.append(py::str(names[i].data(), names[i].size()));
@@ -264,6 +337,7 @@ py::dict info(const PackedStudent& student) {
   }
   py::dict features;
   features["columns"] = file.features.columns;
+  features["names"] = name_list(file.features.names);
   features["normalize"] = normalize_name(file.features.normalize);
   features["position_columns"] = file.features.position_columns;
   features["position_nodes"] = file.features.position_nodes;
@@ -271,7 +345,7 @@ py::dict info(const PackedStudent& student) {
   result["format_version"] = kFormatVersion;
   result["producer"] = file.producer;
   result["model"] = file.model;
-  result["classes"] = classes(student);
+  result["classes"] = name_list(file.classes);
   result["features"] = features;
   result["members"] = file.members;
   result["layers"] = layers;
@@ -279,6 +353,11 @@ py::dict info(const PackedStudent& student) {
   result["num_threads"] = student.num_threads();
   result["cpu"] = core::isa_name(core::active_isa());
   return result;
+}
+
+py::memoryview content(const PackedStudent& student) {
+  const std::string_view bytes = student.file().bytes();
+  return py::memoryview::from_memory(bytes.data(), static_cast<py::ssize_t>(bytes.size()));
 }
 
 void set_num_threads(PackedStudent& student, std::int64_t n) {
@@ -294,6 +373,8 @@ PYBIND11_MODULE(_runtime, m) {
   m.doc() = "Packed students on NumPy arrays, without torch; see gmoe_ext.runtime.";
   m.attr("__version__") = GMOE_VERSION;
   gmoe::core::active_isa();  // a wrong GMOE_EXT_CPU is reported at import, not at the first prediction
+  pthread_atfork(nullptr, nullptr, [] { rt::unlocked_calls = 0; });  // the calls of the parent's other threads
+  py::module_::import("atexit").attr("register")(py::cpp_function(&rt::finish_calls));
   m.def("cpu_capability", [] { return gmoe::core::isa_name(gmoe::core::active_isa()); });
   py::class_<rt::PackedStudent>(m, "PackedStudent")
       .def(py::init(&rt::load), py::arg("path"))
@@ -302,7 +383,10 @@ PYBIND11_MODULE(_runtime, m) {
       .def("top_classes", &rt::top, py::arg("x"), py::arg("k"), py::arg("nodes") = py::none())
       .def("route", &rt::route, py::arg("x"), py::arg("layer") = 0, py::arg("nodes") = py::none())
       .def("info", &rt::info)
-      .def_property_readonly("classes", &rt::classes)
+      .def_property_readonly("classes", [](const rt::PackedStudent& s) { return rt::name_list(s.file().classes); })
+      .def_property_readonly("feature_names",
+                             [](const rt::PackedStudent& s) { return rt::name_list(s.file().features.names); })
+      .def("content", &rt::content, py::keep_alive<0, 1>())
       .def_property_readonly("num_outputs", &rt::PackedStudent::num_outputs)
       .def_property_readonly("num_bytes", [](const rt::PackedStudent& s) { return s.file().num_bytes(); })
       .def_property("num_threads", &rt::PackedStudent::num_threads, &rt::set_num_threads);

@@ -62,6 +62,41 @@ std::int64_t bytes_of(const TensorEntry& entry) {
   return bytes;
 }
 
+// CRC-32 as in zlib, eight bytes a step: table[n][b] is the remainder of byte b followed by n zero bytes.
+class Crc32 {
+ public:
+  Crc32() {
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+      std::uint32_t crc = byte;
+      for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xEDB88320u : 0u);
+      table_[0][byte] = crc;
+    }
+    for (std::size_t n = 1; n < 8; ++n) {
+      for (std::size_t byte = 0; byte < 256; ++byte) table_[n][byte] = step(table_[n - 1][byte], 0);
+    }
+  }
+
+  template <typename... More>
+  std::uint32_t update(std::uint32_t crc, std::string_view bytes, More... more) const {
+    std::size_t i = 0;
+    for (; i + 8 <= bytes.size(); i += 8) {
+      std::uint64_t word;
+      std::memcpy(&word, bytes.data() + i, sizeof word);
+      word ^= crc;
+      crc = 0;
+      for (std::size_t n = 0; n < 8; ++n) crc ^= table_[7 - n][(word >> (8 * n)) & 255];
+    }
+    for (; i < bytes.size(); ++i) crc = step(crc, static_cast<unsigned char>(bytes[i]));
+    if constexpr (sizeof...(more) > 0) return update(crc, more...);
+    return crc;
+  }
+
+ private:
+  std::uint32_t step(std::uint32_t crc, unsigned char byte) const { return (crc >> 8) ^ table_[0][(crc ^ byte) & 255]; }
+
+  std::array<std::array<std::uint32_t, 256>, 8> table_;
+};
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
@@ -90,7 +125,9 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(data_, size_);
 }
 
-SafetensorsReader::SafetensorsReader(const std::string& path, std::string_view metadata_key) : file_(path) {
+SafetensorsReader::SafetensorsReader(const std::string& path, std::string_view metadata_key,
+                                     std::string_view checksum_key)
+    : file_(path) {
   const std::string_view bytes = file_.bytes();
   const auto size = static_cast<std::int64_t>(bytes.size());
   if (size < kLengthBytes) {
@@ -112,7 +149,7 @@ SafetensorsReader::SafetensorsReader(const std::string& path, std::string_view m
     if (name == "__metadata__") {
       if (has_metadata) json.fail("'__metadata__' appears twice");
       has_metadata = true;
-      read_metadata(json, metadata_key);
+      read_metadata(json, metadata_key, checksum_key);
     } else {
       read_tensor(json, name);
     }
@@ -130,13 +167,23 @@ std::string_view SafetensorsReader::header() const {
   return file_.bytes().substr(kLengthBytes, static_cast<std::size_t>(data_begin_ - kLengthBytes));
 }
 
-void SafetensorsReader::read_metadata(JsonCursor& json, std::string_view metadata_key) {
+void SafetensorsReader::read_metadata(JsonCursor& json, std::string_view metadata_key, std::string_view checksum_key) {
   json.object([&](const std::string& key) {
     std::string value = json.string();
-    if (key != metadata_key) return;
-    if (!metadata_.empty()) json.fail("'" + key + "' appears twice in the metadata");
-    metadata_ = std::move(value);
+    if (key != metadata_key && key != checksum_key) return;
+    std::string& kept = key == metadata_key ? metadata_ : checksum_;
+    if (!kept.empty()) json.fail("'" + key + "' appears twice in the metadata");
+    kept = std::move(value);
   });
+}
+
+void SafetensorsReader::check_checksum() const {
+  if (checksum_.empty()) return;
+  const std::string_view data = file_.bytes().substr(static_cast<std::size_t>(data_begin_));
+  const std::uint32_t crc = ~Crc32().update(~0u, metadata_, data);
+  if (checksum_ == std::to_string(crc)) return;
+  throw FormatError("the checksum of the document and the weights is " + std::to_string(crc) + ", expected " +
+                    checksum_.substr(0, 10) + ": the file is damaged");
 }
 
 void SafetensorsReader::read_tensor(JsonCursor& json, const std::string& name) {

@@ -39,25 +39,29 @@ struct TensorEntry {
 
 class SafetensorsReader {
  public:
-  // Keeps the value of one key of __metadata__; FormatError if the file is damaged or has no such key.
-  SafetensorsReader(const std::string& path, std::string_view metadata_key);
+  // Keeps the value of one key of __metadata__; FormatError if the file is damaged or has no such key. The other key
+  // may be absent; it holds the CRC-32 of that value and the tensor data.
+  SafetensorsReader(const std::string& path, std::string_view metadata_key, std::string_view checksum_key);
 
+  // FormatError if the file has a checksum and it differs.
+  void check_checksum() const;
   const std::string& metadata() const { return metadata_; }
   // A tensor of exactly this dtype ("F32", "BF16", ...) and shape; FormatError if it is missing or differs.
   const void* tensor(const std::string& name, const char* dtype, const std::vector<std::int64_t>& shape) const;
   std::size_t num_tensors() const { return tensors_.size(); }
+  std::string_view bytes() const { return file_.bytes(); }
   std::int64_t num_bytes() const { return static_cast<std::int64_t>(file_.bytes().size()); }
 
  private:
   std::string_view header() const;
-  void read_metadata(JsonCursor& json, std::string_view metadata_key);
+  void read_metadata(JsonCursor& json, std::string_view metadata_key, std::string_view checksum_key);
   void read_tensor(JsonCursor& json, const std::string& name);
   void check_layout();
 
   MappedFile file_;
   std::int64_t data_begin_ = 0;  // from the start of the file
   std::vector<TensorEntry> tensors_;
-  std::string metadata_;
+  std::string metadata_, checksum_;
 };
 
 }  // namespace gmoe::runtime

@@ -66,6 +66,10 @@ std::int64_t size_in(JsonCursor& json, const char* what, std::int64_t low, std::
   return value;
 }
 
+void read_names(JsonCursor& json, StringList& names) {
+  if (!json.null_if()) json.array([&] { names.push_back(json.string()); });
+}
+
 std::string layer_text(std::size_t layer) { return "layers." + std::to_string(layer); }
 
 // Memories are unit vectors, or behind a projection vectors whose length is the temperature of the softmax, bounded.
@@ -118,6 +122,19 @@ void check_finite_weights(const core::RoutedLayer& layer, const std::string& nam
   check_finite_floats(layer.bias, layer.experts * layer.out, name + ".bias");
 }
 
+void check_feature_names(const Features& features) {
+  if (features.names.size() == 0) return;
+  if (static_cast<std::int64_t>(features.names.size()) != features.columns) {
+    throw FormatError("the student has " + std::to_string(features.names.size()) + " feature names and " +
+                      std::to_string(features.columns) + " feature columns");
+  }
+  std::vector<std::string_view> sorted;
+  for (std::size_t i = 0; i < features.names.size(); ++i) sorted.push_back(features.names[i]);
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) throw FormatError("two features are named '" + std::string(twice->substr(0, 64)) + "'");
+}
+
 }  // namespace
 
 const char* normalize_name(Normalize normalize) {
@@ -148,7 +165,7 @@ std::int64_t StudentFile::widest() const {
   return columns;
 }
 
-StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) {
+StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey, kChecksumKey) {
   // Growing by doubling, they could take more memory than the file.
   const std::size_t most_layers = std::min(kMaxLayers, reader_.metadata().size() / kMinLayerBytes + 1);
   layers.reserve(most_layers);
@@ -156,6 +173,7 @@ StudentFile::StudentFile(const std::string& path) : reader_(path, kMetadataKey) 
   read_document();
   check_sizes();
   bind_tensors();
+  reader_.check_checksum();
 }
 
 void StudentFile::read_document() {
@@ -165,9 +183,6 @@ void StudentFile::read_document() {
     if (version == kFormatVersion) return;
     throw FormatError("the file has format version " + std::to_string(version) + ", this gmoe_ext reads version " +
                       std::to_string(kFormatVersion) + "; update gmoe_ext or pack the student again");
-  };
-  const auto read_classes = [&] {
-    if (!json.null_if()) json.array([&] { classes.push_back(json.string()); });
   };
   const auto read_layers = [&] {
     json.array([&] {
@@ -180,7 +195,7 @@ void StudentFile::read_document() {
               {{"format_version", read_version},
                {"producer", [&] { producer = json.string(); }},
                {"model", [&] { model = json.string(); }},
-               {"classes", read_classes},
+               {"classes", [&] { read_names(json, classes); }},
                {"features", [&] { read_features(json); }},
                {"members", read_members},
                {"layers", read_layers}});
@@ -206,6 +221,7 @@ void StudentFile::read_features(JsonCursor& json) {
   };
   read_fields(json, "features",
               {{"columns", [&] { features.columns = size_in(json, "columns", 0, kMaxColumns); }},
+               {"names", [&] { read_names(json, features.names); }, true},
                {"normalize", read_normalize},
                {"positions", read_positions}});
 }
@@ -291,6 +307,7 @@ void StudentFile::check_sizes() const {
     throw FormatError("the student has " + std::to_string(classes.size()) + " class names and " +
                       std::to_string(layers.back().out) + " outputs");
   }
+  check_feature_names(features);
 }
 
 void StudentFile::bind_tensors() {

@@ -13,6 +13,7 @@ namespace gmoe::runtime {
 
 inline constexpr std::int64_t kFormatVersion = 1;
 inline constexpr char kMetadataKey[] = "gmoe_ext.student";
+inline constexpr char kChecksumKey[] = "gmoe_ext.crc32";  // of the document and the tensor data, in decimal digits
 
 // How a row of features is prepared before the first layer.
 enum class Normalize { none, row_l1, row_l2 };
@@ -37,12 +38,14 @@ struct Features {
   std::int64_t position_nodes = 0;
   Normalize normalize = Normalize::none;
   const float* positions = nullptr;  // [position_nodes, position_columns]
+  StringList names;                  // empty, or one different name per column
 };
 
 class StudentFile {
  public:
   explicit StudentFile(const std::string& path);
 
+  std::string_view bytes() const { return reader_.bytes(); }
   std::int64_t num_bytes() const { return reader_.num_bytes(); }
   std::int64_t num_inputs() const { return layers.front().in; }  // features and positions
   std::int64_t widest() const;                                   // columns of the widest input or output

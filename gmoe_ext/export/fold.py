@@ -24,6 +24,7 @@ Normalize = Literal["none", "row_l1", "row_l2"]
 Positions = Tensor | NDArray[np.floating[Any]]
 STUDENTS = ("rbm", "moe", "mlp", "ensemble")  # models that can be exported
 EPS = 1e-12  # smallest norm that a row is divided by, as in the runtime
+MOST = 1e12  # of a weight: products of larger ones leave float32 within a few layers
 _NORMALIZES = ("none", "row_l1", "row_l2")
 
 
@@ -68,6 +69,7 @@ class FoldedStudent:
         name: of the model.
         members: the layers, from the input up, of each network whose probabilities are averaged; usually one.
         class_names: one per output, or None.
+        feature_names: one per feature column, all different, or None.
         normalize: of the feature columns.
         positions: [nodes, P] table, float32, or None.
         position_dim: P, the last inputs of the first layer.
@@ -76,6 +78,7 @@ class FoldedStudent:
     name: str
     members: list[list[FoldedLayer]]
     class_names: list[str] | None
+    feature_names: list[str] | None
     normalize: Normalize
     positions: Tensor | None
     position_dim: int
@@ -105,6 +108,7 @@ class Content(TypedDict, total=False):
     """What a file contains beside the model: keywords of :func:`fold` and its callers, documented at `export.pack`."""
 
     class_names: Sequence[str] | None
+    feature_names: Sequence[str] | None
     normalize: Normalize
     positions: Positions | None
     position_dim: int
@@ -115,6 +119,7 @@ def fold(
     model: Model,
     *,
     class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
     normalize: Normalize = "none",
     positions: Positions | None = None,
     position_dim: int = 0,
@@ -134,18 +139,27 @@ def fold(
     inputs = layers[0].weight_EDF.shape[1]
     if not 0 <= dim <= inputs:
         raise ConfigError(f"export: positions of {dim} columns do not fit a student of {inputs} inputs")
-    names = _class_names(class_names, layers[-1].weight_EDF.shape[2])
-    return FoldedStudent(model.name, members, names, normalize, table, dim)
+    classes = _names("class_names", class_names, layers[-1].weight_EDF.shape[2])
+    features = _names("feature_names", feature_names, inputs - dim)
+    if features is not None and len(set(features)) < len(features):
+        twice = next(name for name in features if features.count(name) > 1)
+        raise ConfigError(f"export: expected different 'feature_names', got {twice!r} twice")
+    return FoldedStudent(model.name, members, classes, features, normalize, table, dim)
 
 
 def finite(tensor: Tensor, name: str) -> Tensor:
-    """Return the tensor, contiguous on the CPU, after checking that all its values are finite.
+    """Return the tensor, contiguous on the CPU, after checking that all its values are finite and none is absurd.
 
     Raises:
         ConfigError: a value is not.
     """
     if not torch.isfinite(tensor).all():
         raise ConfigError(f"export: '{name}' contains NaN or infinite values; the student's training diverged")
+    if tensor.numel() and (largest := float(tensor.abs().max())) > MOST:
+        raise ConfigError(
+            f"export: '{name}' contains {largest:.2g}, expected at most {MOST:.0e}; the student's training diverged, "
+            "or its checkpoint is damaged"
+        )
     return tensor.cpu().contiguous()
 
 
@@ -229,9 +243,9 @@ def _table(positions: Positions) -> Tensor:
     return table.float()
 
 
-def _class_names(names: Sequence[str] | None, outputs: int) -> list[str] | None:
+def _names(argument: str, names: Sequence[str] | None, count: int) -> list[str] | None:
     if names is None:
         return None
-    if len(names) != outputs:
-        raise ConfigError(f"export: expected {outputs} 'class_names', one per output, got {len(names)}")
+    if len(names) != count:
+        raise ConfigError(f"export: expected {count} {argument!r}, got {len(names)}")
     return [str(name) for name in names]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -19,7 +20,7 @@ from ..models.registry import Model
 from ..runtime import PackedStudent
 from .fold import Content, FoldedLayer, FoldedRouter, FoldedStudent, finite, fold
 
-METADATA_KEY = "gmoe_ext.student"
+METADATA_KEY, CHECKSUM_KEY = "gmoe_ext.student", "gmoe_ext.crc32"
 FORMAT_VERSION = 1
 Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
@@ -47,6 +48,8 @@ def pack(
             ``export.compare`` measures by how much. A router's projection counts as a weight; biases, memories and
             positions stay float32.
         class_names: one per output.
+        feature_names: one per feature column, all different: columns of a file or a data frame are then checked by
+            name, and those of a file put in this order.
         normalize: preparation of the feature columns before the first layer: "row_l1" divides a row by the sum of its
             absolute values (as ``data.row_normalize`` does), "row_l2" by its Euclidean norm. Name what was done to the
             training data but not to the rows that callers will pass.
@@ -102,7 +105,8 @@ def unpack(path: str | os.PathLike[str]) -> FoldedStudent:
     dim = 0 if table is None else table.shape[1]
     features = document["features"]
     shipped = table if table is not None and len(table) > 0 else None
-    return FoldedStudent(document["model"], members, document["classes"], features["normalize"], shipped, dim)
+    names = document["classes"], features.get("names")
+    return FoldedStudent(document["model"], members, *names, features["normalize"], shipped, dim)
 
 
 def _read_layer(layer: dict[str, Any], tensors: dict[str, Tensor], name: str) -> FoldedLayer:
@@ -133,6 +137,7 @@ def describe(student: FoldedStudent, dtype: Weights = "float32") -> dict[str, An
         "classes": student.class_names,
         "features": {
             "columns": student.num_features,
+            **({} if student.feature_names is None else {"names": student.feature_names}),
             "normalize": student.normalize,
             "positions": {"nodes": nodes, "columns": dim} if dim > 0 else None,
         },
@@ -200,8 +205,11 @@ def _write(path: Path, document: dict[str, Any], tensors: dict[str, Tensor]) -> 
         tensor = tensors[name]
         return tensor.nbytes % _DATA_ALIGNMENT != 0, -tensor.element_size(), -tensor.nbytes, name
 
-    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: _json(document)}}
-    names, begin = sorted(tensors, key=order), 0
+    text, names, begin = _json(document), sorted(tensors, key=order), 0
+    crc = zlib.crc32(text.encode())
+    for name in names:
+        crc = zlib.crc32(_bytes(tensors[name]), crc)
+    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: text, CHECKSUM_KEY: str(crc)}}
     for name in names:
         tensor, end = tensors[name], begin + tensors[name].nbytes
         entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}

@@ -8,6 +8,7 @@ Rows are streamed in constant memory; see ``docs/guides/predict.md``.
 
 from __future__ import annotations
 
+from .command import main
 from .score import Summary, score
 
-__all__ = ["Summary", "score"]
+__all__ = ["Summary", "main", "score"]

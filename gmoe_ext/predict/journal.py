@@ -1,13 +1,16 @@
 """The answers of an unfinished run, on disk beside the output, so that a killed run can continue.
 
-The journal is one line of JSON that identifies the run, followed by a fixed-size record for each row in order, so the
-file's size tells how many rows are done. Problems of rows are kept in a second file, which is written first.
+The journal is one line of JSON that identifies the run, followed by a fixed-size record for each row in order. A second
+file lists the problems of rows, and after those of each few rows how many rows are done and a checksum of everything so
+far: what was not written whole, or has changed since, is answered again.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic_write import atomic_write
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 _ROWS_AT_ONCE = 1 << 16
+_DONE = re.compile(r"=([0-9]{1,18})\t([0-9]{1,10})\n")  # rows, checksum
 
 
 class Journal:
@@ -35,33 +39,64 @@ class Journal:
         rows: number of rows answered.
 
     Raises:
-        DataError: another process is answering into the same file.
+        DataError: another process is answering into the same file, or it is something else.
+        ConfigError: it cannot be written.
     """
 
     def __init__(self, path: Path, identity: bytes, record: np.dtype[Any], resume: bool) -> None:
         self.path, self._record = path, record
         self._problems_path = path.with_name(path.name + ".bad_rows")
         self._begin = len(identity)
-        self._file: IO[bytes] = path.open("a+b")
+        try:
+            self._file: IO[bytes] = path.open("a+b")
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
             raise DataError(f"{path}: another run is answering into this output") from error
         self._file.seek(0)
-        if not resume or self._file.read(self._begin) != identity:
+        head = self._file.read(self._begin)
+        if head and not head.startswith(identity.partition(b":")[0]):
+            self._file.close()
+            raise DataError(f"{path}: expected the answers of an unfinished run; move this file away")
+        if not resume or head != identity:
             self._file.truncate(0)
             self._file.write(identity)
             self._file.flush()
-        self.rows = (self._file.seek(0, os.SEEK_END) - self._begin) // record.itemsize
-        self._file.truncate(self._begin + self.rows * record.itemsize)  # a record may be half written
-        self._problems = self._keep_problems()
+        self.rows = self._checksum = 0
+        self._verify()
+        self._file.truncate(self._begin + self.rows * record.itemsize)
+        self._problems: TextIO = self._problems_path.open("a", encoding="utf-8", newline="")
 
-    def _keep_problems(self) -> TextIO:
-        """Drop the problems of rows that will be answered again."""
-        with atomic_write(self._problems_path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(f"{row}\t{text}\n" for row, text in self.problems() if row < self.rows)
-        return self._problems_path.open("a", encoding="utf-8", newline="")
+    def _verify(self) -> None:
+        """Count the rows whose records and problems are whole, and drop the problems of later ones."""
+        whole = (self._file.seek(0, os.SEEK_END) - self._begin) // self._record.itemsize
+        self._file.seek(self._begin)
+        some: list[str] = []
+        with atomic_write(self._problems_path) as draft, draft.open("w", encoding="utf-8", newline="") as kept:
+            for line in self._lines():
+                some.append(line)
+                if (done := _DONE.fullmatch(line)) is None:
+                    continue
+                rows = int(done[1])
+                if not self.rows < rows <= whole:
+                    break
+                records = self._file.read((rows - self.rows) * self._record.itemsize)
+                checksum = self._add(records, some[:-1])
+                if checksum != int(done[2]):
+                    break
+                kept.writelines(some)
+                self.rows, self._checksum, some = rows, checksum, []
+
+    def _add(self, records: bytes, problems: list[str]) -> int:
+        return zlib.crc32("".join(problems).encode(), zlib.crc32(records, self._checksum))
+
+    def _lines(self) -> Iterator[str]:
+        if self._problems_path.exists():
+            with self._problems_path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                yield from file
 
     def __enter__(self) -> Journal:
         return self
@@ -74,26 +109,21 @@ class Journal:
 
     def append(self, records: NDArray[Any], problems: Mapping[int, str]) -> None:
         """Add the records of the next rows, and the problems of some of them by their row in the file."""
-        for row in sorted(problems):
-            text = problems[row].replace("\n", " ").replace("\r", " ")
-            self._problems.write(f"{row}\t{text}\n")
+        texts = ((row, problems[row].replace("\n", " ").replace("\r", " ")) for row in sorted(problems))
+        lines, written = [f"{row}\t{text}\n" for row, text in texts], records.tobytes()
+        self.rows, self._checksum = self.rows + len(records), self._add(written, lines)
+        self._problems.write("".join(lines) + f"={self.rows}\t{self._checksum}\n")
         self._problems.flush()
-        if problems:
-            os.fsync(self._problems.fileno())
-        self._file.write(records.tobytes())
+        self._file.write(written)
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows += len(records)
 
     def problems(self) -> Iterator[tuple[int, str]]:
         """Yield the rows that have problems, in order."""
-        if not self._problems_path.exists():
-            return
-        with self._problems_path.open(encoding="utf-8", newline="") as file:
-            for line in file:
-                row, tab, text = line.rstrip("\n").partition("\t")
-                if tab and line.endswith("\n"):  # a kill may have cut the last line
-                    yield int(row), text
+        for line in self._lines():
+            if not line.startswith("="):
+                row, _, text = line.rstrip("\n").partition("\t")
+                yield int(row), text
 
     def records(self) -> Iterator[NDArray[Any]]:
         """Yield all records in order, a few at a time."""

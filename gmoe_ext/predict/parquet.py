@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import extras
 from ..errors import DataError
-from .rows import NODE_COLUMNS, Chunk, rows_at_once, to_float32
+from .rows import Chunk, node_column, rows_at_once, to_float32
 
 _READ_BUFFER = 1 << 16  # bytes of each column that are read ahead; by default it is a whole row group
 
@@ -26,14 +26,18 @@ class ParquetReader:
             self._groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
             schema = file.schema_arrow
         types = extras.load("pyarrow").types
-        self._node = next((name for name in schema.names if name in NODE_COLUMNS), None)
+        place = node_column(schema.names)
+        self._node = None if place is None else schema.names[place]
         self.has_nodes = self._node is not None
         if self._node is not None and not types.is_integer(schema.field(self._node).type):
             raise DataError(f"expected column {self._node!r} of integers, got {schema.field(self._node).type}")
-        self._columns = [name for name in schema.names if name != self._node]
+        indices = [name for name in schema.names if name.startswith("__index_level_")]
+        self.notes = [f"columns that are not read, pandas' index: {', '.join(indices)}"] if indices else []
+        self._columns = [name for name in schema.names if name not in (self._node, *indices)]
         kinds = [schema.field(name).type for name in self._columns]
         lists = [types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) for kind in kinds]
         self._is_list = lists == [True]
+        self.names = None if self._is_list else self._columns
         for name, kind in zip(self._columns, kinds, strict=True):
             value = kind.value_type if self._is_list else kind
             if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)):
@@ -78,7 +82,7 @@ class ParquetReader:
             column = batch.column(self._node)
             for row in _nulls(column):
                 problems.setdefault(row, f"column {self._node!r} is null")
-            nodes = column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            nodes = column.fill_null(0).to_numpy(zero_copy_only=False)
         return Chunk(x, nodes, problems)
 
 

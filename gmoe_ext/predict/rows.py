@@ -1,15 +1,14 @@
-"""Rows on their way from a file to the student, a few at a time: .npy, .npz and .csv files. N rows, D columns."""
+"""Rows on their way from a file to the student, a few at a time: .npy and .npz files. N rows, D columns."""
 
 from __future__ import annotations
 
-import csv
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +27,12 @@ class Chunk:
 
     Attributes:
         x: [N, D] float32; a row with a problem holds NaN.
-        nodes: [N] int64, or None where the file has none.
+        nodes: [N] integers as the file has them, or None where it has none.
         problems: what is wrong with a row, by its position in the chunk.
     """
 
     x: NDArray[np.float32]
-    nodes: NDArray[np.int64] | None
+    nodes: NDArray[np.integer[Any]] | None
     problems: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,10 +48,14 @@ class Reader(Protocol):
     Attributes:
         total: number of rows, or None if the file does not tell.
         has_nodes: whether it names nodes.
+        names: names of the columns of features in the file's order, or None if they have none.
+        notes: sentences about what was decided or left out.
     """
 
     total: int | None
     has_nodes: bool
+    names: list[str] | None
+    notes: list[str]
 
     def chunks(self, begin: int, columns: int) -> Iterator[Chunk]:
         """Yield the rows from ``begin`` to the end, a few at a time; ``columns`` is the expected width of a row."""
@@ -70,13 +73,31 @@ def to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
         return np.ascontiguousarray(values, np.float32)
 
 
-class _Array:
-    """An array in an open stream, whose rows are read in order."""
+def node_column(names: Sequence[str]) -> int | None:
+    """Find the column that holds nodes.
 
-    def __init__(self, stream: IO[bytes], name: str) -> None:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, fortran, self.dtype = read(stream)
+    Raises:
+        DataError: two columns have the same name, or two hold nodes.
+    """
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise DataError(f"expected columns of different names, got {name!r} twice")
+    found = [i for i, name in enumerate(names) if name in NODE_COLUMNS]
+    if len(found) > 1:
+        raise DataError("expected one column of nodes, got 'node' and 'nodes'")
+    return found[0] if found else None
+
+
+class _Array:
+    """An array in an open stream of so many bytes, whose rows are read in order."""
+
+    def __init__(self, stream: IO[bytes], size: int, name: str) -> None:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            self.shape, fortran, self.dtype = read(stream)
+        except Exception as error:  # whatever Python's own tokenizer and parser raise for a damaged header
+            raise DataError(f"the header of array {name!r} is damaged: {error}") from error
         if self.dtype.kind not in "fiub":
             raise DataError(f"expected {name!r} of real numbers, got {self.dtype}")
         if fortran and len(self.shape) > 1 and min(self.shape) > 1:
@@ -84,7 +105,10 @@ class _Array:
                 f"{name!r} is in Fortran order, so its rows cannot be streamed; save np.ascontiguousarray({name})"
             )
         self._stream, self._row_shape = stream, self.shape[1:]
-        self._row_bytes = int(np.prod(self._row_shape, dtype=np.int64)) * self.dtype.itemsize
+        self._row_bytes = math.prod(self._row_shape) * self.dtype.itemsize
+        expected, left = math.prod(self.shape) * self.dtype.itemsize, size - stream.tell()
+        if expected != left or any(n < 0 for n in self.shape):
+            raise DataError(f"array {name!r} of shape {list(self.shape)} takes {expected} bytes, the file has {left}")
 
     def skip(self, rows: int) -> None:
         self._stream.seek(rows * self._row_bytes, 1)
@@ -101,6 +125,8 @@ class ArrayReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.names: list[str] | None = None
+        self.notes: list[str] = []
         with ExitStack() as stack:
             x, nodes = self._open(stack)
             if len(x.shape) not in (1, 2):
@@ -115,109 +141,29 @@ class ArrayReader:
 
     def _open(self, stack: ExitStack) -> tuple[_Array, _Array | None]:
         if self._path.suffix == ".npy":
-            return _Array(stack.enter_context(self._path.open("rb")), "x"), None
+            return _Array(stack.enter_context(self._path.open("rb")), self._path.stat().st_size, "x"), None
         archive = stack.enter_context(zipfile.ZipFile(self._path))
-        if "x.npy" not in archive.namelist():
-            raise DataError(f"expected an array 'x', got {', '.join(archive.namelist()) or 'none'}")
-        x = _Array(stack.enter_context(archive.open("x.npy")), "x")
-        if "nodes.npy" not in archive.namelist():
-            return x, None
-        return x, _Array(stack.enter_context(archive.open("nodes.npy")), "nodes")
+        names = archive.namelist()
+        if names.count("x.npy") != 1 or names.count("nodes.npy") > 1:
+            raise DataError(f"expected an array 'x', got {', '.join(names) or 'none'}")
+        others = sorted(name.removesuffix(".npy") for name in {*names} - {"x.npy", "nodes.npy"})
+        self.notes = [f"arrays that are not read: {', '.join(others)}"] if others else []
+        arrays = [
+            _Array(stack.enter_context(archive.open(f"{name}.npy")), archive.getinfo(f"{name}.npy").file_size, name)
+            for name in ("x", "nodes")
+            if f"{name}.npy" in names
+        ]
+        return arrays[0], arrays[1] if len(arrays) > 1 else None
 
     def chunks(self, begin: int, columns: int) -> Iterator[Chunk]:
+        assert self.total is not None
         with ExitStack() as stack:
             x, nodes = self._open(stack)
-            if self._single:
-                if begin == 0:
-                    yield Chunk(to_float32(x.read(x.shape[0])[None]), None)
-                return
             for array in (x, nodes):
-                if array is not None:
+                if array is not None and begin > 0:
                     array.skip(begin)
             size = rows_at_once(columns)
-            for row in range(begin, x.shape[0], size):
-                count = min(size, x.shape[0] - row)
-                node = None if nodes is None else nodes.read(count).astype(np.int64)
-                yield Chunk(to_float32(x.read(count)), node)
-
-
-class CsvReader:
-    """Reads lines of numbers. The first line holds names if none of its cells is a number or empty."""
-
-    total: int | None = None
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = next(csv.reader([file.readline()]), [])
-        cells = [cell.strip() for cell in first]
-        self._has_names = bool(cells) and not any(cell == "" or _is_number(cell) for cell in cells)
-        self._width = len(cells)
-        if self._width == 0:
-            raise DataError("expected rows of numbers, got an empty first line")
-        found = [i for i, cell in enumerate(cells) if self._has_names and cell in NODE_COLUMNS]
-        self._node_column = found[0] if found else None
-        self.has_nodes = bool(found)
-
-    def chunks(self, begin: int, columns: int) -> Iterator[Chunk]:
-        with self._path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            lines = islice(_lines(file), begin + self._has_names, None)
-            while some := list(islice(lines, rows_at_once(columns))):
-                yield self._parse(some)
-
-    def _parse(self, lines: list[str]) -> Chunk:
-        problems: dict[int, str] = {}
-        try:
-            if not all(lines):
-                raise ValueError("an empty line")  # loadtxt would skip it
-            table = np.loadtxt(lines, delimiter=",", dtype=np.float64, ndmin=2, comments=None)
-            if table.shape != (len(lines), self._width):
-                raise ValueError("rows of another width")
-        except ValueError:
-            table = np.stack([self._parse_line(line, row, problems) for row, line in enumerate(lines)])
-        return self._split(table, problems)
-
-    def _parse_line(self, line: str, row: int, problems: dict[int, str]) -> NDArray[np.float64]:
-        cells = line.split(",")
-        values = np.full(self._width, np.nan)
-        if len(cells) != self._width:
-            problems[row] = f"expected {self._width} cells, got {len(cells) if line else 'an empty line'}"
-            return values
-        for column, cell in enumerate(cells):
-            if not _is_number(cell):
-                problems[row] = f"cell {column} is {cell.strip()[:32]!r}"
-                return values
-        return np.array([float(cell) for cell in cells])
-
-    def _split(self, table: NDArray[np.float64], problems: dict[int, str]) -> Chunk:
-        if self._node_column is None:
-            return Chunk(to_float32(table), None, problems)
-        column = table[:, self._node_column]
-        whole = np.isfinite(column) & (np.abs(column) < 2.0**53) & (column == np.floor(column))
-        for row in np.flatnonzero(~whole).tolist():
-            problems.setdefault(row, f"node is {column[row]}")
-        nodes = np.where(whole, column, -1).astype(np.int64)
-        return Chunk(to_float32(np.delete(table, self._node_column, 1)), nodes, problems)
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    """Yield lines without line ends; empty lines at the end of the file are dropped."""
-    empty = 0
-    for line in file:
-        text = line.strip()
-        if not text:
-            empty += 1
-            continue
-        yield from ("" for _ in range(empty))
-        empty = 0
-        yield text
-
-
-def _is_number(cell: str) -> bool:
-    if "_" in cell or not cell.isascii():  # numbers in Python, but not to loadtxt
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+            for row in range(begin, self.total, size):
+                count = min(size, self.total - row)
+                values = x.read(x.shape[0])[None] if self._single else x.read(count)
+                yield Chunk(to_float32(values), None if nodes is None else nodes.read(count))

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 class StudentClassifier:
     """A packed student with the methods that scikit-learn's scorers and meta-estimators call.
 
-    It is already fitted, so ``fit`` raises; train with ``python -m gmoe_ext.train``. Rows are dense or CSR, as for
-    :class:`PackedStudent`; a student with positions takes features and positions together.
+    It is already fitted, so ``fit`` raises; train with ``python -m gmoe_ext.train``. Rows are dense, CSR or a data
+    frame, as for :class:`PackedStudent`; a student with positions takes features and positions together.
 
     Attributes:
-        classes_: [C] names of the classes if the student has distinct names for them, else 0 to C - 1.
+        classes_: [C] names of the classes, sorted as scikit-learn expects, if the student has distinct names for them;
+            else 0 to C - 1. Columns of probabilities are in this order, which need not be that of the student's logits.
         n_features_in_: number of columns of a row.
+        feature_names_in_: [n_features_in_] names of the columns; only if the student has names for all of them.
         student: the packed student.
 
     Examples:
@@ -34,11 +36,15 @@ class StudentClassifier:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
         self.student = PackedStudent.load(path)
-        names = self.student.classes
-        self.classes_: NDArray[Any] = np.arange(self.student.num_outputs)
-        if names is not None and len(set(names)) == len(names):
-            self.classes_ = np.array(names)
+        classes, names = self.student.classes, self.student.feature_names
+        distinct = classes is not None and len(set(classes)) == len(classes)
+        # _order[i] is the output of classes_[i].
+        self.classes_, self._order = np.unique(
+            np.array(classes) if distinct else np.arange(self.student.num_outputs), return_index=True
+        )
         self.n_features_in_: int = self.student.info()["layers"][0]["in"]
+        if names is not None and len(names) == self.n_features_in_:
+            self.feature_names_in_ = np.array(names, object)
 
     def fit(self, x: ArrayLike, y: ArrayLike) -> StudentClassifier:
         """Raise: the classifier is already trained.
@@ -49,13 +55,13 @@ class StudentClassifier:
         raise TypeError("StudentClassifier is already trained; train another one with python -m gmoe_ext.train")
 
     def decision_function(self, x: ArrayLike) -> NDArray[np.float32]:
-        """Compute the logits [N, C]; for two classes their difference [N], second minus first."""
-        logits = self.student.predict(x)
+        """Compute the logits [N, C], columns in the order of ``classes_``; for two classes second minus first [N]."""
+        logits = self.student.predict(x)[:, self._order]
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, x: ArrayLike) -> NDArray[np.float32]:
         """Compute the probabilities [N, C], columns in the order of ``classes_``."""
-        return self.student.predict_proba(x)
+        return self.student.predict_proba(x)[:, self._order]
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
         """Predict the class of each row, an element of ``classes_``.
@@ -67,15 +73,49 @@ class StudentClassifier:
         bad = np.flatnonzero(np.isnan(proba[:, 0]))
         if bad.size:
             raise ValueError(f"StudentClassifier.predict: row {bad[0]} of 'x' contains a NaN or infinity")
-        return self.classes_[index[:, 0]]
+        return self.classes_[np.argsort(self._order)[index[:, 0]]]
 
-    def score(self, x: ArrayLike, y: ArrayLike) -> float:
-        """Compute the accuracy of :meth:`predict`."""
-        return float((self.predict(x) == np.asarray(y)).mean())
+    def score(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Compute the accuracy of :meth:`predict`.
+
+        Args:
+            x: rows.
+            y: [N] their true classes, elements of ``classes_``.
+            sample_weight: [N] weights of the rows; by default all are equal.
+
+        Raises:
+            ValueError: y has another shape, or labels that are not in ``classes_``; else as :meth:`predict`.
+        """
+        predicted, labels = self.predict(x), np.asarray(y)
+        if labels.shape != predicted.shape:
+            raise ValueError(f"StudentClassifier.score: expected 'y' of shape {predicted.shape}, got {labels.shape}")
+        # NumPy would compare numbers with names as text.
+        same_kind = (labels.dtype.kind in "biuf") == (self.classes_.dtype.kind in "biuf")
+        foreign = np.flatnonzero(~np.isin(labels, self.classes_)) if same_kind else range(len(labels))
+        if len(foreign):
+            known = ", ".join(map(repr, self.classes_[:5].tolist())) + (", ..." if len(self.classes_) > 5 else "")
+            raise ValueError(
+                f"StudentClassifier.score: expected labels of classes_ ({known}), got {labels[foreign[0]]!r} for row "
+                f"{foreign[0]}"
+            )
+        weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        return float(np.average(predicted == labels, weights=weights))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {"path": self.path}
+
+    def set_params(self, **params: Any) -> StudentClassifier:
+        """Load the student of another ``path``.
+
+        Raises:
+            ValueError: there is no such parameter.
+        """
+        if not params.keys() <= {"path"}:
+            raise ValueError(f"StudentClassifier.set_params: expected 'path', got {', '.join(params)}")
+        if params:
+            self.__dict__ = StudentClassifier(params["path"]).__dict__
+        return self
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NativeError
+from ..errors import DataError, NativeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +56,9 @@ def _installed(name: str) -> Path:
 class PackedStudent:
     """A student packed by ``gmoe_ext.export.pack``, mapped from its file and ready to predict.
 
-    Threads may share a student: calls release the interpreter lock. A row's result depends neither on its batch nor on
-    the number of threads. A NaN or infinity in a row affects the result of that row only.
+    Threads may share a student: calls release the interpreter lock, and an exiting interpreter waits for those that
+    run. A pickled or copied student loads its file again and refuses one that has changed. A row's result depends
+    neither on its batch nor on the number of threads. A NaN or infinity in a row affects the result of that row only.
 
     Rows ``x`` are a dense array of any real type, or a SciPy CSR matrix, of which only the stored values are read (its
     results equal the dense ones up to rounding). Dense C-contiguous float32 is used in place, anything else is copied.
@@ -145,6 +147,16 @@ class PackedStudent:
         return self._native.classes
 
     @property
+    def feature_names(self) -> list[str] | None:
+        """Names of the feature columns, if the student was packed with them."""
+        return self._native.feature_names
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file as it is mapped."""
+        return hashlib.sha256(self._native.content()).hexdigest()
+
+    @property
     def num_outputs(self) -> int:
         """Number of classes."""
         return self._native.num_outputs
@@ -163,5 +175,16 @@ class PackedStudent:
     def num_threads(self, threads: int) -> None:
         self._native.num_threads = threads
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_again, (os.path.abspath(self.path), self.sha256, self.num_threads)
+
     def __repr__(self) -> str:
         return f"PackedStudent({self.path!r}, num_bytes={self.num_bytes:,}, num_threads={self.num_threads})"
+
+
+def _load_again(path: str, sha256: str, num_threads: int) -> PackedStudent:
+    student = PackedStudent(path)
+    if student.sha256 != sha256:
+        raise DataError(f"{path}: the file has changed since the student was pickled; load it with PackedStudent.load")
+    student.num_threads = num_threads
+    return student

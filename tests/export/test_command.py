@@ -26,7 +26,8 @@ def test_the_best_student_is_packed(run_dir: Path, capsys: pytest.CaptureFixture
     assert "positions: 60 nodes" in capsys.readouterr().out
     packed, student = PackedStudent.load(run_dir / "student.safetensors"), load_student(run_dir)
     features = packed.info()["features"]
-    assert features == {"columns": 8, "normalize": "row_l1", "position_columns": 4, "position_nodes": 60}
+    expected = {"columns": 8, "names": None, "normalize": "row_l1", "position_columns": 4, "position_nodes": 60}
+    assert features == expected
     x, nodes = torch.randn(20, 8), torch.arange(20)
     rows = torch.cat([x / x.abs().sum(1, keepdim=True), student.positions[nodes]], 1)
     np.testing.assert_allclose(packed.predict(x.numpy(), nodes.numpy()), student.model(rows).logits.detach(), atol=1e-5)

@@ -174,7 +174,7 @@ def test_any_start_row_gives_the_same_answers(
     packed: PackedStudent, tables: dict[str, Path], form: str, begin: int, at_once: int, threads: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("rows", "parquet"):
+        for module in ("rows", "csv_rows", "parquet"):
             patch.setattr(f"gmoe_ext.predict.{module}.rows_at_once", lambda columns: at_once)
         packed.num_threads = threads
         parts = list(answer(packed, tables[form], begin))

@@ -279,6 +279,66 @@ def test_positions_come_from_the_table(tmp_path: Path) -> None:
         with pytest.raises(GraphIndexError) as caught:
             student.predict(x.numpy(), nodes)
         assert (caught.value.argument, caught.value.position, caught.value.value) == ("nodes", 5, bad)
+    for bad in (1 << 63, (1 << 64) - 1):  # the last would wrap to -1, the unknown node
+        unsigned = np.array([3, 49, 0, 1, 7, bad, 12, 2, 1], np.uint64)
+        for given in (unsigned, unsigned.astype(">u8")):
+            with pytest.raises(GraphIndexError) as caught:
+                student.predict(x.numpy(), given)
+            assert (caught.value.position, caught.value.value, caught.value.bound) == (5, bad, 50)
+
+
+@pytest.mark.parametrize("kind", ["nodes", "indptr"])
+def test_integers_that_change_during_a_call_are_read_once(tmp_path: Path, kind: str) -> None:
+    """Another thread writes a bad index between the check and the use; a read of it would leave the table."""
+    program = """
+import sys, threading, time, numpy as np, scipy.sparse as sparse
+from gmoe_ext.errors import GraphIndexError
+from gmoe_ext.runtime import PackedStudent
+student, kind, stop = PackedStudent.load(sys.argv[1]), sys.argv[2], threading.Event()
+x, nodes = np.ones((100000, 6), np.float32), np.zeros(100000, np.int64)
+rows = sparse.csr_array(x)
+rows.indptr = rows.indptr.astype(np.int64)
+changed, far = (nodes, 1 << 40) if kind == "nodes" else (rows.indptr[1:-1], 1 << 30)
+good, asked = changed.copy(), (x, nodes) if kind == "nodes" else (rows, nodes)
+def write():
+    while not stop.is_set():
+        changed[:] = far
+        changed[:] = good
+        time.sleep(1e-3)
+threading.Thread(target=write, daemon=True).start()
+for _ in range(30):
+    try:
+        assert np.isfinite(student.predict(*asked)).all()
+    except (GraphIndexError, ValueError):
+        pass
+stop.set()
+"""
+    pytest.importorskip("scipy")
+    model = models.build("mlp", in_dim=10, hidden_dim=64, out_dim=3, num_layers=2).eval()
+    path = pack(model, tmp_path / "s.safetensors", positions=torch.randn(50, 4))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(path), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_an_interpreter_exits_while_threads_predict(student_file: Path, rows: int) -> None:
+    program = (
+        "import os, sys, threading, time, numpy as np; from gmoe_ext.runtime import PackedStudent\n"
+        "student, x = PackedStudent.load(sys.argv[1]), np.ones((int(sys.argv[2]), 24), np.float32)\n"
+        "def work():\n"
+        "    while True: student.predict(x)\n"
+        "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+        "time.sleep(0.05)\n"
+        "child = os.fork()  # its copies of the calls that run never end\n"
+        "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(3):
+        command = [sys.executable, "-W", "ignore", "-c", program, str(student_file), str(rows)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("normalize", ["row_l1", "row_l2"])
