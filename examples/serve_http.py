@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 
 from gmoe_ext.runtime import PackedStudent
 
@@ -104,7 +106,9 @@ def joined(batch: Sequence[Waiting]) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 class Question(BaseModel):
-    """A request: rows of features, their rows in the position table (-1: none), and how many classes to return."""
+    """A request: rows of features, their rows in the position table (-1: not in it), and how many classes to return."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)  # a misspelt "nodes" is no request without nodes
 
     x: list[list[float]]
     nodes: list[int] | None = None
@@ -136,7 +140,12 @@ def checked(student: PackedStudent, question: Question) -> tuple[np.ndarray, np.
         if question.nodes is not None:
             raise ValueError("this student has no position table: omit 'nodes'")
         return x, None
-    nodes = [-1] * len(x) if question.nodes is None else question.nodes
+    nodes = question.nodes
+    if nodes is None:
+        raise ValueError(
+            f"this student needs positions: send 'nodes', one per row, in [0, {table}), or -1 for a node "
+            "that is not in its table"
+        )
     if len(nodes) != len(x):
         raise ValueError(f"expected {len(x)} 'nodes', one per row, got {len(nodes)}")
     if not all(-1 <= node < table for node in nodes):
@@ -156,6 +165,12 @@ def build(student: PackedStudent) -> FastAPI:
         worker.cancel()
 
     app = FastAPI(title="gmoe_ext student", lifespan=lifespan)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+        """Say what is wrong and where; the value itself may be NaN, which JSON cannot hold."""
+        problems = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()]
+        return JSONResponse({"detail": problems}, 422)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:

@@ -105,13 +105,6 @@ def test_sixteen_callers_each_get_their_own_answer(service: Service) -> None:
     assert after["requests"] - before["requests"] == 160 >= after["batches"] - before["batches"]
 
 
-def test_rows_without_nodes_have_no_position(service: Service) -> None:
-    _, x, _ = question(3)
-    status, answer = service.ask("POST", "/predict", {"x": x.tolist()})
-    classes = service.student.predict(x, np.full(len(x), -1)).argmax(1)
-    assert status == 200 and answer["class"] == classes[:, None].tolist()
-
-
 @pytest.mark.parametrize(
     ("body", "text"),
     [
@@ -124,6 +117,18 @@ def test_rows_without_nodes_have_no_position(service: Service) -> None:
         ({"x": [[1.0] * 8, [1e39] * 8]}, "row 1 of 'x' holds a value that is not finite"),
         ('{"x": [[NaN,1,1,1,1,1,1,1]]}', "row 0 of 'x' holds a value that is not finite"),
         ({"x": [["a"] * 8]}, "valid number"),
+        ({"x": [["1"] * 8], "nodes": [1]}, "valid number"),
+        ({"x": [[1.0] * 8]}, r"send 'nodes', one per row, in \[0, 20\), or -1 for a node"),
+        ({"x": [[1.0] * 8], "nodes": None}, "send 'nodes', one per row"),
+        ({"x": [[1.0] * 8], "node": [1]}, "Extra inputs are not permitted"),
+        ({"x": [[1.0] * 8], "nodes": [1.0]}, "valid integer"),
+        ({"x": [[1.0] * 8], "nodes": ["1"]}, "valid integer"),
+        ({"x": [[1.0] * 8], "nodes": [1 << 64]}, r"expected 'nodes' in \[-1, 20\)"),
+        ('{"x": [[1,1,1,1,1,1,1,1]], "nodes": [NaN]}', "valid integer"),
+        ('{"x": [[1,1,1,1,1,1,1,1]], "nodes": [1], "top": Infinity}', "valid integer"),
+        ('{"x": NaN, "nodes": [1]}', "valid list"),
+        ("NaN", "valid dictionary"),
+        ("-Infinity", "valid dictionary"),
         ("{", "JSON decode error"),
     ],
 )
@@ -131,6 +136,13 @@ def test_a_bad_question_is_refused_with_the_reason(service: Service, body: Any, 
     status, answer = service.ask("POST", "/predict", body)
     assert status == 422 and re.search(text, json.dumps(answer))
     assert_answered(service, 7)
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"x": [[' + "1" * 5000 + "]]}", "\x00", '{"x":1e999}'])
+def test_a_body_that_cannot_be_read_is_the_callers_mistake(service: Service, body: str) -> None:
+    status, _ = service.ask("POST", "/predict", body)
+    assert 400 <= status < 500
+    assert_answered(service, 8)
 
 
 @pytest.fixture

@@ -181,10 +181,47 @@ def test_the_c_example_answers_as_the_packed_student(
     expected = [f"{c} {p:.6f} {'abcdefg'[c]}" for p, c in zip(proba[:, 0], classes[:, 0], strict=True)]
     assert run.stdout.splitlines() == expected
 
-    run = subprocess.run([str(program), str(student_file)], input="1 2 x", capture_output=True, text=True, check=False)
-    assert run.returncode == 1 and run.stderr == "error: the last row is not complete\n"
+    lines, wanted = text.splitlines(), "expected 24 numbers; got"
+    short = lines[0].rsplit(" ", 1)[0]
+    refused = [(short, "23 numbers"), (lines[0] + " 1", "25 numbers"), ("", "0 numbers"), ("1 x", "something else")]
+    refused += [(f"{short} {number}", "something else") for number in ("nan", "inf", "1e400", "1.5.5", "1\0")]
+    for line, got in refused:
+        given = "\n".join([*lines[:2], line, *lines])
+        run = subprocess.run([str(program), str(student_file)], input=given, capture_output=True, text=True)
+        assert run.returncode == 1 and run.stderr == f"error: line 3: {wanted} {got}\n"
+        assert run.stdout.splitlines() == expected[:2]
     run = subprocess.run([str(program), str(tmp_path)], capture_output=True, text=True, check=False)
     assert run.returncode == 1 and "not a regular file" in run.stderr
+
+
+def test_the_c_example_takes_the_node_behind_the_features_and_makes_none_up(
+    compiler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.build("rbm", in_dim=10, hidden_dim=20, out_dim=7, num_layers=2, num_experts=3, k=2).eval()
+    path, program = pack(model, tmp_path / "s.safetensors", positions=torch.randn(50, 4)), tmp_path / "serve"
+    command = [compiler, "-std=c11", str(ROOT / "examples/serve.c"), *flags(capsys, "--cflags", "--libs")]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    x, nodes = np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32), np.arange(12) * 4 - 1
+    lines = [",".join([*(f"{value:.9g}" for value in row), str(node)]) for row, node in zip(x, nodes, strict=True)]
+
+    def serve(text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(program), str(path)], input=text, capture_output=True, text=True, check=False)
+
+    proba, classes = PackedStudent.load(path).top_classes(x, nodes=nodes)
+    expected = [f"{c} {p:.6f} " for p, c in zip(proba[:, 0], classes[:, 0], strict=True)]
+    assert serve("\n".join(lines)).stdout.splitlines() == expected
+    wanted = "line 5: expected 6 numbers and a node in [0, 50), or -1 for a node that is not in the table; got "
+    features = lines[0].rsplit(",", 1)[0]
+    for line, got in (
+        (features, "6 numbers"),
+        (features + ",0,0,0,0", "10 numbers"),
+        (features + ",50", "node 50"),
+        (features + ",-2", "node -2"),
+        (features + ",1.5", "node 1.5"),
+        (features + ",18446744073709551615", "node 1.844674407e+19"),
+    ):
+        run = serve("\n".join([*lines[:4], line, *lines]))
+        assert run.returncode == 1 and run.stderr == f"error: {wanted}{got}\n" and len(run.stdout.splitlines()) == 4
 
 
 @pytest.mark.parametrize("language", [("c", "-std=c99"), ("c++", "-std=c++11")], ids=["C99", "C++11"])
