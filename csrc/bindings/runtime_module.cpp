@@ -115,7 +115,12 @@ py::array_t<T, py::array::c_style> take_integers(const py::handle& value, const 
 
 // Integers that address memory are checked and then read while other threads run, who may write to the caller's array:
 // the library's own copy is what both see.
-std::vector<std::int64_t> copied(const IndexArray& values) { return {values.data(), values.data() + values.size()}; }
+std::vector<std::int64_t> copied(const IndexArray& values) {
+  std::vector<std::int64_t> copy;
+  copy.reserve(static_cast<std::size_t>(values.size()) + 1);  // no integers are not no array: data() is not null
+  copy.assign(values.data(), values.data() + values.size());
+  return copy;
+}
 
 // ---- errors
 

@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 failed, 2 settings, 3 data.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from .. import extras
+from ..atomic_write import atomic_write, refuse_input
 from ..errors import ConfigError, GmoeError
 from ..runtime import PackedStudent
 from ..terminal import report_error
@@ -55,22 +57,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(
     run_dir: Path, output: Path, format: Format = "packed", dtype: Weights = "float32", rows: Path | None = None
 ) -> None:
-    """Write the best student of ``run_dir`` into ``output``, and compare the file with the model."""
+    """Write the best student of ``run_dir`` into ``output``, if the file compares well with the model."""
     if format != "packed" and dtype != "float32":
         raise ConfigError(f"--dtype {dtype} is only for --format packed; {format} files are float32")
     if format == "onnx":
         extras.load("onnxruntime")  # before anything is written
+    refuse_input(output, "--output", *(run_dir / "checkpoints").glob("*"), *([] if rows is None else [rows]))
     given = None if rows is None else read_rows(rows)
     student = load_student(run_dir)
     if given is not None:
         given.check(student.model.config["out_dim"], 0 if student.positions is None else len(student.positions))
-    served = _write(student, output, format, dtype)
-    # A graph with a position table takes nodes; a packed student also takes rows that contain their positions.
-    table = None if format == "packed" else student.positions
-    found = compare(student.model, served, random_rows(served, table), table)
-    # Narrow weights may route a row to another expert, so only float32 has a bound.
-    if dtype == "float32" and not found.largest_difference <= TOLERANCE:
-        raise GmoeError(f"{output}: the exported student differs from its model: {found}")
+    with atomic_write(output) as draft:  # an older file stays unless this one is right
+        served = _write(student, draft, format, dtype)
+        # A graph with a position table takes nodes; a packed student also takes rows that contain their positions.
+        table = None if format == "packed" else student.positions
+        found = compare(student.model, served, random_rows(served, table), table)
+        # Narrow weights may route a row to another expert, so only float32 has a bound.
+        if not found.largest_difference <= (TOLERANCE if dtype == "float32" else math.inf):
+            raise GmoeError(f"{output}: the exported student differs from its model: {found}")
+        on_given = None if given is None else compare(student.model, served, given, student.positions)
     names = ["x"] if student.positions is None else ["x", "nodes"]
     inputs = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
     nodes = "none" if student.positions is None else f"{len(student.positions):,} nodes"
@@ -78,8 +83,8 @@ def export(
     print(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {normalize}")
     print(f"{format:10} {output} ({size:.1f} MB, {dtype} weights, positions: {nodes})")
     print(f"random     {found}")
-    if given is not None:
-        print(f"given      {compare(student.model, served, given, student.positions)}")
+    if on_given is not None:
+        print(f"given      {on_given}")
     print("next       " + _NEXT[format].format(path=str(output), names=", ".join(names), inputs=inputs))
 
 

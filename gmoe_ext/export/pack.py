@@ -43,10 +43,11 @@ def pack(
     Args:
         model: built by ``models.build("rbm" | "moe" | "mlp" | "ensemble", ...)``.
         path: file to write, usually ``*.safetensors``.
-        dtype: how weights are stored; sums are float32 for all. "bfloat16" halves the file and what one row reads of
-            it, "int8" quarters it, with one scale per input of each expert. Both round the weights, so results change;
-            ``export.compare`` measures by how much. A router's projection counts as a weight; biases, memories and
-            positions stay float32.
+        dtype: how weights are stored; sums are float32 for all. "bfloat16" halves the bytes of the weights, "int8"
+            leaves a quarter of them and adds one scale per input of each expert. Biases, memories and positions stay
+            float32, so the files of the shipped recipes' students have 52 to 57% and 28 to 34% of their size in
+            float32. Both round the weights, so results change; ``export.compare`` measures by how much. A router's
+            projection counts as a weight.
         class_names: one per output.
         feature_names: one per feature column, all different: columns of a file or a data frame are then checked by
             name, and those of a file put in this order.

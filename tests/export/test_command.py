@@ -124,3 +124,37 @@ def test_damaged_checkpoints(run_dir: Path, capsys: pytest.CaptureFixture[str]) 
     save_file(tensors, path, metadata={"format": "pt"})
     assert main([str(run_dir)]) == 3
     assert "expected a checkpoint of format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [1e13, -5.8e37, float("inf"), float("nan")])
+@pytest.mark.parametrize("format", ["packed", "pt2"])
+def test_absurd_weights_are_refused_and_an_older_file_stays(run_dir: Path, capsys, scale: float, format: str) -> None:
+    output, path = run_dir / "student.safetensors", run_dir / "checkpoints/rbm.safetensors"
+    output.write_bytes(b"an older student")
+    tensors, scalars = checkpoint.load(path)
+    tensors["best/layers.0.experts.weight"][0, 0, 0] = scale
+    checkpoint.save(path, tensors, scalars)
+    assert main([str(run_dir), "--format", format, "--output", str(output)]) == 2
+    assert "training diverged" in capsys.readouterr().err
+    assert output.read_bytes() == b"an older student"
+
+
+def test_a_file_that_differs_from_its_model_does_not_replace_another(run_dir: Path, monkeypatch, capsys) -> None:
+    output = run_dir / "student.safetensors"
+    output.write_bytes(b"an older student")
+    monkeypatch.setattr("gmoe_ext.export.__main__.TOLERANCE", -1.0)
+    assert main([str(run_dir)]) == 1
+    assert "differs from its model" in capsys.readouterr().err
+    assert output.read_bytes() == b"an older student" and not list(run_dir.glob(".*tmp"))
+
+
+def test_an_output_that_is_an_input_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run_dir / "rows.npz"
+    np.savez(rows, x=np.ones((3, 8)), nodes=np.zeros(3, int))
+    (link := run_dir / "link.safetensors").symlink_to(run_dir / "checkpoints/rbm.safetensors")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for output in (rows, link, run_dir / "checkpoints" / "inputs.safetensors"):
+        assert main([str(run_dir), "--rows", str(rows), "--output", str(output)]) == 2
+        assert "is the input" in capsys.readouterr().err
+    assert main([str(run_dir), "--output", str(run_dir / "no" / "s.safetensors")]) == 2
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
