@@ -78,9 +78,12 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got {got!r}")
     if header.get("crc32") != _crc32(tensors, header.get("scalars", "")):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs")
-    scalars = json.loads(header["scalars"])
+    try:
+        scalars = json.loads(header["scalars"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: its scalars are no JSON ({error})") from error
     if not isinstance(scalars, dict):
-        raise CheckpointError(f"{path}: expected its scalars by name, got {type(scalars).__name__}")
+        raise CheckpointError(f"checkpoint {path} is damaged: its scalars are no JSON object")
     return tensors, scalars
 
 

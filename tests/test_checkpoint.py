@@ -66,3 +66,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
         path.unlink()
     with pytest.raises(CheckpointError, match=r"phase\.safetensors"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("scalars", ["", "[1]", "3", "{", "[" * 100_000])
+def test_scalars_that_are_no_object_are_refused(tmp_path, scalars):
+    header = {"format": checkpoint.FORMAT, "crc32": checkpoint._crc32({}, scalars), "scalars": scalars}
+    save_file({}, tmp_path / "c", metadata=header)
+    with pytest.raises(CheckpointError, match="scalars are no JSON"):
+        checkpoint.load(tmp_path / "c")

@@ -127,6 +127,28 @@ class FitState(FitResult):
     sums: Tensors = field(default_factory=dict)
     best: Tensors = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device) -> FitState:
+        """Read where a fit stands from the content of a checkpoint, for a model that has ``weights`` now.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not what `Run.save` writes.
+        """
+        state, best, sums = cls(**content["fit"]), dict(content["best"]), dict(content["sums"])
+        for one in fields(FitState):
+            value, kinds = getattr(state, one.name), {"str": str, "int": int, "float": int | float}
+            if one.type in kinds and (not isinstance(value, kinds[one.type]) or isinstance(value, bool)):
+                raise TypeError(f"expected '{one.name}' of type {one.type}, got {value!r}")
+            if one.type == "int" and value < 0:
+                raise ValueError(f"expected '{one.name}' of at least 0, got {value}")
+        if best and {name: _form(value) for name, value in best.items()} != {n: _form(v) for n, v in weights.items()}:
+            raise ValueError("its best weights are not those of this model")
+        if not all(value.dim() == 0 and value.is_floating_point() for value in sums.values()):
+            raise ValueError("its sums of losses are no numbers")
+        state.best = {name: value.to(weights[name].device) for name, value in best.items()}
+        state.sums = {name: value.to(device) for name, value in sums.items()}
+        return state
+
     def result(self) -> FitResult:
         """Return the outcome alone, without weights."""
         return FitResult(**{f.name: getattr(self, f.name) for f in fields(FitResult)})
@@ -178,8 +200,40 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore what `optimizer_state` returned."""
-    optimizer.load_state_dict(state | {"state": {int(name): entries for name, entries in state["state"].items()}})
+    """Restore what `optimizer_state` returned.
+
+    Raises:
+        ValueError: it is of another optimizer, or of other parameters.
+    """
+    held = {int(name): entries for name, entries in state["state"].items()}
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    of_parameters = all(
+        isinstance(value, Tensor) and value.is_floating_point() and value.shape in ((), shapes[parameter])
+        for parameter, entries in held.items()
+        for value in entries.values()
+    )
+    own = optimizer.state_dict()["param_groups"]
+    # Another version of torch may have options that the checkpoint does not; they keep the value of now.
+    groups = [now | then for now, then in zip(own, state["param_groups"], strict=True)]
+    alike = all(map(_alike, groups, own))
+    if not (of_parameters and alike and len({frozenset(entries) for entries in held.values()}) <= 1):
+        raise ValueError("its optimizer is another one, or has other parameters")
+    optimizer.load_state_dict({"state": held, "param_groups": groups})
+
+
+def _form(value: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return value.dtype, value.shape
+
+
+def _alike(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the options of two groups of parameters have the same types and lengths."""
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [kind(part) for part in value]
+        return float if type(value) in (int, float) else type(value)
+
+    return all(kind(saved[name]) == kind(own[name]) for name in own)
 
 
 def check_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

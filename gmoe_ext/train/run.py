@@ -169,7 +169,10 @@ class Run:
         if found is None:
             return None
         tensors, scalars, note = found
-        fit_state.check_same(path, scalars["settings"], self.settings)
+        settings = scalars.get("settings")
+        if not isinstance(settings, dict):
+            raise CheckpointError(f"{path}: expected a checkpoint of a training run, got one without settings")
+        fit_state.check_same(path, settings, self.settings)
         if note and not check_only:
             self.progress.line(path.stem, note)
             checkpoint.previous(path).replace(path)
@@ -197,14 +200,11 @@ class Run:
             task.model.load_state_dict(content["weights"])
             fit_state.set_optimizer_state(task.optimizer, content["optimizer"])
             task.load_state(content["task"])
-            state = FitState(**content["fit"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            state = FitState.of(content, task.model.state_dict(), task.device)
+            fit_state.set_rng_state(content["rng"], task.device)
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path} does not fit this model: {error}") from error
-        own = task.model.state_dict()
-        state.best = {name: value.to(own[name].device) for name, value in content["best"].items()}
-        state.sums = {name: value.to(task.device) for name, value in content["sums"].items()}
         self._metrics_end, self.last_good = state.metrics_bytes, f"{path}, step {state.steps}"
-        fit_state.set_rng_state(content["rng"], task.device)
         self.progress.line(
             task.phase, f"continues after step {state.steps} (epoch {state.epochs}, batch {state.batches})"
         )

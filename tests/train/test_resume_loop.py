@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gmoe_ext import checkpoint
 from gmoe_ext.checkpoint import CheckpointError
 from gmoe_ext.errors import ConfigError, GmoeError
 from gmoe_ext.terminal import Interrupted, Progress, Stop
@@ -263,3 +264,41 @@ def test_random_numbers_of_a_gpu_are_left_out_where_none_trains():
     expected = torch.rand(3)
     fit_state.set_rng_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)}, cpu)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("fit", "epochs"), -1),
+        (("fit", "wall_s"), "long"),
+        (("fit", "batches"), True),
+        (("fit", "surprise"), 1),
+        (("best", "0.weight"), torch.zeros(8, 5)),
+        (("best", "other"), torch.zeros(())),
+        (("sums", "loss"), torch.zeros(2)),
+        (("optimizer", "state", "0", "exp_avg"), torch.zeros(3)),
+        (("optimizer", "state", "0", "exp_avg"), None),
+        (("optimizer", "param_groups"), []),
+        (("optimizer", "param_groups"), [{"lr": "fast"}]),
+        (("rng", "numpy", "rest"), []),
+        (("rng", "python", "words"), torch.zeros(3, dtype=torch.int64)),
+        (("settings",), None),
+        (("weights",), {}),
+    ],
+    ids=str,
+)
+def test_a_sealed_checkpoint_of_another_form_is_refused(tmp_path, place, value):
+    task, train, run = start(tmp_path, stop_at=6)
+    with pytest.raises(Interrupted):
+        fit(task, train, run)
+    path = run.checkpoint_path("toy")
+    content = checkpoint.join(*checkpoint.load(path))
+    inner = content
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    checkpoint.save(path, *checkpoint.split(content))
+    checkpoint.previous(path).unlink(missing_ok=True)
+    task, train, run = start(tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not fit this model|expected a checkpoint of a training run"):
+        fit(task, train, run)
