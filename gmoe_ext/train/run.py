@@ -180,7 +180,7 @@ class Run:
 
     def check(self, checkpoints: Path) -> None:
         """Read every checkpoint in a folder; see `read` for what is refused."""
-        for name in sorted({path.name.removesuffix(".previous") for path in checkpoints.glob("*.safetensors*")}):
+        for name in sorted({path.name.removesuffix(".previous") for path in checkpoints.glob("[!.]*.safetensors*")}):
             self.read(checkpoints / name, check_only=True)
 
     def restore(self, task: Task) -> FitState | None:
