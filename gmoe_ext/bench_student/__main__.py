@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             _check(options)
+            folder = options.out or (options.student if options.student.is_dir() else options.student.parent)
+            folder.mkdir(parents=True, exist_ok=True)  # before anything is measured
             subject = load(options.student, options.run, options.data_root, Path(scratch))
             findings = measure(subject, options, Path(scratch))
-        folder = options.out or (options.student if options.student.is_dir() else options.student.parent)
         for path in write(findings, folder):
             print(f"written    {path}")
     except (GmoeError, ValueError, OSError) as error:
@@ -128,8 +129,11 @@ def default_threads() -> list[int]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if min(options.batch) < 1 or min(options.threads or [1]) < 1 or not options.seconds > 0:
-        raise ConfigError("--batch, --threads and --seconds must be positive")
+    for name, values, most in (("batch", options.batch, 1 << 20), ("threads", options.threads or [1], 1024)):
+        if min(values) < 1 or max(values) > most:
+            raise ConfigError(f"--{name}: expected 1 to {most}, got {' '.join(map(str, values))}")
+    if not 0 < options.seconds <= 3600 or options.seed < 0:
+        raise ConfigError("expected --seconds above 0 and up to 3600, and --seed of at least 0")
 
 
 def _tell(what: str, times: dict[str, Samples]) -> None:

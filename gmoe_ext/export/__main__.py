@@ -18,6 +18,7 @@ from ..errors import ConfigError, GmoeError
 from ..runtime import PackedStudent
 from ..terminal import report_error
 from .compare import Served, compare, random_rows, read_rows
+from .fold import Content
 from .graphs import load_onnx, load_pt2, save_onnx, save_pt2
 from .pack import WEIGHTS, Weights, pack
 from .run import TrainedStudent, load_student
@@ -45,30 +46,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=WEIGHTS, default="float32", help="type of the weights; packed files only")
     parser.add_argument("--rows", type=Path, help="also compare on these rows: .npz with x, nodes, y (classes)")
+    parser.add_argument(
+        "--feature_names",
+        type=Path,
+        help="text file: names of the feature columns in their order, one per line",
+    )
     options = parser.parse_args(argv)
     output = options.output or options.run_dir / FILES[options.format]
     try:
-        export(options.run_dir, output, options.format, options.dtype, options.rows)
+        export(options.run_dir, output, options.format, options.dtype, options.rows, options.feature_names)
     except (GmoeError, ValueError, OSError) as error:
         return report_error(error)
     return 0
 
 
 def export(
-    run_dir: Path, output: Path, format: Format = "packed", dtype: Weights = "float32", rows: Path | None = None
+    run_dir: Path,
+    output: Path,
+    format: Format = "packed",
+    dtype: Weights = "float32",
+    rows: Path | None = None,
+    feature_names: Path | None = None,
 ) -> None:
     """Write the best student of ``run_dir`` into ``output``, if the file compares well with the model."""
     if format != "packed" and dtype != "float32":
         raise ConfigError(f"--dtype {dtype} is only for --format packed; {format} files are float32")
     if format == "onnx":
         extras.load("onnxruntime")  # before anything is written
-    refuse_input(output, "--output", *(run_dir / "checkpoints").glob("*"), *([] if rows is None else [rows]))
+    inputs = [path for path in (rows, feature_names) if path is not None]
+    refuse_input(output, "--output", *(run_dir / "checkpoints").glob("*"), *inputs)
     given = None if rows is None else read_rows(rows)
+    names = None if feature_names is None else feature_names.read_text(encoding="utf-8").splitlines()
     student = load_student(run_dir)
     if given is not None:
         given.check(student.model.config["out_dim"], 0 if student.positions is None else len(student.positions))
     with atomic_write(output) as draft:  # an older file stays unless this one is right
-        served = _write(student, draft, format, dtype)
+        served = _write(student, draft, format, dtype, names)
         # A graph with a position table takes nodes; a packed student also takes rows that contain their positions.
         table = None if format == "packed" else student.positions
         found = compare(student.model, served, random_rows(served, table), table)
@@ -76,8 +89,8 @@ def export(
         if not found.largest_difference <= (TOLERANCE if dtype == "float32" else math.inf):
             raise GmoeError(f"{output}: the exported student differs from its model: {found}")
         on_given = None if given is None else compare(student.model, served, given, student.positions)
-    names = ["x"] if student.positions is None else ["x", "nodes"]
-    inputs = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
+    arguments = ["x"] if student.positions is None else ["x", "nodes"]
+    feed = "{" + ", ".join(f"'{name}': {name}" for name in arguments) + "}"
     nodes = "none" if student.positions is None else f"{len(student.positions):,} nodes"
     normalize, size = student.content["normalize"], output.stat().st_size / 1e6
     print(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {normalize}")
@@ -85,15 +98,18 @@ def export(
     print(f"random     {found}")
     if on_given is not None:
         print(f"given      {on_given}")
-    print("next       " + _NEXT[format].format(path=str(output), names=", ".join(names), inputs=inputs))
+    print("next       " + _NEXT[format].format(path=str(output), names=", ".join(arguments), inputs=feed))
 
 
-def _write(student: TrainedStudent, output: Path, format: Format, dtype: Weights) -> Served:
+def _write(
+    student: TrainedStudent, output: Path, format: Format, dtype: Weights, feature_names: list[str] | None
+) -> Served:
+    content: Content = {**student.content, "feature_names": feature_names}
     if format == "onnx":
-        return load_onnx(save_onnx(student.model, output, **student.content))
+        return load_onnx(save_onnx(student.model, output, **content))
     if format == "pt2":
-        return load_pt2(save_pt2(student.model, output, **student.content))
-    return PackedStudent.load(pack(student.model, output, dtype=dtype, **student.content))
+        return load_pt2(save_pt2(student.model, output, **content))
+    return PackedStudent.load(pack(student.model, output, dtype=dtype, **content))
 
 
 if __name__ == "__main__":

@@ -150,7 +150,13 @@ def test_a_percentile_needs_requests_beyond_it() -> None:
     [
         (["nowhere.safetensors"], 3, "nowhere.safetensors"),
         (["{file}", "--run", "{folder}"], 2, "expected a run directory"),
-        (["{file}", "--batch", "0"], 2, "must be positive"),
+        (["{file}", "--batch", "0"], 2, "--batch: expected 1 to 1048576, got 0"),
+        (["{file}", "--batch", "1", str(10**30)], 2, "--batch: expected 1 to 1048576"),
+        (["{file}", "--threads", "1025"], 2, "--threads: expected 1 to 1024, got 1025"),
+        (["{file}", "--seconds", "nan"], 2, "expected --seconds above 0"),
+        (["{file}", "--seconds", "inf"], 2, "expected --seconds above 0"),
+        (["{file}", "--seed", "-1"], 2, "--seed of at least 0"),
+        (["{file}", "--out", "{file}/x"], 3, "Not a directory"),
         (["{file}", "--run", "{run}"], 2, "of 8 features and with its position table; it takes 24"),
     ],
 )

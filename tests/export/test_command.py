@@ -158,3 +158,15 @@ def test_an_output_that_is_an_input_is_refused(run_dir: Path, capsys: pytest.Cap
         assert "is the input" in capsys.readouterr().err
     assert main([str(run_dir), "--output", str(run_dir / "no" / "s.safetensors")]) == 2
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_names_of_features_are_stored(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_dir / "names.txt"
+    names.write_text("\n".join("abcdefg") + "\n\u00e9\n", encoding="utf-8")
+    assert main([str(run_dir), "--feature_names", str(names)]) == 0
+    assert PackedStudent.load(run_dir / "student.safetensors").feature_names == [*"abcdefg", "\u00e9"]
+    for text, reason in (("a\nb", "expected 8 'feature_names', got 2"), ("a\n" * 8, "got 'a' twice")):
+        names.write_text(text)
+        assert main([str(run_dir), "--feature_names", str(names)]) == 2
+        assert reason in capsys.readouterr().err
+    assert PackedStudent.load(run_dir / "student.safetensors").feature_names == [*"abcdefg", "\u00e9"]
