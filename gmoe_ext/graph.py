@@ -357,11 +357,11 @@ def _take(values: Tensor | None, index: Tensor) -> Tensor | None:
     return None if values is None else values.index_select(0, index)
 
 
-def expect_graph(name: str, graph: object) -> None:
+def expect_graph(name: str, graph: object, argument: str = "graph") -> None:
     """Raise ``TypeError`` unless a function was given a Graph."""
     if not isinstance(graph, Graph):
         raise ArgumentTypeError(
-            f"{name}: expected 'graph' to be a gmoe_ext.Graph, got {type(graph).__name__}; "
+            f"{name}: expected '{argument}' to be a gmoe_ext.Graph, got {type(graph).__name__}; "
             "fix: Graph.from_edge_index(edge_index, num_nodes)"
         )
 

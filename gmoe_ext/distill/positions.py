@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import extras
 from ..errors import expect, expect_choice
-from ..graph import Graph
+from ..graph import Graph, expect_graph
 from ..ops import aggregate, random_walk
 
 
@@ -55,6 +55,7 @@ def deepwalk(
     settings = {"dim": dim, "walk_length": walk_length, "num_walks": num_walks, "window": window, "epochs": epochs}
     for name, value in settings.items():
         expect(value >= 1, "deepwalk", name, "of at least 1", value)
+    expect_graph("deepwalk", graph)
     skip_gram = extras.load("gensim.models").Word2Vec
     if graph.num_nodes == 0:
         return torch.zeros(0, dim, dtype=torch.float32)
@@ -101,6 +102,7 @@ def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own
     Examples:
         >>> everywhere = extend_positions(deepwalk(view.observed.graph), data.graph, view.observed_nodes)
     """
+    expect_graph("extend_positions", graph)
     given, rows = len(positions_OP), observed_O.numel()
     expect(given == rows, "extend_positions", "positions", f"with a row per observed node ({rows})", given)
     # An extra column counts the observed neighbours, so that one sparse product gives both sum and count.

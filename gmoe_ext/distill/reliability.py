@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import extras
 from ..data.batching import without_waiting
-from ..errors import expect, expect_choice
-from ..graph import Graph
+from ..errors import ArgumentError, expect, expect_choice
+from ..graph import Graph, expect_graph
 
 PairWeight = Literal["degree", "kept", "equal"]
 
@@ -105,10 +105,11 @@ class ReliableSampler:
         warmup: int = 50,
         bin_offset: float | None = None,
     ) -> None:
+        expect_graph("ReliableSampler", graph)
         where, shape, got = "ReliableSampler", [graph.num_nodes], list(reliability_N.shape)
         expect(got == shape, where, "reliability", f"of shape {shape}", got)
         if reliability_N.numel() and not (reliability_N.min() >= 0 and reliability_N.max() <= 1):
-            raise ValueError(f"{where}: expected 'reliability' in [0, 1]; divide it by its maximum")
+            raise ArgumentError(f"{where}: expected 'reliability' in [0, 1]; divide it by its maximum")
         expect_choice(pair_weight, get_args(PairWeight), where, "pair_weight")
         self.graph, self.rho_N, self.pair_weight = graph, reliability_N.float(), pair_weight
         self.power, self.momentum, self.bins, self.warmup = power, momentum, bins, warmup

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import expect, expect_choice
-from ..graph import Graph
+from ..graph import Graph, expect_graph
 from ..indices import gather_ranges
 from ..nn.dropout import dropout
 from ..nn.gmoe.encoders import BOND_DIMS, AtomEncoder
@@ -248,6 +248,7 @@ class NodeServer:
     """
 
     def __init__(self, model: Model, x: Tensor, graph: Graph) -> None:
+        expect_graph("NodeServer", graph)
         self.model, self.x, self.graph = model.eval(), x, graph
         self._gcn_norm = graph.gcn_norm()
         layers = list(model.convs()) if isinstance(model, ExpertGNN) else []

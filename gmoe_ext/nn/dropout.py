@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import ArgumentError
+
 # One 64-bit draw decides four elements, so the drop rate is a multiple of 2^-16; the scale matches that exact rate.
 _LEVELS = 1 << 16
 
@@ -31,7 +33,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
         tensor([2., 0., 0., 2.])
     """
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"dropout: expected 'rate' in [0, 1), got {rate}")
+        raise ArgumentError(f"dropout: expected 'rate' in [0, 1), got {rate}")
     if not training or rate == 0.0:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # a traced random_ is not supported

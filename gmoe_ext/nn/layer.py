@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import ArgumentTypeError
+
 Config = TypeVar("Config")
 
 
@@ -30,7 +32,7 @@ def configured(
         config, given = given[0], given[1:]
         leading = ()
     if len(given) > len(leading):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"expected a {config_type.__name__}, or {', '.join(leading) or 'nothing'} by position, got {given!r}"
         )
     made: Config = replace(config, **dict(zip(leading, given, strict=False)), **options)  # type: ignore[type-var]

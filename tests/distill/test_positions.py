@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from gmoe_ext import Graph
-from gmoe_ext.distill import deepwalk, extend_positions, student_inputs
+from gmoe_ext import Graph, models
+from gmoe_ext.distill import ReliableSampler, deepwalk, extend_positions, student_inputs
+from gmoe_ext.models.gnn import NodeServer
 
 pytest.importorskip("gensim")
 
@@ -108,3 +109,18 @@ def test_wrong_arguments_are_named():
         student_inputs(torch.ones(4, 2), torch.ones(3, 2))
     with pytest.raises(ValueError, match="'none' or 'features', got 'unit'"):
         student_inputs(torch.ones(4, 2), torch.ones(4, 2), scale="unit")
+
+
+def test_edges_in_place_of_a_graph_are_refused_with_the_fix():
+    edges = torch.tensor([[0, 1], [1, 0]])
+    teacher = models.build("gcn", in_dim=2, hidden_dim=2, out_dim=2, num_layers=1)
+    for call in (
+        lambda: deepwalk(edges),
+        lambda: extend_positions(torch.ones(2, 2), edges, torch.tensor([0, 1])),
+        lambda: ReliableSampler(edges, torch.zeros(2)),
+        lambda: NodeServer(teacher, torch.ones(2, 2), edges),
+            models.build("gcn", in_dim=2, hidden_dim=2, out_dim=2, num_layers=1), torch.ones(2, 2), edges
+        ),
+    ):
+        with pytest.raises(TypeError, match="expected 'graph' to be a gmoe_ext.Graph, got Tensor; fix:"):
+            call()

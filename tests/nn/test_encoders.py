@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gmoe_ext.errors import GraphIndexError
 from gmoe_ext.nn import AtomEncoder, BondEncoder
 from gmoe_ext.nn.gmoe.encoders import ATOM_DIMS
 
@@ -51,7 +52,7 @@ def test_a_feature_out_of_range_is_refused(column, value, device):
         pytest.skip("looked for on the CPU alone: a device would have to be waited for")
     atoms = random_atoms(3)
     atoms[1, column] = value
-    with pytest.raises(IndexError, match="out of its range"):
+    with pytest.raises(GraphIndexError, match=f"'node_feat' at position {9 + column} is {value}, expected 0 <= index"):
         AtomEncoder(8)(atoms)
 
 

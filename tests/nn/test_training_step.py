@@ -351,7 +351,7 @@ def test_edges_in_place_of_a_graph_are_refused_with_the_fix(given):
     edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
     graph = Graph.from_edge_index(edges, 3)
     graphs = {"graph": graph, "two_hop": graph} | {given: edges}
-    with pytest.raises(TypeError, match=rf"expected '{given}' to be a gmoe_ext.Graph, got Tensor\n  fix: .*from_edge_"):
+    with pytest.raises(TypeError, match=rf"expected '{given}' to be a gmoe_ext.Graph, got Tensor; fix: .*from_edge_"):
         GMoEConv(4, 4)(torch.randn(3, 4), **graphs)
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import ArgumentError, GraphIndexError
+
 ATOM_DIMS = (119, 5, 12, 12, 10, 6, 6, 2, 2)
 BOND_DIMS = (5, 6, 2)
 
@@ -32,7 +34,7 @@ class AtomEncoder(nn.Module):
         feature_dims: number of values of each feature; the default is OGB's nine.
 
     Raises:
-        IndexError: a feature value is out of its range (checked on CPU).
+        GraphIndexError: a feature value is out of its range (checked on CPU; if compiled, a RuntimeError).
 
     Examples:
         >>> AtomEncoder(8)(torch.zeros(3, 9, dtype=torch.int64)).shape
@@ -53,17 +55,18 @@ class AtomEncoder(nn.Module):
     def forward(self, node_feat: Tensor) -> Tensor:
         """Encode ``node_feat`` [N, 9] int64 as [N, D]."""
         if node_feat.dim() != 2 or node_feat.shape[1] != len(self.feature_dims):
-            raise ValueError(
+            raise ArgumentError(
                 f"AtomEncoder: expected 'node_feat' of shape [N, {len(self.feature_dims)}], got {list(node_feat.shape)}"
             )
         # A value beyond its own table would silently read the next one.
         if node_feat.device.type == "cpu":
-            known = ((node_feat >= 0) & (node_feat < self.sizes)).all()
-            text = f"AtomEncoder: a value of 'node_feat' is out of its range; sizes are {self.feature_dims}"
+            known = (node_feat >= 0) & (node_feat < self.sizes)
             if torch.compiler.is_compiling():
-                torch._assert_async(known, text)  # raises RuntimeError
-            elif not known:
-                raise IndexError(text)
+                torch._assert_async(known.all(), "AtomEncoder: a value of 'node_feat' is out of its range")
+            elif not known.all():
+                place = int((~known).flatten().nonzero()[0])
+                bound = self.feature_dims[place % len(self.feature_dims)]
+                raise GraphIndexError.of("AtomEncoder", "node_feat", place, int(node_feat.flatten()[place]), bound)
         return F.embedding_bag(node_feat + self.first_row, self.weight, mode="sum")
 
     def extra_repr(self) -> str:
@@ -105,7 +108,7 @@ class BondEncoder(nn.Module):
         if self.hops == 1:
             return first_ETD
         if pair_types is None:
-            raise ValueError("BondEncoder: two-hop bonds need 'pair_types' [P, 2], got None; batch with two_hop=True")
+            raise ArgumentError("BondEncoder: two-hop bonds need 'pair_types' [P, 2]; batch with two_hop=True")
         second_ETD = self._sums(list(self.tables)[width:])
         return _take_types(first_ETD, pair_types[:, 0]) + _take_types(second_ETD, pair_types[:, 1])
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
-from ...errors import expect, expect_choice
+from ...errors import ArgumentError, expect, expect_choice
 from ...graph import Graph
 from ...plan import ExpertPlan
 from ..linear_experts import LinearExperts
@@ -242,7 +242,7 @@ class BondMessages(nn.Module):
             found.append((normalised(self.base, hops.graph), self.bonds, slice(0, self.num_hop1)))
         if self.pairs is not None:
             if hops.two_hop is None or hops.pair_types is None:
-                raise ValueError("GMoEConv: hop-2 experts need 'two_hop' and 'pair_types'; batch with two_hop=True")
+                raise ArgumentError("GMoEConv: hop-2 experts need 'two_hop' and 'pair_types'; batch with two_hop=True")
             _expect_types(hops.two_hop, hops.pair_types.shape[0], "two_hop")
             found.append((normalised(self.base, hops.two_hop), self.pairs, slice(self.num_hop1, self.num_experts)))
         return found

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import expect
-from ...graph import Graph
+from ...errors import ArgumentError, expect
+from ...graph import Graph, expect_graph
 from ..layer import configured
 from .expert_norm import ExpertBatchNorm
 from .experts import BondConvs, Epilogue, GMoEConfig, Hops, IsomorphismConvs, LinearConvs
@@ -78,14 +78,11 @@ class GMoEConv(nn.Module):
         Returns:
             y [N, F], and the sum of importance and load loss (eq. 9 without lambda), a scalar.
         """
-        for name, value in (("graph", graph), ("two_hop", two_hop)):
-            if not isinstance(value, Graph) and (value is not None or name == "graph"):
-                raise TypeError(
-                    f"GMoEConv: expected '{name}' to be a gmoe_ext.Graph, got {type(value).__name__}\n"
-                    "  fix: make it once by gmoe_ext.Graph.from_edge_index(edge_index, num_nodes)"
-                )
+        expect_graph("GMoEConv", graph)
+        if two_hop is not None:
+            expect_graph("GMoEConv", two_hop, "two_hop")
         if x.dim() != 2 or x.shape[1] != self.in_dim or x.shape[0] != graph.num_nodes:
-            raise ValueError(
+            raise ArgumentError(
                 f"GMoEConv: expected 'x' of shape [{graph.num_nodes}, {self.in_dim}] (nodes of 'graph', in_dim), "
                 f"got {list(x.shape)}"
             )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...errors import ArgumentError
 from ...graph import Graph
 from ...ops import aggregate
 
@@ -53,7 +54,7 @@ def soften(logits_NC: Tensor, temperature: float = 1.0, normalized: bool = True)
         tensor([[0.5000, 0.5000]])
     """
     if not temperature > 0:
-        raise ValueError(f"soften: expected 'temperature' > 0, got {temperature}")
+        raise ArgumentError(f"soften: expected 'temperature' > 0, got {temperature}")
     if normalized:
         return torch.log_softmax(logits_NC / temperature, dim=1)
     return torch.log_softmax(logits_NC, dim=1) / temperature
@@ -120,7 +121,7 @@ def krd(student_logits_NC: Tensor, targets: PairTargets, temperature: float = 1.
         >>> krd(student_logits, neighbour_targets(teacher_logits, graph.mean_norm())).backward()
     """
     if student_logits_NC.shape != targets.mass.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"krd: expected 'student_logits' of shape {list(targets.mass.shape)} to match the targets, "
             f"got {list(student_logits_NC.shape)}; take targets.rows(batch) for a mini-batch"
         )
@@ -151,7 +152,7 @@ def kd(
         >>> kd(student_logits, teacher_logits, temperature=1.2).backward()
     """
     if student_logits_NC.shape != teacher_logits_NC.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"kd: expected 'student_logits' of shape {list(teacher_logits_NC.shape)} to match 'teacher_logits', "
             f"got {list(student_logits_NC.shape)}"
         )

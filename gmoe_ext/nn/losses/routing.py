@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import expect
+from ...errors import ArgumentError, expect
 
 
 def squared_cv(values_E: Tensor, eps: float = 1e-10) -> Tensor:
@@ -102,7 +102,7 @@ def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tenso
     """
     _check_choice("commitment", gate_NK, index_NK)
     if x_ND.dim() != 2 or memory_ED.dim() != 2 or x_ND.shape[1] != memory_ED.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"commitment: expected 'memory' of shape [E, {x_ND.shape[-1]}] to match 'x', got {list(memory_ED.shape)}"
         )
     if x_ND.shape[0] == 0:
@@ -134,14 +134,14 @@ def self_similarity(memory_ED: Tensor, eps: float = 1e-12) -> Tensor:
         tensor(0.2500)
     """
     if memory_ED.dim() != 2:
-        raise ValueError(f"self_similarity: expected 'memory' of shape [E, D], got {list(memory_ED.shape)}")
+        raise ArgumentError(f"self_similarity: expected 'memory' of shape [E, D], got {list(memory_ED.shape)}")
     unit_ED = F.normalize(memory_ED, dim=1, eps=eps)
     return (unit_ED @ unit_ED.detach().T).mean()
 
 
 def _check_choice(op: str, gate_NK: Tensor, index_NK: Tensor) -> None:
     if gate_NK.dim() != 2 or gate_NK.shape != index_NK.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: expected 'gate' and 'index' of the same shape [N, k], "
             f"got {list(gate_NK.shape)} and {list(index_NK.shape)}; pass both as the router returned them"
         )
