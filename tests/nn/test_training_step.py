@@ -289,8 +289,8 @@ def test_a_loop_that_never_moves_the_memory_is_warned():
 
 
 def test_averaging_statistics_is_no_training():
-    net = models.build("rbm", in_dim=5, hidden_dim=4, out_dim=3, norm="batch").eval()
-    assert not warnings_of(lambda: update_bn([torch.randn(9, 5)], net))
+    net = models.build("rbm", in_dim=5, hidden_dim=4, out_dim=3, norm="batch")
+    assert not warnings_of(lambda: (update_bn([torch.randn(9, 5)], net), net.eval()))
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "routed" in name or "all_nodes" in name])

@@ -139,6 +139,7 @@ class CosineMemoryRouter(nn.Module):
         self.epoch = 0
         self.following = True
         self._move: Move | None = None
+        self._trained = False
         start_ED = F.normalize(torch.randn(self.num_experts, dim), dim=1, eps=eps)
         if config.memory == "parameter":
             self.memory = nn.Parameter(start_ED)
@@ -176,7 +177,7 @@ class CosineMemoryRouter(nn.Module):
         Args:
             group: the ranks that train this router together; None means all.
         """
-        move, self._move = self._move, None
+        move, self._move, self._trained = self._move, None, False
         if move is None:
             return
         if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
@@ -207,6 +208,8 @@ class CosineMemoryRouter(nn.Module):
 
     def _record(self, start_ED: Tensor, gate_NK: Tensor, index_NK: Tensor, target_ED: Tensor) -> None:
         """Add a batch to the move that ``after_step`` will make."""
+        if torch.is_grad_enabled():  # unlike in torch.optim.swa_utils.update_bn, which trains nothing
+            self._trained = True
         if recomputing():
             return
         move, before = Move(start_ED, target_ED.detach(), gate_NK.detach(), index_NK), self._move
@@ -217,14 +220,13 @@ class CosineMemoryRouter(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; warn if training ends with forwards after which ``after_step`` was not called."""
-        # Not in torch.optim.swa_utils.update_bn, which forwards in training mode but trains nothing.
-        if not mode and torch.is_grad_enabled():
+        if not mode:
             self.expect_moved()
         return super().train(mode)
 
     def expect_moved(self) -> None:
         """Warn if a recorded move has not been made."""
-        if self._move is not None:
+        if self._move is not None and self._trained:
             warnings.warn(
                 "RbM: the memory does not move, because the training loop does not call after_step\n"
                 "  fix: call after_step(learning_rate) of the student, or of each RbMLayer, after optimizer.step()",
