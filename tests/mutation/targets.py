@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -153,9 +154,7 @@ def _make_run(folder: Path) -> None:
 
 
 def _continue_run(folder: Path, scratch: Path) -> None:
-    (scratch / "checkpoints").mkdir()
-    for name in ("checkpoints/rbm.safetensors", "metrics.jsonl"):
-        (scratch / name).write_bytes((folder / name).read_bytes())
+    shutil.copytree(folder, scratch, dirs_exist_ok=True)
     run, task = _run(scratch), _Fit()
     run.begin(task.phase)
     fit(task, TrainConfig(epochs=2), run)
