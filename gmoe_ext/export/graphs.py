@@ -232,7 +232,8 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 1) -> ExportedStudent
     runtime = extras.load("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    with _foreign(path):
+        session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     document = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
     def answer(x: NDArray[np.float32], nodes: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -243,14 +244,14 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 1) -> ExportedStudent
 
 
 def load_pt2(path: str | os.PathLike[str]) -> ExportedStudent:
-    """Load a file of :func:`save_pt2` in torch.
+    """Load a file of :func:`save_pt2` in torch, which must not unpickle anything but tensors from it.
 
     Raises:
         DataError: the file is not an exported student.
     """
     files = {METADATA_KEY: ""}
-    with _quiet():
-        module = torch.export.load(os.fspath(path), extra_files=files).module()
+    with _foreign(path), open(path, "rb") as file:
+        module = torch.export.load(file, extra_files=files).module()
 
     @torch.inference_mode()
     def answer(x: NDArray[np.float32], nodes: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -278,15 +279,41 @@ def _document(path: str | os.PathLike[str], text: str | None) -> dict[str, Any]:
 
 
 @contextmanager
+def _foreign(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Read a file with another library's reader, whatever it raises.
+
+    torch.export falls back to ``torch.load(weights_only=False)``, which would run a file's code, unless told not to.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with _quiet():
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"{os.fspath(path)}: expected a student exported by gmoe_ext: {reason}") from error
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' warnings about optional libraries and about their own names and calls."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,7 @@ ONNX = pytest.param(
 FORMATS = {"onnx": (save_onnx, load_onnx), "pt2": (save_pt2, load_pt2)}
 TABLE = torch.randn(50, 5, generator=torch.Generator().manual_seed(2))
 SIZES = dict(in_dim=21, hidden_dim=34, out_dim=6)
+PARTS = ("exported_program.json", "state_dict.pt", "constants.pt", "example_inputs.pt")  # of torch's older archives
 EXPERTS = dict(num_experts=4, k=2)
 
 
@@ -126,6 +129,39 @@ def test_a_foreign_graph_is_refused(tmp_path: Path, format: str) -> None:
         torch.onnx.export(module, (torch.ones(2, 2),), path, dynamo=True, verbose=False, external_data=False)
     with pytest.raises(DataError, match="expected a student exported by gmoe_ext"):
         FORMATS[format][1](path)
+
+
+class Payload:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_no_file_runs_code_or_ends_in_anothers_error(tmp_path: Path) -> None:
+    path, mark, good = tmp_path / "student.pt2", tmp_path / "mark", tmp_path / "good.pt2"
+    pickled = pickle.dumps(Payload(mark))
+    save_pt2(CASES["mlp"]()[0], good)
+    archives = [{"version": b"8.14", **{f"serialized_{part}": pickled for part in PARTS}}]
+    with zipfile.ZipFile(good) as whole:
+        content = {name: whole.read(name) for name in whole.namelist()}
+    archives += [{**content, name: pickled} for name in content if name.endswith(".pt")]
+    assert len(archives) > 1
+    for files in archives:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        with contextlib.suppress(DataError):  # torch may not need the part that was replaced
+            load_pt2(path)
+        assert not mark.exists() and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    for data in (b"", b"nothing", bytes(1000), b"PK\x03\x04" + bytes(100), good.read_bytes()[:-50], pickled):
+        path.write_bytes(data)
+        for load in (load_pt2, load_onnx) if not MISSING else (load_pt2,):
+            with pytest.raises(DataError, match="expected a student exported by gmoe_ext"):
+                load(path)
 
 
 @pytest.mark.parametrize("format", [ONNX, "pt2"])
