@@ -153,6 +153,26 @@ def test_complex_weights_are_used_whole_or_refused(hops: int) -> None:
         Graph.from_edge_index(plain.edge_index(), 7, weight)
 
 
+def test_a_list_of_edges_is_no_graph() -> None:
+    x = torch.randn(3, 4)
+    for call in (
+        lambda: ops.aggregate(EDGES, x),
+        lambda: ops.edge_aggregate(EDGES, x, x),
+        lambda: ops.routed_edge_aggregate(EDGES, x, x[None], EDGES),
+        lambda: ops.two_hop_graph(EDGES),
+        lambda: ops.random_walk(EDGES, torch.arange(3), 2, 0),
+    ):
+        with pytest.raises(TypeError, match=r"'graph' to be a gmoe_ext.Graph, got Tensor; fix: Graph.from_edge_index"):
+            call()
+
+
+@pytest.mark.parametrize("types", [46_341, 50_000])
+def test_more_pairs_of_types_than_fit_are_refused(types: int) -> None:
+    graph = Graph.from_edge_index(EDGES, 3, edge_type=torch.zeros(3, dtype=torch.int64), num_edge_types=types)
+    with pytest.raises(ArgumentError, match="at most 46,340 edge types"):
+        ops.two_hop_graph(graph)
+
+
 # ---- files
 
 

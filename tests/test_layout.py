@@ -31,7 +31,7 @@ COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of anoth
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60
 # Totals only go down: lower them when code goes; to raise one, say in the commit what the new lines are worth.
-MAX_NATIVE_LINES = 15_500  # csrc without csrc/tests
+MAX_NATIVE_LINES = 15_700  # csrc without csrc/tests
 MAX_PYTHON_LINES = 15_600  # gmoe_ext
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 

@@ -9,6 +9,9 @@
 
 namespace gmoe::core {
 
+// Up to here an expert's gradient is computed in double: most of it cancels, of two slots all but eps / (var + eps).
+inline constexpr std::int64_t kFewSlots = 8;
+
 // The results of num_rows * k slots and the expert of each. All arrays are dense and row-major.
 template <typename T>
 struct ExpertSlots {

@@ -18,13 +18,19 @@ class CpuCall {
   CpuCall(const char* op, const Tensor& /*on*/) : op_(op) {}
 
   // The tensor, dense.
-  Tensor read(const char* /*name*/, const Tensor& t) const { return dense(t); }
-  OptionalTensor read(const char* /*name*/, const OptionalTensor& t) const {
-    return t ? OptionalTensor(dense(*t)) : std::nullopt;
+  Tensor read(const char* name, const Tensor& t) const {
+    check_memory(op_, name, t);
+    return dense(t);
   }
-  Tensor read_int64(const char* /*name*/, const Tensor& index) const { return dense_int64(index); }
-  OptionalTensor read_int64(const char* /*name*/, const OptionalTensor& index) const {
-    return index ? OptionalTensor(dense_int64(*index)) : std::nullopt;
+  OptionalTensor read(const char* name, const OptionalTensor& t) const {
+    return t ? OptionalTensor(read(name, *t)) : std::nullopt;
+  }
+  Tensor read_int64(const char* name, const Tensor& index) const {
+    check_memory(op_, name, index);
+    return dense_int64(index);
+  }
+  OptionalTensor read_int64(const char* name, const OptionalTensor& index) const {
+    return index ? OptionalTensor(read_int64(name, *index)) : std::nullopt;
   }
 
   // The kernel will follow a dense array of indices, valid in [0, bound).

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <iomanip>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -93,10 +94,33 @@ inline void check_size(const char* op, const char* name, const Tensor& t, std::i
 
 // ---- tensors as dense pointers
 
+// FSDP and others free the memory of a tensor and leave its shape.
+inline void check_memory(const char* op, const char* name, const Tensor& t) {
+  std::int64_t needed = t.numel(), bytes = 0;
+  if (needed == 0) return;
+  if (!t.is_contiguous()) {
+    needed = 1;
+    for (std::int64_t d = 0; d < t.dim(); ++d) needed += (t.size(d) - 1) * t.stride(d);
+  }
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  check((t.storage_offset() + needed) * static_cast<std::int64_t>(t.element_size()) <= bytes, op, ": expected '", name,
+        "' of shape ", shape(t), " with its memory, got a storage of ", bytes, " bytes; it was freed or resized");
+}
+
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 inline Tensor dense_int64(const Tensor& index) {
   return dense(index.scalar_type() == ScalarType::Long ? index : torch::stable::to(index, ScalarType::Long));
+}
+
+inline std::int64_t dtype_size(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte: return 1;
+    case ScalarType::BFloat16: return 2;
+    case ScalarType::Float:
+    case ScalarType::Int: return 4;
+    default: return 8;
+  }
 }
 
 // By the function that empty tensors come from in the end: torch::stable::new_empty looks its operator up by name,
@@ -109,10 +133,19 @@ inline Tensor new_like(const Tensor& like, std::initializer_list<std::int64_t> s
   std::int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  const AOTITorchError failed =
       aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides.data(),
                                torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype)), device_type,
-                               like.get_device(), &handle));
+                               like.get_device(), &handle);
+  if (failed != 0) {
+    double values = 1;  // the product may be too large for an integer
+    std::ostringstream text;
+    for (const std::int64_t size : sizes)
+      values *= static_cast<double>(size), text << (text.tellp() > 0 ? ", " : "") << size;
+    const double bytes = values * static_cast<double>(dtype_size(dtype));
+    check(false, "gmoe: out of memory: tried to allocate ", std::fixed, std::setprecision(0), bytes, " bytes (",
+          std::setprecision(2), bytes / (1 << 30), " GiB) for a tensor of shape [", text.str(), "]");
+  }
   Tensor t(handle);
   if (device_type == aoti_torch_device_type_cpu()) {
     core::ask_for_huge_pages(t.mutable_data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());

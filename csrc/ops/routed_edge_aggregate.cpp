@@ -57,6 +57,7 @@ std::tuple<Tensor, Tensor> routed_edge_aggregate_grad(const Tensor& grad_y_in, c
   Tensor grad_x =
       in.shared() ? new_like(in.x, {num_rows, in.dim()}) : new_like(in.x, {in.x.size(0), num_rows, in.dim()});
   Tensor grad_table = new_like(in.x, {in.table.size(0), want_table ? in.table.size(1) : 0, in.dim()});
+  if (!want_x && !want_table) return {grad_x, grad_table};
   dispatch_rows(op, in.x, in.columns, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using Index = typename decltype(index_type)::type;

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, GraphIndexError
-from ..graph import Graph
+from ..errors import ArgumentError, ArgumentTypeError, GraphIndexError
+from ..graph import Graph, expect_graph
 from . import _dispatch as op
 
 
@@ -24,6 +24,7 @@ class Transpose(NamedTuple):
 
 def expect_features(name: str, graph: Graph, x: Tensor) -> None:
     """Check that x is a floating [N, D] that fits the graph."""
+    expect_graph(f"gmoe::{name}", graph)
     op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dtype(name, "x", x, op.FLOATING)
     if x.shape[0] != graph.num_nodes:  # a full check would be a twentieth of a small call
@@ -33,8 +34,9 @@ def expect_features(name: str, graph: Graph, x: Tensor) -> None:
 
 def expect_edge_types(name: str, graph: Graph) -> Tensor:
     """Return the edge types of the graph; raise ``ValueError`` if it has none."""
+    expect_graph(f"gmoe::{name}", graph)
     if graph.edge_type is None:
-        raise ValueError(
+        raise ArgumentError(
             f"gmoe::{name}: expected 'graph' with edge types, got one without; "
             "fix: Graph.from_edge_index(..., edge_type=)"
         )

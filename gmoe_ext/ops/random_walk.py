@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..graph import Graph
+from ..graph import Graph, expect_graph
 from . import _dispatch as op
 from . import _rows
 
@@ -45,6 +45,7 @@ def random_walk(graph: Graph, starts: Tensor, length: int, seed: int) -> Tensor:
         >>> random_walk(ring, torch.tensor([0, 2]), length=3, seed=7).tolist()
         [[0, 1, 2], [2, 0, 1]]
     """
+    expect_graph("gmoe::random_walk", graph)
     op.expect_dim("random_walk", "starts", starts, 1, "[S]")
     op.expect_dtype("random_walk", "starts", starts, (torch.int64,))
     op.expect_device("random_walk", "graph", graph.columns, "starts", starts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..graph import Graph
+from ..graph import Graph, expect_graph
 from . import _dispatch as op
 from . import _rows
 
@@ -32,6 +34,7 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
         and num_edge_types is T * T, which must fit the columns' dtype (T <= 46,340 for int32). No gradient.
 
     Raises:
+        ValueError: more edge types than fit.
         GraphIndexError: a column or an edge type of the graph is out of range.
 
     Deterministic: yes, exact, for any number of threads.
@@ -41,7 +44,9 @@ def two_hop_graph(graph: Graph, exclude_self: bool = True, exclude_one_hop: bool
         >>> two_hop_graph(path).edge_index().tolist()
         [[0], [2]]
     """
-    types = graph.num_edge_types
+    expect_graph("gmoe::two_hop_graph", graph)
+    types, most = graph.num_edge_types, math.isqrt(torch.iinfo(graph.columns.dtype).max)
+    op.expect(types <= most, "two_hop_graph", "graph", f"of at most {most:,} edge types for their pairs", f"{types:,}")
     if not op.native():
         _rows.expect_valid("two_hop_graph", graph, types)
         return reference.two_hop_graph(graph, exclude_self, exclude_one_hop)

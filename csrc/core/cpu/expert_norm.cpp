@@ -17,7 +17,8 @@ namespace gmoe::core::GMOE_ISA {
 namespace {
 
 constexpr std::int64_t kRowsPerChunk = 256;
-constexpr std::int64_t kBlockRows = 32;  // rows whose slots stay in the second-level cache from tile to tile
+constexpr std::int64_t kBlockRows = 32;   // rows whose slots stay in the second-level cache from tile to tile
+constexpr std::int64_t kFewColumns = 64;  // columns of few slots at a time: their sums stay in the first-level cache
 
 template <typename Tile>
 constexpr int kVectorsOf = std::remove_cvref_t<Tile>::kVectors;
@@ -129,6 +130,79 @@ struct Affine {
   }
 };
 
+// The experts with 2 to kFewSlots slots, and these. What is left of their gradient is small against what cancels, so it
+// is computed in double.
+template <typename T>
+class FewSlots {
+ public:
+  explicit FewSlots(const ExpertNormGrad<T>& n) : n_(n), expert_(static_cast<std::size_t>(n.slots.num_experts), -1) {
+    if constexpr (std::is_same_v<T, double>) return;  // there is nothing wider
+    const ExpertSlots<T>& a = n.slots;
+    for (std::int64_t e = 0; e < a.num_experts; ++e) {
+      if (n.count[e] > 1 && n.count[e] <= kFewSlots) expert_[e] = num_experts_++;
+    }
+    slots_.resize(static_cast<std::size_t>(num_experts_));
+    for (std::int64_t s = 0; num_experts_ > 0 && s < a.num_rows * a.k; ++s) {
+      if (holds(a.index[s])) slots_[expert_[a.index[s]]].push_back(s);
+    }
+  }
+
+  bool holds(std::int64_t expert) const { return expert_[expert] >= 0; }
+
+  void write_gradients() const {
+    const std::int64_t dim = n_.slots.dim;
+    parallel_for(num_experts_, grain_rows(4 * kFewSlots * dim), [&](std::int64_t f, std::int64_t last) {
+      for (; f < last; ++f) {
+        for (std::int64_t begin = 0; begin < dim; begin += kFewColumns) {
+          write_columns(slots_[f], begin, std::min(dim, begin + kFewColumns));
+        }
+      }
+    });
+  }
+
+ private:
+  void write_columns(const std::vector<std::int64_t>& slots, std::int64_t begin, std::int64_t end) const {
+    if (slots.empty()) return;  // a count that is not the index's
+    const ExpertSlots<T>& a = n_.slots;
+    const auto count = static_cast<double>(slots.size());
+    const auto row_of = [&](std::int64_t s) { return (a.gate != nullptr ? s / a.k : s) * a.dim; };
+    const auto gate_of = [&](std::int64_t s) { return a.gate != nullptr ? double{widen(a.gate[s])} : 1.0; };
+    double mean[kFewColumns] = {}, level[kFewColumns] = {}, square[kFewColumns] = {}, moment[kFewColumns] = {};
+    for (const std::int64_t s : slots) {
+      for (std::int64_t d = begin; d < end; ++d) {
+        mean[d - begin] += widen(a.y[s * a.dim + d]) / count;
+        level[d - begin] += gate_of(s) * widen(n_.grad_out[row_of(s) + d]) / count;
+      }
+    }
+    for (const std::int64_t s : slots) {
+      for (std::int64_t d = begin; d < end; ++d) {
+        const double centered = widen(a.y[s * a.dim + d]) - mean[d - begin];
+        square[d - begin] += centered * centered / count;
+        moment[d - begin] += gate_of(s) * widen(n_.grad_out[row_of(s) + d]) * centered / count;
+      }
+    }
+    const std::int64_t expert = a.index[slots[0]] * a.dim;
+    for (std::int64_t d = begin; d < end; ++d) {
+      const double inverse = 1.0 / std::sqrt(square[d - begin] + n_.eps),
+                   scale = widen(n_.weight[expert + d]) * inverse;
+      const double slope = inverse * inverse * moment[d - begin];
+      n_.grad_bias[expert + d] = rounded(count * level[d - begin]);
+      n_.grad_weight[expert + d] = rounded(count * moment[d - begin] * inverse);
+      for (const std::int64_t s : slots) {
+        const double centered = widen(a.y[s * a.dim + d]) - mean[d - begin];
+        const double own = gate_of(s) * widen(n_.grad_out[row_of(s) + d]) - level[d - begin];
+        n_.grad_y[s * a.dim + d] = rounded(scale * (own - centered * slope));
+      }
+    }
+  }
+  static T rounded(double value) { return narrow<T>(static_cast<Accumulator<T>>(value)); }
+
+  const ExpertNormGrad<T>& n_;
+  std::vector<std::int64_t> expert_;              // among those with few slots, or -1
+  std::vector<std::vector<std::int64_t>> slots_;  // ascending
+  std::int64_t num_experts_ = 0;
+};
+
 }  // namespace
 
 template <typename T>
@@ -209,8 +283,11 @@ void expert_norm_grad(const ExpertNormGrad<T>& n) {
     level[j] = share * plain;
     slope[j] = share * affine.inverse[j] * affine.inverse[j] * moment;
   }
+  const FewSlots<T> few(n);
+  few.write_gradients();
   for_each_block(a, [&](const auto& tile, std::int64_t begin, std::int64_t end) {
     for (std::int64_t s = begin * a.k; s < end * a.k; ++s) {
+      if (few.holds(a.index[s])) continue;
       const std::int64_t at = a.index[s] * dim;
       const A gate = combined ? A{widen(a.gate[s])} : A{1};
       const T* grad = grad_of(s);

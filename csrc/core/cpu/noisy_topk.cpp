@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <numbers>
+#include <type_traits>
 #include <vector>
 
 #include "core/cpu/top_k.h"
@@ -246,8 +247,13 @@ class Backward {
         grad_gate_[r] += chosen_[r] == static_cast<Lane<A>>(e) ? shared : Vector<A>{};
       }
     }
-    Vector<A> mean = {};
-    for (std::int64_t r = 0; r < block_.k; ++r) mean += gate_[r] * grad_gate_[r];
+    Vector<A> mean = {}, sum = {};
+    for (std::int64_t r = 0; r < block_.k; ++r) {
+      mean += gate_[r] * grad_gate_[r];
+      sum += gate_[r];
+    }
+    // Gates that were rounded do not add up to 1; the difference would carry that error of the whole grad_gate.
+    if constexpr (std::is_same_v<T, bfloat16>) mean /= sum;
     for (std::int64_t r = 0; r < block_.k; ++r) gate_[r] *= grad_gate_[r] - mean;
     for (std::int64_t e = 0; e < block_.num_experts; ++e) {
       noisy_[e] = given<A>(gate_.data(), chosen_.data(), block_.k, e);

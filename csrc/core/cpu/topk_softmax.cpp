@@ -3,6 +3,7 @@
 #include "core/topk_softmax.h"
 
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "core/cpu/top_k.h"
@@ -38,7 +39,8 @@ void topk_softmax(const TopkSoftmax<T>& a) {
   });
 }
 
-// dlogit_r = g_r (dg_r - sum_s g_s dg_s) for the chosen experts, exact zeros elsewhere.
+// dlogit_r = g_r (dg_r - sum_s g_s dg_s) for the chosen experts, exact zeros elsewhere. Gates that were rounded to
+// bfloat16 do not add up to 1; without the division the difference would carry that error of the whole dg.
 template <typename T>
 void topk_softmax_grad_logits(const TopkSoftmaxGradLogits<T>& a) {
   using A = Accumulator<T>;
@@ -47,8 +49,12 @@ void topk_softmax_grad_logits(const TopkSoftmaxGradLogits<T>& a) {
       const T* gate = a.gate + i * a.k;
       const T* grad_gate = a.grad_gate + i * a.k;
       T* out = a.grad_logits + i * a.num_experts;
-      A mean = 0;
-      for (std::int64_t r = 0; r < a.k; ++r) mean += widen(gate[r]) * widen(grad_gate[r]);
+      A mean = 0, sum = 0;
+      for (std::int64_t r = 0; r < a.k; ++r) {
+        mean += widen(gate[r]) * widen(grad_gate[r]);
+        sum += widen(gate[r]);
+      }
+      if constexpr (std::is_same_v<T, bfloat16>) mean /= sum;
       for (std::int64_t e = 0; e < a.num_experts; ++e) out[e] = narrow<T>(A{0});
       for (std::int64_t r = 0; r < a.k; ++r) {
         out[a.index[i * a.k + r]] = narrow<T>(widen(gate[r]) * (widen(grad_gate[r]) - mean));

@@ -44,10 +44,16 @@ struct Layout {
   __device__ A* scale() const { return partial + 2 * num_chunks * size(); }  // [num_experts, dim], as the next two
   __device__ A* level() const { return scale() + size(); }
   __device__ A* slope() const { return level() + size(); }
-  __device__ int* counts() const { return reinterpret_cast<int*>(slope() + size()); }  // [num_chunks, num_experts]
+  // Slots of the experts with few: [num_experts, kFewSlots] in no order, and how many, [num_experts].
+  __device__ std::int64_t* few() const { return reinterpret_cast<std::int64_t*>(partial) + value_bytes() / 8; }
+  __device__ int* num_few() const { return reinterpret_cast<int*>(few() + slots.num_experts * kFewSlots); }
+  __device__ int* counts() const { return num_few() + slots.num_experts; }  // [num_chunks, num_experts]
+  __host__ __device__ std::int64_t value_bytes() const {
+    return round_up((2 * num_chunks + 3) * size() * static_cast<std::int64_t>(sizeof(A)), 8);
+  }
   std::int64_t bytes() const {
-    const std::int64_t values = (2 * num_chunks + 3) * size() * static_cast<std::int64_t>(sizeof(A));
-    return values + num_chunks * slots.num_experts * static_cast<std::int64_t>(sizeof(int));
+    const std::int64_t integers = (num_chunks + 1) * static_cast<std::int64_t>(sizeof(int));
+    return value_bytes() + slots.num_experts * (kFewSlots * static_cast<std::int64_t>(sizeof(std::int64_t)) + integers);
   }
 
   ExpertSlots<T> slots;
@@ -187,6 +193,7 @@ __global__ void sum_gradients_kernel(Layout<T> w, ExpertNormGrad<T> n) {
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
   if (at >= w.size()) return;
   const std::int64_t count = n.count[at / w.slots.dim];
+  if (at % w.slots.dim == 0) w.num_few()[at / w.slots.dim] = 0;
   const A inverse = A{1} / std::sqrt(n.var[at] + static_cast<A>(n.eps)), scale = widened(n.weight[at]) * inverse;
   const A plain = total<Sums::gradients>(w, at, 0), moment = total<Sums::gradients>(w, at, 1);
   n.grad_bias[at] = narrowed<T>(plain);
@@ -197,6 +204,68 @@ __global__ void sum_gradients_kernel(Layout<T> w, ExpertNormGrad<T> n) {
   w.slope()[at] = share * inverse * inverse * moment;
 }
 
+// There is nothing wider than double to compute in.
+template <typename T>
+__device__ bool is_few(const ExpertNormGrad<T>& n, std::int64_t expert) {
+  return !std::is_same_v<T, double> && n.count[expert] > 1 && n.count[expert] <= kFewSlots;
+}
+
+template <typename T>
+__global__ void few_kernel(Layout<T> w, ExpertNormGrad<T> n) {
+  const std::int64_t s = static_cast<std::int64_t>(blockIdx.x) * kCountThreads + threadIdx.x;
+  const std::int64_t e = s < w.num_slots ? w.slots.index[s] : -1;
+  if (e < 0 || e >= w.slots.num_experts || !is_few(n, e)) return;
+  const int place = atomicAdd(w.num_few() + e, 1);
+  if (place < kFewSlots) w.few()[e * kFewSlots + place] = s;
+}
+
+// The slots of an expert with few, ascending, and their gradients in double.
+template <typename T>
+struct Few {
+  const Layout<T>& w;
+  const ExpertNormGrad<T>& n;
+  std::int64_t expert;
+  std::int64_t slot[kFewSlots];
+  int count;
+
+  __device__ Few(const Layout<T>& w_in, const ExpertNormGrad<T>& n_in, std::int64_t e) : w(w_in), n(n_in), expert(e) {
+    count = w.num_few()[e] < kFewSlots ? w.num_few()[e] : static_cast<int>(kFewSlots);
+    for (int i = 0; i < count; ++i) {
+      const std::int64_t own = w.few()[e * kFewSlots + i];
+      int place = i;
+      for (; place > 0 && slot[place - 1] > own; --place) slot[place] = slot[place - 1];
+      slot[place] = own;
+    }
+  }
+
+  __device__ double value(std::int64_t s, std::int64_t d) const { return widened(w.slots.y[s * w.slots.dim + d]); }
+  __device__ double grad(std::int64_t s, std::int64_t d) const {
+    const double gate = w.slots.gate == nullptr ? 1.0 : double{widened(w.slots.gate[s])};
+    return gate * widened(n.grad_out[s / w.slots.k * w.slots.dim + d]);
+  }
+  // Writes column d of the gradient of slot s; that of the first slot, the expert's too.
+  __device__ void write(std::int64_t s, std::int64_t d) const {
+    using A = Accumulator<T>;
+    double mean = 0, level = 0, square = 0, moment = 0;
+    for (int i = 0; i < count; ++i) {
+      mean += value(slot[i], d) / count;
+      level += grad(slot[i], d) / count;
+    }
+    for (int i = 0; i < count; ++i) {
+      const double centered = value(slot[i], d) - mean;
+      square += centered * centered / count;
+      moment += grad(slot[i], d) * centered / count;
+    }
+    const std::int64_t at = expert * w.slots.dim + d;
+    const double inverse = 1.0 / std::sqrt(square + n.eps), scale = widened(n.weight[at]) * inverse;
+    const double own = grad(s, d) - level, slope = inverse * inverse * moment;
+    n.grad_y[s * w.slots.dim + d] = narrowed<T>(static_cast<A>(scale * (own - (value(s, d) - mean) * slope)));
+    if (s != slot[0]) return;
+    n.grad_bias[at] = narrowed<T>(static_cast<A>(count * level));
+    n.grad_weight[at] = narrowed<T>(static_cast<A>(count * moment * inverse));
+  }
+};
+
 template <typename T>
 __global__ void grad_kernel(Layout<T> w, ExpertNormGrad<T> n, BadIndex* bad) {
   using A = Accumulator<T>;
@@ -206,13 +275,18 @@ __global__ void grad_kernel(Layout<T> w, ExpertNormGrad<T> n, BadIndex* bad) {
     const bool valid = lane_id() == 0 ? check_index(e, a.num_experts, s, bad) : e >= 0 && e < a.num_experts;
     const std::int64_t own = (valid ? e : 0) * a.dim;
     const A gate = a.gate == nullptr ? A{1} : widened(a.gate[s]);
+    const bool few = valid && is_few(n, e);
+    if (few) {
+      const Few<T> slots(w, n, e);
+      for (std::int64_t d = lane_id(); d < a.dim; d += kWarp) slots.write(s, d);
+    }
     A dot = 0;
     for (std::int64_t d = lane_id(); d < a.dim; d += kWarp) {
       const A raw = widened(n.grad_out[s / a.k * a.dim + d]), scale = w.scale()[own + d];
       const A centered = widened(a.y[s * a.dim + d]) - n.mean[own + d];
       dot += raw * (centered * scale + widened(n.bias[own + d]));
       const A grad = gate * raw * scale + w.level()[own + d] + centered * w.slope()[own + d];
-      n.grad_y[s * a.dim + d] = narrowed<T>(valid ? grad : A{0});
+      if (!few) n.grad_y[s * a.dim + d] = narrowed<T>(valid ? grad : A{0});
     }
     if (a.gate == nullptr) continue;
     dot = warp_sum(dot);
@@ -271,6 +345,10 @@ void expert_norm_grad(const ExpertNormGrad<T>& n, const Call& call) {
            call.stream, w, n);
   }
   if (w.num_slots == 0) return;
+  if (w.size() > 0) {
+    launch("expert_norm/few", few_kernel<T>, divide_up(w.num_slots, kCountThreads), kCountThreads, 0, call.stream, w,
+           n);
+  }
   launch("expert_norm/grad", grad_kernel<T>, row_blocks(w.num_slots), kWarps * kWarp, 0, call.stream, w, n,
          call.bad_index);
 }

@@ -202,12 +202,16 @@ struct GradRow {
     return e >= 0 && e < experts ? grad + g.grad_importance[e] : grad;
   }
   __device__ A mean_grad_gate() const {
-    A sum = 0;
+    A sum = 0, gates = 0;
     for (std::int64_t r = lane; r < k; r += lanes) {
       check_index(g.index[row * k + r], experts, row * k + r, bad);
       sum += widened(g.gate[row * k + r]) * grad_gate(r);
+      gates += widened(g.gate[row * k + r]);
     }
-    return sum_over(lanes, sum);
+    sum = sum_over(lanes, sum);
+    // Gates that were rounded do not add up to 1; the difference would carry that error of the whole grad_gate.
+    if constexpr (std::is_same_v<T, bfloat16>) sum /= sum_over(lanes, gates);
+    return sum;
   }
   // The last choice; none if its index is bad.
   __device__ Expert<A> last() const {

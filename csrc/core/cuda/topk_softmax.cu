@@ -27,19 +27,21 @@ __global__ void topk_softmax_kernel(TopkSoftmax<T> a) {
   write_top_k<T>(score, top, count, a.num_experts, a.k, a.gate + first * a.k, a.index + first * a.k);
 }
 
-// dlogit_r = g_r (dg_r - sum_s g_s dg_s) for the chosen experts, exact zeros elsewhere. A lane takes an output, so that
-// stores are whole lines; the k slots of its row are in the first-level cache.
+// dlogit_r = g_r (dg_r - sum_s g_s dg_s) for the chosen experts, exact zeros elsewhere. Gates that were rounded to
+// bfloat16 do not add up to 1; without the division the difference would carry that error of the whole dg. A lane takes
+// an output, so that stores are whole lines; the k slots of its row are in the first-level cache.
 template <typename T>
 __global__ void topk_softmax_grad_logits_kernel(TopkSoftmaxGradLogits<T> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= a.num_rows * a.num_experts) return;
   const std::int64_t row = i / a.num_experts, e = i % a.num_experts;
-  A mean = 0, gate = 0, grad = 0;
+  A mean = 0, sum = 0, gate = 0, grad = 0;
   bool chosen = false;
   for (std::int64_t s = row * a.k; s < (row + 1) * a.k; ++s) {
     const A g = widened(a.gate[s]), dg = widened(a.grad_gate[s]);
     mean += g * dg;
+    sum += g;
     if (a.index[s] == e) {
       chosen = true;
       gate = g;
@@ -47,6 +49,7 @@ __global__ void topk_softmax_grad_logits_kernel(TopkSoftmaxGradLogits<T> a, BadI
     }
     if (e == 0) check_index(a.index[s], a.num_experts, s, bad);
   }
+  if constexpr (std::is_same_v<T, bfloat16>) mean /= sum;
   a.grad_logits[i] = narrowed<T>(chosen ? gate * (grad - mean) : A{0});
 }
 

@@ -23,6 +23,7 @@ class DeviceCall {
   // Dense, on the device of the call.
   Tensor read(const char* name, const Tensor& t) const {
     check_device(name, t);
+    check_memory(op_, name, t);
     return dense(t);
   }
   OptionalTensor read(const char* name, const OptionalTensor& t) const {
@@ -30,6 +31,7 @@ class DeviceCall {
   }
   Tensor read_int64(const char* name, const Tensor& t) const {
     check_device(name, t);
+    check_memory(op_, name, t);
     return dense_int64(t);
   }
   OptionalTensor read_int64(const char* name, const OptionalTensor& t) const {
