@@ -33,6 +33,10 @@ class DataError(GmoeError, ValueError):
     """A data set is missing, damaged or inconsistent (exit code 3)."""
 
 
+class DataWarning(UserWarning):
+    """Something in a data set was not read, or was read in a way that may surprise."""
+
+
 class ArgumentError(GmoeError, ValueError):
     """An argument has the wrong shape, value or device."""
 

@@ -54,7 +54,8 @@ def _list(root: Path) -> None:
     here = found(root)
     print(f"root       {root}")
     for name in SYNTHETIC:
-        print(f"built in   {name}")
+        if name not in here:
+            print(f"built in   {name}")
     for name, file in here.items():
         print(f"present    {name:<24} {file}")
     for name in SOURCES:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .arrays import Array
 
 
@@ -88,42 +89,52 @@ def better(metric: str, score: float, than: float, ties: bool = False) -> bool:
     return ahead or (ties and score == than)
 
 
-def infer(y: Tensor) -> str:
-    """Infer the metric: 'accuracy' for class ids, integers [N] or one column of whole numbers; for labels that are all
-    0, 1 or NaN 'rocauc', else 'rmse'.
-    """
-    if not y.is_floating_point() and y.ndim == 1:
-        return "accuracy"
-    return next((metric for metric in ("rocauc", "accuracy") if _fits(metric, y)), "rmse")
-
-
-def check_labels(name: str, y: Tensor, metric: str) -> None:
-    """Check that the metric can score the labels.
+def check_name(metric: str) -> None:
+    """Refuse a metric that there is none of.
 
     Raises:
-        DataError: labels other than 0, 1 or NaN (missing) for 'rocauc', or other than class ids for 'accuracy'.
+        ConfigError: naming the metrics.
     """
     _lookup(metric)
-    missing = y.isnan().reshape(len(y), -1).any(1)
-    if metric == "accuracy" and bool(missing.any()):
-        row = int(missing.nonzero()[0])
-        raise DataError(f"data '{name}': metric 'accuracy' expects a class id for every item, got NaN in row {row}")
-    if not _fits(metric, y):
-        expected = {"rocauc": "labels 0, 1 or missing, got others", "accuracy": "one class id 0, 1, ... per item"}
-        raise DataError(f"data '{name}': metric '{metric}' expects {expected[metric]}\n  fix: pass --data.metric")
 
 
-def _fits(metric: str, y: Tensor) -> bool:
-    known = y[~y.isnan()]
-    if metric == "rocauc":
-        return bool(((known == 0) | (known == 1)).all())
-    one_column = y.ndim == 1 or y.shape[1] == 1
-    return metric == "rmse" or (one_column and bool(((known >= 0) & (known == known.floor())).all()))
+def check_parts(name: str, metric: str, y: Tensor, parts: Mapping[str, Tensor]) -> None:
+    """Check before any work that there are labels to train on, and that validation and test can be scored.
+
+    Args:
+        name: of the data set.
+        metric: of the labels.
+        y: labels, class ids [N] or [N, tasks].
+        parts: ids of 'train', 'val' and 'test'.
+
+    Raises:
+        DataError: naming the part, and the class that it lacks.
+    """
+
+    def fail(part: str, what: str) -> NoReturn:
+        fix = "choose another split with --data.split or --data.split_seed, or add labels"
+        raise DataError(f"data '{name}': the {part} part has {what}\n  fix: {fix}")
+
+    for part, ids in parts.items():
+        rows = y[ids] if y.ndim == 2 else y[ids, None]
+        known = ~rows.isnan()
+        if not bool(known.any()):
+            fail(part, "no label at all")
+        if part == "train" or metric == "accuracy":
+            continue
+        ones, zeros = (rows == 1).any(0), (rows == 0).any(0)
+        if metric == "rocauc" and not bool((ones & zeros).any()):
+            lacks = "both classes in no task"
+            if not bool(ones.any() & zeros.any()):
+                lacks = f"no label {int(bool(zeros.any()))}"
+            fail(part, f"{lacks}, so ROC-AUC is undefined there")
+        if metric == "rmse" and not bool(known.any(0).all()):
+            fail(part, f"no label of task {int((~known.any(0)).nonzero()[0])}, so RMSE is undefined there")
 
 
 def _lookup(metric: str) -> Callable[[Tensor, Tensor], float]:
     if metric not in _SCORES:
-        raise ValueError(f"metrics: expected 'metric' to be one of {', '.join(NAMES)}, got '{metric}'")
+        raise ConfigError(f"metrics: expected 'metric' to be one of {', '.join(NAMES)}, got '{metric}'")
     return _SCORES[metric]
 
 

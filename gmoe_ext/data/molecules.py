@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..graph import Graph
 from ..indices import check_range
 from ..ops import two_hop_graph
-from . import metrics, splits
 from .arrays import Array, Arrays
 from .batching import Cut, Table
-from .splits import Split
+from .labels import read_molecule_labels
+from .splits import Rule, Split
 
 ATOM_DIMS = (119, 5, 12, 12, 10, 6, 6, 2, 2)
 BOND_DIMS = (5, 6, 2)
 NUM_BOND_TYPES = 60
+_MAX_PATHS = 1 << 28  # of two bonds: 2 GiB of edges with their types; real data sets have a few per atom
 
 
 class MoleculeBatch(NamedTuple):
@@ -76,6 +78,8 @@ class MoleculeData:
         metric: 'rocauc', 'rmse' or 'accuracy'.
         split: the rule the parts come from: 'official', 'reconstructed', 'random', ...
         sha256: digest of each file read, by file name.
+        class_names: of classes, the ids in the data where those are not 0, 1, ...; else empty.
+        remarks: what was not read, and what was read in a way that may surprise.
     """
 
     name: str
@@ -89,6 +93,8 @@ class MoleculeData:
     metric: str
     split: str = "official"
     sha256: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     _tables: dict[str, Any] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -110,7 +116,8 @@ class MoleculeData:
             name: of the data set.
             node_feat: atom categories of all molecules, integers [N, 9].
             num_nodes: atoms of each molecule, integers [G].
-            bond_index: each bond once, integers [2, bonds], atom ids local to the molecule.
+            bond_index: integers [2, bonds], atom ids local to the molecule, each bond in one or both directions; self
+                loops are dropped.
             bond_feat: bond categories, integers [bonds, 3].
             num_bonds: bonds of each molecule, integers [G].
             y: labels [G, tasks] or [G], NaN = missing.
@@ -122,8 +129,7 @@ class MoleculeData:
         """
         given = {"node_feat": node_feat, "num_nodes": num_nodes, "bond_index": bond_index}
         given |= {"bond_feat": bond_feat, "num_bonds": num_bonds, "y": y}
-        arrays = {key: np.asarray(value) for key, value in given.items()}
-        return read_molecules(name, Arrays(f"data '{name}'", arrays), metric, split)
+        return read_molecules(name, Arrays.of(f"data '{name}'", given), split, metric)
 
     @property
     def num_graphs(self) -> int:
@@ -149,6 +155,7 @@ class MoleculeData:
 
         Raises:
             GraphIndexError: an id is out of range.
+            DataError: the two-hop graph would take more than 2 GiB.
         """
         chosen = torch.as_tensor(ids, dtype=torch.int64, device="cpu")
         known = chosen.numpy()
@@ -177,8 +184,9 @@ class MoleculeData:
         """Describe the data in one line: '2,039 molecules, 24.1 atoms and 26.0 bonds each, 1 task (rocauc), ...'."""
         parts = "/".join(f"{len(ids):,}" for ids in (self.train_idx, self.val_idx, self.test_idx))
         atoms, bonds = len(self.node_feat) / self.num_graphs, self.graph.num_edges / 2 / self.num_graphs
+        rest = "; ".join((self.split, *self.remarks))
         each = f"{self.num_graphs:,} molecules, {atoms:.1f} atoms and {bonds:.1f} bonds each"
-        return f"{each}, {self.num_tasks:,} task{'s' * (self.num_tasks > 1)} ({self.metric}), {parts} ({self.split})"
+        return f"{each}, {self.num_tasks:,} task{'s' * (self.num_tasks > 1)} ({self.metric}), {parts} ({rest})"
 
     def __repr__(self) -> str:
         return f"MoleculeData({self.name}: {self.summary()})"
@@ -192,6 +200,7 @@ class MoleculeData:
 
     def _two_hop(self) -> tuple[Graph, Tensor]:
         if "pairs" not in self._tables:
+            self._check_two_hop()
             listed = two_hop_graph(self.graph)
             assert listed.edge_type is not None
             # An embedding table has one row for each pair that occurs: a few dozen of 3,600.
@@ -203,14 +212,26 @@ class MoleculeData:
         pairs: tuple[Graph, Tensor] = self._tables["pairs"]
         return pairs
 
+    def _check_two_hop(self) -> None:
+        degrees = self.graph.degree()
+        paths = int(degrees.square().sum())
+        if paths > _MAX_PATHS:
+            atom = int(degrees.argmax())
+            molecule = int(torch.searchsorted(self.node_offsets, atom, right=True)) - 1
+            raise DataError(
+                f"data '{self.name}': the two-hop graph would have up to {paths:,} edges and take "
+                f"{paths / 2**27:,.1f} GiB, expected at most {_MAX_PATHS / 2**27:,.1f} GiB; atom "
+                f"{atom - int(self.node_offsets[molecule])} of molecule {molecule} has {int(degrees[atom]):,} bonds\n"
+                "  fix: leave that molecule out, or use a model without hop-2 experts"
+            )
 
-def read_molecules(name: str, arrays: Arrays, metric: str | None = None, split: Split | None = None) -> MoleculeData:
+
+def read_molecules(name: str, arrays: Arrays, split: Rule | Split, metric: str | None = None) -> MoleculeData:
     """Build molecule data from the arrays of NAME_graphs.npz (docs/guides/data.md), checking everything.
-
-    ``split`` replaces the one in ``arrays``; without either, the parts are empty (:data:`splits.NONE`).
 
     Raises:
         DataError: an array is missing or bad, naming it.
+        ConfigError: an option of the split is out of range, or does not apply.
     """
     node_feat = _read_categories(arrays, "node_feat", ATOM_DIMS)
     bond_feat = _read_categories(arrays, "bond_feat", BOND_DIMS)
@@ -218,16 +239,14 @@ def read_molecules(name: str, arrays: Arrays, metric: str | None = None, split: 
     bonds = _read_counts(arrays, "num_bonds", "bond_feat", len(bond_feat), least=0)
     if len(atoms) != len(bonds):
         arrays.fail(f"'num_nodes' has {len(atoms)} molecules, 'num_bonds' has {len(bonds)}")
-    labels = _read_labels(arrays, len(atoms))
-    metric = metrics.infer(labels) if metric is None else metric
-    metrics.check_labels(name, labels, metric)
-    if split is None:
-        split = splits.from_arrays(arrays, len(atoms), "official") if "train_idx" in arrays else splits.NONE
+    labels = read_molecule_labels(arrays, len(atoms), metric)
     offsets = np.concatenate([[0], np.cumsum(atoms)])
     graph = _read_union(arrays, bond_feat, atoms, bonds, offsets)
+    if isinstance(split, Rule):
+        split = split.split(arrays, labels, "random")
     return MoleculeData(
-        name, torch.from_numpy(node_feat), graph, torch.from_numpy(offsets), labels, *split[:3], metric,
-        split.rule, arrays.sha256,
+        name, torch.from_numpy(node_feat), graph, torch.from_numpy(offsets), labels.y, *split[:3], labels.metric,
+        split.rule, arrays.sha256, labels.class_names, arrays.all_remarks(),
     )  # fmt: skip
 
 
@@ -242,20 +261,39 @@ def _read_union(arrays: Arrays, bond_feat: Array, atoms: Array, bonds: Array, of
             f"expected 0 <= atom < {atoms[owner]}"
         )
     ends = bond_index.astype(np.int64) + offsets[molecule]
-    # Each bond, then its reverse: the order of OGB's loader.
-    edge_index = np.stack([ends, ends[::-1]], axis=2).reshape(2, -1)
     a, b, c = bond_feat.T
-    kinds = np.repeat((a * BOND_DIMS[1] + b) * BOND_DIMS[2] + c, 2)
+    kinds = (a * BOND_DIMS[1] + b) * BOND_DIMS[2] + c
+    kept = _first_of_each_bond(arrays, ends, kinds, int(offsets[-1]))
+    # Each bond, then its reverse: the order of OGB's loader.
+    edge_index = np.stack([ends[:, kept], ends[::-1, kept]], axis=2).reshape(2, -1)
     return Graph.from_edge_index(
-        torch.from_numpy(edge_index), int(offsets[-1]), None, torch.from_numpy(kinds), NUM_BOND_TYPES
+        torch.from_numpy(edge_index),
+        int(offsets[-1]),
+        None,
+        torch.from_numpy(np.repeat(kinds[kept], 2)),
+        NUM_BOND_TYPES,
     )
+
+
+def _first_of_each_bond(arrays: Arrays, ends: Array, kinds: Array, num_atoms: int) -> Array:
+    """Find each bond once, in the order of the file, whether it gives one direction, both, or a bond twice."""
+    low, high = ends.min(0), ends.max(0)
+    _, first, inverse = np.unique(low * num_atoms + high, return_index=True, return_inverse=True)
+    differs = np.flatnonzero((kinds != kinds[first][inverse]) & (low != high))
+    if len(differs):
+        earlier = first[inverse][differs[0]]
+        arrays.fail(f"bonds {earlier} and {differs[0]} join the same atoms, but have different rows in 'bond_feat'")
+    kept: Array = np.sort(first[low[first] != high[first]])
+    return kept
 
 
 def _read_counts(arrays: Arrays, name: str, counted: str, total: int, least: int) -> Array:
     counts = arrays.take(name, "integer", (None,)).astype(np.int64)
-    bad = np.flatnonzero(counts < least)
-    if len(bad):
+    bad = np.flatnonzero((counts < least) | (counts > total))  # so that the sum does not wrap around
+    if len(bad) and counts[bad[0]] < least:
         arrays.fail(f"expected '{name}' >= {least}, got {counts[bad[0]]} at {bad[0]}")
+    if len(bad):
+        arrays.fail(f"'{name}' adds up to more than {counts[bad[0]]:,}, but '{counted}' has {total} rows")
     if counts.sum() != total:
         arrays.fail(f"'{name}' adds up to {counts.sum()}, but '{counted}' has {total} rows")
     return counts
@@ -271,15 +309,3 @@ def _read_categories(arrays: Arrays, name: str, dims: tuple[int, ...]) -> Array:
             f"expected 0 <= category < {dims[column]}"
         )
     return values.astype(np.int64)
-
-
-def _read_labels(arrays: Arrays, num_graphs: int) -> Tensor:
-    y = arrays.take("y", "real", (num_graphs,), (num_graphs, None))
-    if y.ndim == 1:
-        y = y[:, None]
-    if y.shape[1] == 0:
-        arrays.fail(f"expected 'y' of shape [{num_graphs}, tasks], got {list(y.shape)}")
-    labels = torch.from_numpy(y.astype(np.float32))
-    if bool(labels.isinf().any()):
-        arrays.fail("expected finite or missing labels in 'y', got infinity")
-    return labels

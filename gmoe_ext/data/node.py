@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph
-from . import splits
-from .arrays import Array, Arrays, ascending_pairs
-from .splits import Split
+from .arrays import Array, Arrays, ascending_pairs, check_expansion
+from .labels import read_node_labels
+from .splits import Rule, Split
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,13 +23,14 @@ class NodeData:
         name: of the data set.
         x: node features, float32 [N, F].
         graph: undirected, both directions of every edge, no self loops, no weights.
-        y: class ids int64 [N]; for metric 'rocauc' 0/1/NaN labels float32 [N, tasks].
-        train_idx, val_idx, test_idx: node ids, int64, ascending, disjoint.
+        y: class ids int64 [N], -1 = unlabelled; for metric 'rocauc' 0/1/NaN labels float32 [N, tasks].
+        train_idx, val_idx, test_idx: ids of labelled nodes, int64, ascending, disjoint.
         num_classes: C, the width of a model's output.
-        class_names: where known, else empty.
+        class_names: where known, else empty; the class ids of the data where those are not 0, 1, ...
         metric: 'accuracy' or 'rocauc'.
         split: the rule the parts come from, such as 'public' or 'per_class'.
         sha256: digest of each file read, by file name.
+        remarks: what was not read, and what was read in a way that may surprise.
     """
 
     name: str
@@ -44,6 +45,7 @@ class NodeData:
     metric: str = "accuracy"
     split: str = "file"
     sha256: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(
@@ -63,20 +65,18 @@ class NodeData:
             name: shown in tables and results.
             x: real [N, F].
             edge_index: integers [2, E], each undirected edge in one or both directions; self loops are dropped.
-            y: class ids, integers [N].
+            y: class ids, integers [N]; -1 or NaN = unlabelled.
             train_idx, val_idx, test_idx: node ids.
             class_names: one per class, or none.
 
         Raises:
             DataError: a wrong shape or dtype, NaN, an id out of range, or overlapping parts.
         """
-        features = np.atleast_1d(np.asarray(x))
-        given = {"x": features, "num_nodes": len(features), "edge_index": edge_index, "y": y}
+        given = {"x": x, "edge_index": edge_index, "y": y}
         given |= {"train_idx": train_idx, "val_idx": val_idx, "test_idx": test_idx}
-        if len(class_names):
-            given["class_names"] = np.asarray(class_names, str)
-        arrays = {key: np.asarray(value) for key, value in given.items()}
-        return read_nodes(name, Arrays(f"data '{name}'", arrays), "given")
+        arrays = Arrays.of(f"data '{name}'", given | ({"class_names": class_names} if len(class_names) else {}))
+        arrays.arrays["num_nodes"] = np.array(len(np.atleast_1d(arrays.arrays["x"])))
+        return read_nodes(name, arrays, Rule("given"))
 
     @property
     def num_nodes(self) -> int:
@@ -128,7 +128,7 @@ class NodeData:
         parts = "/".join(f"{len(ids):,}" for ids in (self.train_idx, self.val_idx, self.test_idx))
         return (
             f"{self.num_nodes:,} nodes, {self.graph.num_edges // 2:,} edges, {self.num_features:,} features, "
-            f"{self.num_classes:,} {outputs}, {parts} ({self.split})"
+            f"{self.num_classes:,} {outputs}, {parts} ({'; '.join((self.split, *self.remarks))})"
         )
 
     def __repr__(self) -> str:
@@ -162,6 +162,7 @@ class LinkData:
         val_edge_neg, test_edge_neg: negative pairs, int64 [2, E].
         metric: such as 'hits@20'.
         sha256: digest of each file read, by file name.
+        remarks: what was not read, and what was read in a way that may surprise.
     """
 
     name: str
@@ -174,6 +175,7 @@ class LinkData:
     test_edge_neg: Tensor
     metric: str = "hits@20"
     sha256: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -189,34 +191,32 @@ class LinkData:
     def summary(self) -> str:
         """Describe the data in one line: nodes, edges of each part, metric."""
         parts = "/".join(f"{edges.shape[1]:,}" for edges in (self.train_edge, self.val_edge, self.test_edge))
-        return f"{self.num_nodes:,} nodes, {parts} edges to train/validate/test, {self.metric}"
+        return "; ".join(
+            (f"{self.num_nodes:,} nodes, {parts} edges to train/validate/test, {self.metric}", *self.remarks)
+        )
 
     def __repr__(self) -> str:
         return f"LinkData({self.name}: {self.summary()})"
 
 
-def read_nodes(name: str, arrays: Arrays, rule: str) -> NodeData:
+def read_nodes(name: str, arrays: Arrays, rule: Rule) -> NodeData:
     """Build node data from the arrays of NAME.npz (docs/guides/data.md), checking everything.
-
-    ``rule`` names the split in ``arrays``; without one the parts are empty (:data:`splits.NONE`).
 
     Raises:
         DataError: an array is missing or bad, naming it.
+        ConfigError: an option of the split is out of range, or does not apply.
     """
     num_nodes = arrays.number("num_nodes")
+    labels = read_node_labels(arrays, num_nodes)
     x = read_features(arrays, num_nodes)
-    y = read_classes(arrays, num_nodes)
-    graph = undirected_graph(arrays.indices("edge_index", num_nodes, (2, None)), num_nodes)
-    class_names: tuple[str, ...] = ()
-    if "class_names" in arrays:
-        class_names = tuple(arrays.take("class_names", "text", (None,)).tolist())
-    num_classes = count_classes(y)
-    if class_names and num_classes > len(class_names):
-        arrays.fail(f"label {num_classes - 1} has no name; 'class_names' has {len(class_names)}")
-    split = splits.from_arrays(arrays, num_nodes, rule) if "train_idx" in arrays else splits.NONE
+    edges = arrays.indices("edge_index", num_nodes, (2, None))
+    graph = undirected_graph(edges, num_nodes)
+    _remark_directions(arrays, edges, graph)
+    arrays.use("orig_node_index")
+    split = rule.split(arrays, labels, "per_class" if labels.metric == "accuracy" else "random")
     return NodeData(
-        name, x, graph, y, *split[:3], len(class_names) or num_classes, class_names,
-        split=split.rule, sha256=arrays.sha256,
+        name, x, graph, labels.y, *split[:3], labels.outputs, labels.class_names, labels.metric, split.rule,
+        arrays.sha256, arrays.all_remarks(),
     )  # fmt: skip
 
 
@@ -231,40 +231,34 @@ def read_links(name: str, arrays: Arrays, metric: str = "hits@20") -> LinkData:
         torch.from_numpy(arrays.indices(f"{part}_edge{kind}", num_nodes, (2, None)))
         for part, kind in (("train", ""), ("valid", ""), ("test", ""), ("valid", "_neg"), ("test", "_neg"))
     )
+    check_expansion(arrays.origin, f"a graph of {num_nodes:,} nodes", 8 * num_nodes, train.numpy().nbytes)
     x = read_features(arrays, num_nodes) if "x" in arrays or "x_shape" in arrays else None
     graph = undirected_graph(train.numpy(), num_nodes)
-    return LinkData(name, graph, x, train, val, test, val_neg, test_neg, metric, arrays.sha256)
+    return LinkData(name, graph, x, train, val, test, val_neg, test_neg, metric, arrays.sha256, arrays.all_remarks())
 
 
 def read_features(arrays: Arrays, num_nodes: int) -> Tensor:
-    """Read finite features as float32 [N, F]: ``x``, or the CSR matrix of ``x_indptr``, ``x_indices``, ``x_data``."""
+    """Read finite features as float32 [N, F]: ``x``, or the CSR matrix of ``x_indptr``, ``x_indices``, ``x_data``.
+
+    Entries that a row of the CSR matrix has twice are added up, as SciPy does.
+    """
+    sparse = ("x_shape", "x_data", "x_indices", "x_indptr")
     if "x" in arrays:
+        if given := [name for name in sparse if name in arrays]:
+            arrays.fail(f"has both 'x' and {', '.join(given)}\n  fix: keep either the dense or the sparse features")
         return torch.from_numpy(arrays.finite("x", (num_nodes, None)))
     shape = arrays.take("x_shape", "integer", (2,))
-    if shape[0] != num_nodes:
+    if shape[0] != num_nodes or shape[1] < 0:
         arrays.fail(f"expected 'x_shape' [{num_nodes}, F], got {shape.tolist()}")
+    num_features = int(shape[1])
     values = arrays.finite("x_data", (None,))
-    columns = arrays.indices("x_indices", int(shape[1]), (len(values),))
-    x = np.zeros((num_nodes, int(shape[1])), dtype=np.float32)
-    x[arrays.csr_rows("x_indptr", num_nodes, len(values)), columns] = values
+    columns = arrays.indices("x_indices", num_features, (len(values),))
+    rows = arrays.csr_rows("x_indptr", num_nodes, len(values))
+    what = f"the dense matrix 'x' of shape [{num_nodes:,}, {num_features:,}]"
+    check_expansion(arrays.origin, what, 4 * num_nodes * num_features, values.nbytes + columns.nbytes)
+    x = np.zeros((num_nodes, num_features), dtype=np.float32)
+    np.add.at(x.reshape(-1), rows * num_features + columns, values)
     return torch.from_numpy(x)
-
-
-def read_classes(arrays: Arrays, num_nodes: int) -> Tensor:
-    """Read the class ids ``y``, [N] or [N, 1], integers or whole floats >= 0, as int64 [N]."""
-    y = arrays.take("y", "real", (num_nodes,), (num_nodes, 1)).reshape(-1)
-    bad = np.flatnonzero(~(y >= 0) | (y != np.floor(y)))
-    if len(bad):
-        arrays.fail(
-            f"expected class ids 0, 1, ... in 'y', got {y[bad[0]]} at node {bad[0]}; "
-            "every node needs a label, missing ones (NaN) are not allowed here"
-        )
-    return torch.from_numpy(y.astype(np.int64))
-
-
-def count_classes(y: Tensor) -> int:
-    """Return the largest class id + 1."""
-    return int(y.max()) + 1 if y.numel() else 0
 
 
 def undirected_graph(edges: Array, num_nodes: int) -> Graph:
@@ -272,3 +266,13 @@ def undirected_graph(edges: Array, num_nodes: int) -> Graph:
     low, high = ascending_pairs(edges, num_nodes)
     both = np.stack([np.concatenate([low, high]), np.concatenate([high, low])])
     return Graph.from_edge_index(torch.from_numpy(both), num_nodes)
+
+
+def _remark_directions(arrays: Arrays, edges: Array, graph: Graph) -> None:
+    """Say that directions are dropped, unless the list is plainly undirected: both ways, or always from low to high."""
+    source, target = edges
+    if (source <= target).all() or (source >= target).all():
+        return
+    one_way = graph.num_edges - len(np.unique((source * graph.num_nodes + target)[source != target]))
+    if one_way:
+        arrays.remark(f"{one_way:,} edges that are given in one direction are used in both")

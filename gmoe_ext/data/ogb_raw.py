@@ -5,19 +5,17 @@ OGB's own loader unpickles its processed files and asks the network when importe
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import DataError
-from . import metrics, splits
 from .arrays import Array, Arrays, read_csv, sha256
 from .molecules import MoleculeData, read_molecules
-from .node import LinkData, NodeData, count_classes, read_classes, read_features, read_links, undirected_graph
+from .node import LinkData, NodeData, read_links, read_nodes
+from .pickled import read_pt
+from .splits import Rule
 
 _HITS = {"ppa": 100, "collab": 50, "ddi": 20}
 
@@ -27,7 +25,7 @@ def is_raw_folder(folder: Path) -> bool:
     return (folder / "raw" / "edge.csv.gz").is_file()
 
 
-def read(name: str, folder: Path, metric: str | None = None) -> NodeData | MoleculeData | LinkData:
+def read(name: str, folder: Path, rule: Rule, metric: str | None = None) -> NodeData | MoleculeData | LinkData:
     """Read the raw folder of an OGB data set; the files present tell whether it is of nodes, graphs or links.
 
     Raises:
@@ -35,9 +33,9 @@ def read(name: str, folder: Path, metric: str | None = None) -> NodeData | Molec
     """
     raw = _RawFolder(folder)
     if raw.has("graph-label"):
-        return _graphs(name, raw, metric)
+        return _graphs(name, raw, rule, metric)
     if raw.has("node-label"):
-        return _nodes(name, raw)
+        return _nodes(name, raw, rule)
     if sorted(folder.glob("split/*/valid.pt")):
         return _links(name, raw)
     raise DataError(
@@ -62,6 +60,8 @@ class _RawFolder(Arrays):
     ) -> Array:
         path = self.folder / folder / f"{file}.csv.gz"
         table = read_csv(path, kind, missing)
+        if flat and table.size and table.shape[1] != 1:
+            self.fail(f"expected one column in {path.relative_to(self.folder).as_posix()}, got {table.shape[1]}")
         self.add(name, table.reshape(-1) if flat else table, path)
         return self.arrays[name]
 
@@ -72,15 +72,25 @@ class _RawFolder(Arrays):
             self.sha256[self.files[name]] = sha256(path)
 
     def add_edges(self, name: str) -> None:
-        # An empty csv file has no columns.
-        self.arrays[name] = self.add_csv(name, "edge", "integer").reshape(-1, 2).T
+        edges = self.add_csv(name, "edge", "integer")
+        if edges.size and edges.shape[1] != 2:
+            self.fail(f"expected two columns, source and target, in raw/edge.csv.gz, got {edges.shape[1]}")
+        self.arrays[name] = edges.reshape(-1, 2).T  # an empty csv file has no columns
 
     def add_num_nodes(self) -> int:
         counts = self.add_csv("num_nodes", "num-node-list", "integer", flat=True)
         if len(counts) != 1:
             self.fail(f"expected one graph, got 'num_nodes' of {len(counts)}")
         self.arrays["num_nodes"] = counts[0]
-        return int(counts[0])
+        return self.number("num_nodes")
+
+    def all_remarks(self) -> tuple[str, ...]:
+        """Return the remarks, and name the files of the raw folder that were not read."""
+        read = {*self.files.values(), "raw/num-node-list.csv.gz", "raw/num-edge-list.csv.gz"}
+        files = (path.relative_to(self.folder).as_posix() for path in sorted((self.folder / "raw").glob("*.csv.gz")))
+        if unread := [file for file in files if file not in read]:
+            self.remark(f"not read: {', '.join(unread)}")
+        return super().all_remarks()
 
     def add_split(self) -> None:
         folder = self.split_folder().relative_to(self.folder).as_posix()
@@ -99,7 +109,7 @@ class _RawFolder(Arrays):
         super().fail("; ".join([message, *named]))
 
 
-def _graphs(name: str, raw: _RawFolder, metric: str | None) -> MoleculeData:
+def _graphs(name: str, raw: _RawFolder, rule: Rule, metric: str | None) -> MoleculeData:
     if not raw.has("node-feat") or not raw.has("edge-feat"):
         raw.fail("has no atom or bond categories; only OGB's molecules are read")
     raw.add_csv("node_feat", "node-feat", "integer")
@@ -111,32 +121,25 @@ def _graphs(name: str, raw: _RawFolder, metric: str | None) -> MoleculeData:
     raw.add_edges("bond_index")
     raw.add_csv("y", "graph-label", "real", missing=True)
     raw.add_split()
-    return read_molecules(name, raw, metric)
+    return read_molecules(name, raw, rule, metric)
 
 
-def _nodes(name: str, raw: _RawFolder) -> NodeData:
+def _nodes(name: str, raw: _RawFolder, rule: Rule) -> NodeData:
     num_nodes = raw.add_num_nodes()
     raw.add_edges("edge_index")
     raw.add_split()
-    edges = raw.indices("edge_index", num_nodes, (2, None))
+    raw.add_csv("y", "node-label", "real", missing=True)
     if raw.has("node-feat"):
         raw.add_csv("x", "node-feat", "real")
     elif raw.has("edge-feat"):
+        edges = raw.indices("edge_index", num_nodes, (2, None))
         raw.add_csv("edge_feat", "edge-feat", "real")
-        raw.arrays["x"] = _mean_of_edges(edges, raw.take("edge_feat", "real", (edges.shape[1], None)), num_nodes)
+        features = raw.take("edge_feat", "real", (edges.shape[1], None))
+        raw.take("y", "real", (num_nodes, None))  # before `num_nodes` rows are made for it
+        raw.arrays["x"] = _mean_of_edges(edges, features, num_nodes)
     else:
         raw.fail("has neither raw/node-feat.csv.gz nor raw/edge-feat.csv.gz")
-    y: Tensor
-    if raw.add_csv("y", "node-label", "real", missing=True).shape[1] == 1:
-        metric, y = "accuracy", read_classes(raw, num_nodes)
-        outputs = count_classes(y)
-    else:
-        metric, y = "rocauc", torch.from_numpy(raw.take("y", "real", (num_nodes, None)))
-        outputs = y.shape[1]
-        metrics.check_labels(name, y, metric)
-    x, graph = read_features(raw, num_nodes), undirected_graph(edges, num_nodes)
-    split = splits.from_arrays(raw, num_nodes, "official")
-    return NodeData(name, x, graph, y, *split[:3], outputs, (), metric, split.rule, raw.sha256)
+    return read_nodes(name, raw, rule)
 
 
 def _links(name: str, raw: _RawFolder) -> LinkData:
@@ -146,13 +149,16 @@ def _links(name: str, raw: _RawFolder) -> LinkData:
         if part == "train" and not path.is_file():  # the raw edge list holds the training edges
             raw.add_edges("train_edge")
             continue
-        held = _read_pt(path)
+        held = read_pt(path)
         for key in keys:
-            if key not in held:
-                raise DataError(f"{path}: expected '{key}', got {', '.join(map(str, held)) or 'nothing'}")
-            raw.add(f"{part}_{key}", np.asarray(held[key]).T, path)
+            if not isinstance(held.get(key), np.ndarray):
+                raise DataError(f"{path}: expected an array '{key}', got {', '.join(held) or 'nothing'}")
+            raw.add(f"{part}_{key}", held[key].T, path)
+        if unread := sorted(set(held) - set(keys)):
+            raw.remark(f"not read: {', '.join(unread)} of {path.name}")
     if raw.has("node-feat"):
         raw.add_csv("x", "node-feat", "real")
+    raw.files.setdefault("train_edge (the same edges)", "raw/edge.csv.gz")
     k = next((k for suffix, k in _HITS.items() if name.endswith(suffix)), 20)
     return read_links(name, raw, f"hits@{k}")
 
@@ -166,22 +172,3 @@ def _mean_of_edges(edges: Array, edge_feat: Array, num_nodes: int) -> Array:
     count = np.bincount(ends, minlength=num_nodes)
     means: Array = np.stack(sums, 1) / np.maximum(count, 1)[:, None]
     return means
-
-
-def _read_pt(path: Path) -> dict[str, Any]:
-    # torch's restricted unpickler builds tensors only; plain numeric NumPy arrays are allowed too.
-    reconstruct = np.empty(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("i2", "i4", "i8", "f4", "f8")]
-    allowed: list[Any] = [np.ndarray, np.dtype, *kinds]
-    allowed += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: file not found") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: damaged, or holds more than arrays ({reason}); fetch it again") from error
-    if not isinstance(held, dict):
-        raise DataError(f"{path}: expected a dictionary of arrays, got {type(held).__name__}")
-    return held

@@ -1,24 +1,22 @@
-"""Fetch published data sets: where they are, their checksums, and their conversion to the arrays of NAME.npz."""
+"""Fetch published data sets: where they are, and their checksums."""
 
 from __future__ import annotations
 
-import copyreg
-import pickle
+import re
 import shutil
 import sys
 import urllib.error
 import urllib.request
-import zipfile
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..atomic_write import atomic_write
 from ..errors import DataError
-from .arrays import Array, ascending_pairs, read_npz, sha256
+from .arrays import Array, open_zip, sha256
+from .convert import gnn_benchmark, planetoid
 
 _TIMEOUT_S = 60
 _BLOCK = 1 << 20
@@ -32,7 +30,8 @@ class Source(NamedTuple):
         urls: its files.
         convert: turns the files into the arrays of NAME.npz; None for OGB's archives, whose raw folder is kept.
         counts: (nodes, undirected edges) that the converted graph must have.
-        sha256: pinned digests of ``urls``, in order; if empty, those of the first download are recorded and must recur.
+        sha256: pinned digests of ``urls``, in order; if empty, ROOT/downloads/SHA256SUMS must match, and a file
+            that it does not list is reported with its digest and added.
     """
 
     urls: tuple[str, ...]
@@ -90,6 +89,13 @@ def _download(url: str, folder: Path, pin: str | None) -> Path:
                 f"{url}: SHA-256 is {digest}, expected {expected}.\n"
                 f"  fix: if the publisher changed the file on purpose, remove its line from {folder / 'SHA256SUMS'}"
             )
+    if expected is None:
+        print(
+            f"unverified {path.name}: no SHA-256 is pinned for it; this copy's is {digest}, which is now recorded in\n"
+            f"           {folder / 'SHA256SUMS'} and must match from now on. Compare it with a copy you trust, or\n"
+            "           write the line of that copy there before you fetch.",
+            file=sys.stderr,
+        )
     recorded[path.name] = digest
     with atomic_write(folder / "SHA256SUMS") as draft:
         draft.write_text("".join(f"{value}  {file}\n" for file, value in sorted(recorded.items())))
@@ -100,166 +106,31 @@ def _recorded(folder: Path) -> dict[str, str]:
     path = folder / "SHA256SUMS"
     if not path.is_file():
         return {}
-    pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
-    return {file.strip(): digest for digest, file in pairs}
+    lines = [line.split() for line in path.read_text("ascii", "replace").splitlines() if line.strip()]
+    for line in lines:
+        if len(line) != 2 or not re.fullmatch("[0-9a-f]{64}", line[0]):
+            raise DataError(
+                f"{path}: expected 'SHA256  FILE' in every line, got {' '.join(line)!r}\n  fix: mend that line"
+            )
+    return {file: digest for digest, file in lines}
 
 
 def _unpack(archive: Path, target: Path) -> Path:
     if target.exists():
         raise DataError(f"{target} exists\n  fix: remove it to unpack {archive} again")
-    try:
-        with atomic_write(target) as draft, zipfile.ZipFile(archive) as content:
-            for member in content.infolist():
-                inside = PurePosixPath(member.filename).parts[1:]
-                # OGB's archives hold one folder. Only its known parts are taken, and no path may lead out of `draft`.
-                if member.is_dir() or not inside or inside[0] not in _OGB_FOLDERS or ".." in inside:
-                    continue
-                path = draft.joinpath(*inside)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(member) as stream, path.open("wb") as out:
-                    shutil.copyfileobj(stream, out, _BLOCK)
-            if not (draft / "raw").is_dir():
-                raise DataError(f"{archive}: expected a folder 'raw' in the archive")
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DataError(f"{archive}: cannot unpack ({error})\n  fix: remove it and fetch it again") from error
+    with open_zip(archive) as content, atomic_write(target) as draft:
+        for member in content.infolist():
+            inside = PurePosixPath(member.filename).parts[1:]
+            # OGB's archives hold one folder. Only its known parts are taken, and no path may lead out of `draft`.
+            if member.is_dir() or not inside or inside[0] not in _OGB_FOLDERS or ".." in inside:
+                continue
+            path = draft.joinpath(*inside)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with content.open(member) as stream, path.open("wb") as out:
+                shutil.copyfileobj(stream, out, _BLOCK)
+        if not (draft / "raw").is_dir():
+            raise DataError(f"{archive}: expected a folder 'raw' in the archive")
     return target
-
-
-def gnn_benchmark(files: list[Path]) -> dict[str, Array]:
-    """Convert an npz file of shchur/gnn-benchmark as the papers do: unweighted, undirected, largest component.
-
-    Raises:
-        DataError: the file is damaged or holds other arrays.
-    """
-    adjacency = [f"adj_{part}" for part in ("indices", "indptr", "shape")]
-    attributes = [f"attr_{part}" for part in ("data", "indices", "indptr", "shape")]
-    # Names of nodes and classes are stored as Python objects and are not read.
-    arrays = read_npz(files[0], (*adjacency, *attributes, "labels"))
-    num_nodes = int(arrays.take("adj_shape", "integer", (2,))[0])
-    targets = arrays.indices("adj_indices", num_nodes, (None,))
-    edges = ascending_pairs(np.stack([arrays.csr_rows("adj_indptr", num_nodes, len(targets)), targets]), num_nodes)
-    kept = np.flatnonzero(_largest_component(edges, num_nodes))
-    local = np.full(num_nodes, -1)
-    local[kept] = np.arange(len(kept))
-    edges = local[edges]
-    labels = arrays.take("labels", "integer", (num_nodes,))
-    values = arrays.take("attr_data", "real", (None,))
-    columns = arrays.take("attr_indices", "integer", (len(values),))
-    rows = local[arrays.csr_rows("attr_indptr", num_nodes, len(values))]
-    taken = rows >= 0
-    num_features = int(arrays.take("attr_shape", "integer", (2,))[1])
-    return {
-        "edge_index": edges[:, edges[0] >= 0].astype(np.int32),
-        "num_nodes": np.array(len(kept)),
-        "y": labels[kept].astype(np.int64),
-        "orig_node_index": kept,
-        **_csr(rows[taken], columns[taken], values[taken], (len(kept), num_features)),
-    }
-
-
-def planetoid(files: list[Path]) -> dict[str, Array]:
-    """Convert the eight files ind.NAME.* of kimiyoung/planetoid, pickles of Python 2, with their public split.
-
-    Raises:
-        DataError: a file is damaged or holds anything else, or the files do not fit together.
-    """
-    held = {path.name.split(".", 2)[2]: path for path in files}
-    allx, tx = (_dense(held[part]) for part in ("allx", "tx"))
-    labels = [np.asarray(_unpickle(held[part])) for part in ("y", "ally", "ty")]
-    graph = _unpickle(held["graph"])
-    test = np.loadtxt(held["test.index"], dtype=np.int64, ndmin=1)
-    if not isinstance(graph, dict) or len(test) != len(tx) or len(labels[1]) != len(allx) or test.min() < len(allx):
-        raise DataError(f"{files[0].parent}: the files of {files[0].name.split('.')[1]} do not fit together")
-    num_nodes = max(int(test.max()) + 1, len(graph))
-    x = np.zeros((num_nodes, allx.shape[1]), dtype=np.float32)
-    y = np.zeros(num_nodes, dtype=np.int64)
-    x[: len(allx)], x[test] = allx, tx
-    y[: len(allx)], y[test] = labels[1].argmax(1), labels[2].argmax(1)
-    ends = np.array([(u, v) for u, neighbours in graph.items() for v in neighbours], dtype=np.int64).reshape(-1, 2)
-    rows, columns = np.nonzero(x)
-    arrays = {
-        "edge_index": ascending_pairs(ends.T, num_nodes).astype(np.int32),
-        "num_nodes": np.array(num_nodes),
-        "y": y,
-        **_csr(rows, columns, x[rows, columns], x.shape),
-        "train_idx": np.arange(len(labels[0])),
-        "val_idx": np.arange(len(labels[0]), len(labels[0]) + 500),
-        "test_idx": np.sort(test),
-    }
-    unlabelled = np.setdiff1d(np.arange(len(allx), num_nodes), test)
-    return arrays | ({"unlabelled_nodes": unlabelled} if len(unlabelled) else {})
-
-
-class _Csr:
-    """Stands in for a pickled scipy.sparse.csr_matrix and holds its attributes."""
-
-    def __init__(self, *_: Any) -> None:
-        """Accept any arguments; pickle sets the attributes afterwards."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays, CSR matrices and dictionaries of lists, and refuses any other name in the file."""
-
-    allowed: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("scipy.sparse.csr", "csr_matrix"): _Csr,
-        ("collections", "defaultdict"): defaultdict,
-        ("copy_reg", "_reconstructor"): copyreg._reconstructor,  # type: ignore[attr-defined]
-        ("builtins", "object"): object,
-        ("builtins", "list"): list,
-    }
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        key = module_name.replace("__builtin__", "builtins"), global_name
-        if key not in self.allowed:
-            raise pickle.UnpicklingError(f"'{module_name}.{global_name}' is not allowed")
-        return self.allowed[key]
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as stream:
-            return _ArrayUnpickler(stream, encoding="latin1", fix_imports=False).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise DataError(f"{path}: damaged, or holds more than arrays ({error}); fetch it again") from error
-
-
-def _dense(path: Path) -> Array:
-    matrix = _unpickle(path)
-    state = vars(matrix) if isinstance(matrix, _Csr) else {}
-    shape = state.get("_shape", state.get("shape"))
-    if shape is None or not {"data", "indices", "indptr"} <= set(state):
-        raise DataError(f"{path}: expected a sparse matrix, got {type(matrix).__name__}")
-    dense = np.zeros(shape, dtype=np.float32)
-    dense[np.repeat(np.arange(shape[0]), np.diff(state["indptr"])), state["indices"]] = state["data"]
-    return dense
-
-
-def _largest_component(edges: Array, num_nodes: int) -> Array:
-    # Every node takes the smallest id among its neighbours, then the id that node has, until nothing changes.
-    component = np.arange(num_nodes)
-    while True:
-        lowest = component.copy()
-        np.minimum.at(lowest, edges[0], component[edges[1]])
-        np.minimum.at(lowest, edges[1], component[edges[0]])
-        lowest = lowest[lowest]
-        if np.array_equal(lowest, component):
-            largest: Array = component == np.bincount(component, minlength=1).argmax()
-            return largest
-        component = lowest
-
-
-def _csr(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> dict[str, Array]:
-    # `rows` are ascending.
-    return {
-        "x_indptr": np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))]),
-        "x_indices": columns.astype(np.int32),
-        "x_data": values.astype(np.float32),
-        "x_shape": np.array(shape),
-    }
 
 
 def _benchmark(file: str, nodes: int, edges: int) -> Source:

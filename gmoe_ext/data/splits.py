@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .arrays import Array, Arrays, read_npz
+from .labels import Labels
+
+_PARTS = ("train", "val", "test")
+_FORMS = "idx|index|indices|ids?|nodes|masks?"
+# train_idx, idx_train, train_mask, ... and the parts alone, as get_idx_split() of OGB names them.
+_NAMED = re.compile(
+    rf"(?:(?:{_FORMS})_)?(?P<part>train|val|test)(?:ing|id|idation)?(?:_(?:{_FORMS}))?|dev_(?:{_FORMS})", re.IGNORECASE
+)
 
 
 class Split(NamedTuple):
@@ -24,33 +35,93 @@ class Split(NamedTuple):
 
 _EMPTY = torch.zeros(0, dtype=torch.int64)
 NONE = Split(_EMPTY, _EMPTY, _EMPTY, "none")
+_PER_CLASS = (20, 30)
 
 
-def choose(
-    name: str,
-    folder: Path,
-    rule: str,
-    y: Tensor,
-    seed: int = 0,
-    per_class_counts: tuple[int, int] | None = None,
-    exclude: Tensor | None = None,
-) -> tuple[Split, dict[str, str]]:
-    """Take the split of the data set ``name`` from ``folder``/NAME_split*.npz, or draw one of its labels ``y``.
+class Rule(NamedTuple):
+    """How a data set gets its split.
 
-    ``per_class_counts`` is None for molecules, which are drawn at random. Also returns the digest of the file read.
-
-    Raises:
-        DataError: the split is not found, ambiguous or bad, or cannot be drawn.
+    Attributes:
+        own: what a split in the data's own arrays is called.
+        name: 'auto', 'file', 'per_class', 'random' or the RULE of NAME_split_RULE.npz (:func:`gmoe_ext.data.load`).
+        seed: of a drawn split; chooses one of several splits in a mask [N, S].
+        train_per_class, val_per_class: nodes of each class in a 'per_class' split.
+        beside: folder and name of the data set, to look for NAME_split*.npz.
     """
-    if rule not in ("per_class", "random"):
-        found = _beside(name, folder, len(y), rule)
-        if found is not None:
-            return found
-    if rule == "per_class" and per_class_counts is None:
-        raise DataError(f"data '{name}': split 'per_class' is for nodes\n  fix: use split 'random' for molecules")
-    if rule == "random" or per_class_counts is None:
-        return random(len(y), seed), {}
-    return per_class(y, *per_class_counts, seed, exclude), {}
+
+    own: str
+    name: str = "auto"
+    seed: int = 0
+    train_per_class: int = _PER_CLASS[0]
+    val_per_class: int = _PER_CLASS[1]
+    beside: tuple[Path, str] | None = None
+
+    def split(self, arrays: Arrays, labels: Labels, drawn: str) -> Split:
+        """Take the split that stands in ``arrays`` or beside them, else draw one ('per_class' or 'random').
+
+        Unlabelled items are in no part.
+
+        Raises:
+            DataError: the split is not found, partial, contradictory or bad, or cannot be drawn.
+            ConfigError: an option is out of range, or does not apply.
+        """
+        size, counts = len(labels.labelled), (self.train_per_class, self.val_per_class)
+        split = self._own(arrays, size) or self._beside(arrays, size)
+        how = split.rule if split else drawn if self.name == "auto" else self.name
+        if counts != _PER_CLASS and (split or how != "per_class"):
+            raise ConfigError(
+                f"{arrays.origin}: train_per_class and val_per_class do not apply to split '{how}'\n"
+                "  fix: drop them, or draw a split with --data.split per_class"
+            )
+        return _labelled_only(arrays, split or self._draw(arrays, labels, how), labels.labelled)
+
+    def _own(self, arrays: Arrays, size: int) -> Split | None:
+        held = [name for name in arrays.arrays if part_of(name)]
+        if not held or self.name not in ("auto", "file"):
+            arrays.use(*held)  # the caller asked for another split
+            return None
+        if files := self._files():
+            rules = ", ".join(sorted(files))
+            arrays.remark(f"not read: {', '.join(path.name for path in files.values())} (for --data.split {rules})")
+        return read(arrays, size, self.own, self.seed)
+
+    def _beside(self, arrays: Arrays, size: int) -> Split | None:
+        """Read NAME_split.npz or NAME_split_RULE.npz; the split is named after RULE."""
+        if self.beside is None or self.name in ("per_class", "random"):
+            return None
+        folder, name = self.beside
+        found, chosen = self._files(), self.name
+        if self.name in ("auto", "file"):
+            if len(found) > 1:
+                names = ", ".join(sorted(found))
+                raise DataError(f"data '{name}': found several splits: {names}\n  fix: choose one with --data.split")
+            chosen = next(iter(found), "auto")
+        if chosen in found:
+            held = read_npz(found[chosen])
+            split = read(held, size, chosen, self.seed)
+            arrays.sha256 = {**arrays.sha256, **held.sha256}
+            arrays.remarks += [f"{found[chosen].name}: {remark}" for remark in held.all_remarks()]
+            return split
+        if self.name == "auto":
+            return None
+        wanted = f"{name}_split{'*' if self.name == 'file' else '_' + self.name}.npz"
+        raise DataError(f"data '{name}' has no split '{self.name}'\n  looked for: {folder / wanted}")
+
+    def _files(self) -> dict[str, Path]:
+        """The files NAME_split*.npz by their RULE, 'file' for NAME_split.npz."""
+        if self.beside is None:
+            return {}
+        folder, name = self.beside
+        paths = sorted(folder.glob(f"{glob.escape(name)}_split*.npz"))
+        return {path.stem.removeprefix(f"{name}_split").lstrip("_") or "file": path for path in paths}
+
+    def _draw(self, arrays: Arrays, labels: Labels, how: str) -> Split:
+        if how == "per_class" and (labels.metric != "accuracy" or labels.y.ndim != 1):
+            arrays.fail("split 'per_class' is for nodes with class ids\n  fix: use split 'random'")
+        unlabelled = torch.from_numpy(np.flatnonzero(~labels.labelled))
+        if how == "random":
+            return random(len(labels.labelled), self.seed, exclude=unlabelled)
+        return per_class(labels.y, self.train_per_class, self.val_per_class, self.seed, unlabelled)
 
 
 def per_class(
@@ -60,18 +131,21 @@ def per_class(
 
     Args:
         y: class ids, int64 [N].
-        train_per_class, val_per_class: nodes of each class.
-        seed: of numpy.random.default_rng.
+        train_per_class, val_per_class: nodes of each class, at least 1.
+        seed: of numpy.random.default_rng, at least 0.
         exclude: nodes that belong to no part, such as unlabelled ones.
 
     Raises:
+        ConfigError: a number is out of range.
         DataError: a class has too few nodes.
     """
-    labels = y.numpy(force=True)
-    generator = np.random.default_rng(seed)
-    free = np.ones(len(labels), dtype=bool)
-    if exclude is not None:
-        free[exclude.numpy(force=True)] = False
+    if min(train_per_class, val_per_class) < 1:
+        raise ConfigError(
+            f"split per_class: expected train_per_class and val_per_class of at least 1, got {train_per_class} and "
+            f"{val_per_class}"
+        )
+    labels, generator = y.numpy(force=True), _generator(seed)
+    free = _free(len(labels), exclude)
     classes, sizes = np.unique(labels[free], return_counts=True)
     need = train_per_class + val_per_class
     for kind, size in zip(classes, sizes, strict=True):
@@ -88,30 +162,59 @@ def per_class(
     return check_split(parts[0], parts[1], np.flatnonzero(free), size=len(labels), rule="per_class")
 
 
-def random(size: int, seed: int = 0, train: float = 0.8, val: float = 0.1) -> Split:
-    """Shuffle ``size`` items and cut them into fractions ``train``, ``val`` and the rest."""
-    order = np.random.default_rng(seed).permutation(size)
-    first, second = int(train * size), int((train + val) * size)
+def random(size: int, seed: int = 0, train: float = 0.8, val: float = 0.1, exclude: Tensor | None = None) -> Split:
+    """Shuffle ``size`` items without those in ``exclude``; cut them into fractions ``train``, ``val`` and the rest."""
+    items = np.flatnonzero(_free(size, exclude))
+    order = items[_generator(seed).permutation(len(items))]
+    first, second = int(train * len(items)), int((train + val) * len(items))
     return check_split(order[:first], order[first:second], order[second:], size=size, rule="random")
 
 
-def from_arrays(arrays: Arrays, size: int, rule: str) -> Split:
-    """Read and check ``train_idx``, ``val_idx`` (or ``valid_idx``) and ``test_idx``."""
-    val = "val_idx" if "val_idx" in arrays else "valid_idx"
-    parts = (arrays.take(name, "integer", (None,)) for name in ("train_idx", val, "test_idx"))
-    return check_split(*parts, size=size, rule=rule, origin=arrays.origin)
+def read(arrays: Arrays, size: int, rule: str, seed: int = 0) -> Split:
+    """Read and check the split that ``arrays`` hold as ids or masks, under any usual name (train_idx, idx_train, ...).
+
+    A file may leave out the training part, which is empty then: it can be scored, not trained on.
+
+    Raises:
+        DataError: a part is missing, two arrays give it differently, or :func:`check_split` fails.
+    """
+    found: dict[str, dict[str, Array]] = defaultdict(dict)
+    column = ""
+    for name in sorted(arrays.arrays):
+        part = part_of(name)
+        if part:
+            found[part][name], chosen = _read_part(arrays, name, size, seed)
+            column = chosen or column
+    for part, given in found.items():
+        first, *others = given.values()
+        if any(not np.array_equal(np.sort(first), np.sort(other)) for other in others):
+            arrays.fail(f"the {part} part is given twice, and differently: {', '.join(given)}\n  fix: keep one of them")
+    names = [name for part in _PARTS for name in found.get(part, ())]
+    missing = [part for part in _PARTS if part not in found]
+    if missing and missing != ["train"]:
+        arrays.fail(
+            f"has {', '.join(names)}, but no {' and no '.join(missing)} part\n"
+            f"  fix: add '{missing[0]}_idx', or draw a split with --data.split random (or per_class)"
+        )
+    parts = [next(iter(found[part].values())) if part in found else np.zeros(0, np.int64) for part in _PARTS]
+    if missing:
+        arrays.remark(f"has {' and '.join(names)}, but no training part, so it cannot be trained on")
+    origin, optional = arrays.origin, ("train",) if missing else ()
+    return check_split(*parts, size=size, rule=rule + column, origin=origin, optional=optional)
 
 
-def check_split(train: Array, val: Array, test: Array, *, size: int, rule: str, origin: object = "split") -> Split:
+def check_split(
+    train: Array, val: Array, test: Array, *, size: int, rule: str, origin: object = "split",
+    optional: tuple[str, ...] = (),
+) -> Split:  # fmt: skip
     """Sort the three parts, and refuse an empty part and ids that are out of range, repeated or in two parts.
 
     Raises:
-        DataError: naming the part and the id.
+        DataError: naming the part and the id; a part in ``optional`` may be empty.
     """
     owner = np.full(size, -1)
-    names = ("train", "val", "test")
-    for part, (name, ids) in enumerate(zip(names, (train, val, test), strict=True)):
-        if len(ids) == 0:
+    for part, (name, ids) in enumerate(zip(_PARTS, (train, val, test), strict=True)):
+        if len(ids) == 0 and name not in optional:
             raise DataError(f"{origin}: the {name} part is empty")
         bad = np.flatnonzero((ids < 0) | (ids >= size))
         if len(bad):
@@ -122,7 +225,7 @@ def check_split(train: Array, val: Array, test: Array, *, size: int, rule: str, 
         taken = np.flatnonzero(owner[ids] >= 0)
         if len(taken):
             twice = ids[taken[0]]
-            raise DataError(f"{origin}: id {twice} is in both the {names[owner[twice]]} and {name} part")
+            raise DataError(f"{origin}: id {twice} is in both the {_PARTS[owner[twice]]} and {name} part")
         owner[ids] = part
         if int((owner == part).sum()) != len(ids):
             values, counts = np.unique(ids, return_counts=True)
@@ -131,19 +234,50 @@ def check_split(train: Array, val: Array, test: Array, *, size: int, rule: str, 
     return Split(train_idx, val_idx, test_idx, rule)
 
 
-def _beside(name: str, folder: Path, size: int, rule: str) -> tuple[Split, dict[str, str]] | None:
-    """Read NAME_split.npz or NAME_split_RULE.npz; the split is named after RULE."""
-    files = {path.stem.removeprefix(f"{name}_split"): path for path in folder.glob(f"{name}_split*.npz")}
-    found = {ending.lstrip("_") or "file": path for ending, path in files.items()}
-    if rule in ("auto", "file") and len(found) > 1:
-        raise DataError(
-            f"data '{name}': found several splits: {', '.join(sorted(found))}\n  fix: choose one with --data.split"
-        )
-    chosen = next(iter(found), None) if rule in ("auto", "file") else rule
-    if chosen in found:
-        arrays = read_npz(found[chosen])
-        return from_arrays(arrays, size, chosen), arrays.sha256
-    if rule == "auto":
-        return None
-    wanted = f"{name}_split{'*' if rule == 'file' else '_' + rule}.npz"
-    raise DataError(f"data '{name}' has no split '{rule}'\n  looked for: {folder / wanted}")
+def part_of(name: str) -> str | None:
+    """Tell which part of a split an array of this name gives, if any."""
+    match = _NAMED.fullmatch(name)
+    return None if match is None else (match["part"] or "val").lower()
+
+
+def _read_part(arrays: Arrays, name: str, size: int, seed: int) -> tuple[Array, str]:
+    """Read one part as ids; also return which of the splits [N, S] was chosen."""
+    if "mask" not in name.lower():
+        if name in arrays and arrays.arrays[name].dtype.kind == "b":
+            arrays.fail(f"expected ids in '{name}', got a boolean mask\n  fix: name it '{part_of(name)}_mask'")
+        return arrays.take(name, "integer", (None,)), ""
+    mask = arrays.arrays[name]
+    if mask.dtype.kind in "iu" and bool(((mask == 0) | (mask == 1)).all()):
+        arrays.arrays[name] = mask.astype(bool)
+    mask = arrays.take(name, "boolean", (size,), (size, None))
+    if mask.ndim == 1:
+        return np.flatnonzero(mask), ""
+    if mask.shape[1] == 0:
+        arrays.fail(f"expected '{name}' of shape [{size}] or [{size}, splits], got {list(mask.shape)}")
+    column = seed % mask.shape[1]
+    return np.flatnonzero(mask[:, column]), f" {column + 1} of {mask.shape[1]}" if mask.shape[1] > 1 else ""
+
+
+def _labelled_only(arrays: Arrays, split: Split, labelled: Array) -> Split:
+    parts = split[:3]
+    kept = [ids[torch.from_numpy(labelled)[ids]] for ids in parts]
+    dropped = sum(len(ids) for ids in parts) - sum(len(ids) for ids in kept)
+    if dropped:
+        arrays.remark(f"{dropped:,} unlabelled items are left out of the split '{split.rule}'")
+    for name, before, ids in zip(_PARTS, parts, kept, strict=True):
+        if len(before) and not len(ids):
+            arrays.fail(f"no item of the {name} part has a label")
+    return Split(kept[0], kept[1], kept[2], split.rule)
+
+
+def _free(size: int, exclude: Tensor | None) -> Array:
+    free = np.ones(size, dtype=bool)
+    if exclude is not None:
+        free[exclude.numpy(force=True)] = False
+    return free
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise ConfigError(f"split_seed: expected a number >= 0, got {seed}")
+    return np.random.default_rng(seed)

@@ -58,6 +58,15 @@ def molecule_arrays(num_graphs: int = 30, num_tasks: int = 1, seed: int = 0) -> 
     }
 
 
+def link_arrays() -> dict[str, Any]:
+    """Make the arrays of a NAME.npz of links between 40 nodes."""
+    edges = node_arrays()["edge_index"]
+    return {
+        "num_nodes": np.int64(40), "train_edge": edges[:, :80], "valid_edge": edges[:, 80:90],
+        "test_edge": edges[:, 90:100], "valid_edge_neg": edges[:, :4], "test_edge_neg": edges[:, 4:9],
+    }  # fmt: skip
+
+
 def split_arrays(size: int, val_name: str = "valid_idx") -> dict[str, Any]:
     """Make a split of ``size`` items: two thirds, then a sixth each."""
     train, val = 2 * size // 3, 5 * size // 6

@@ -95,29 +95,26 @@ def test_direction_and_names():
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected"),
+    ("metric", "y", "text"),
     [
-        (torch.tensor([0, 1, 1]), "accuracy"),
-        (torch.tensor([[0.0, 1.0], [NAN, 0.0]]), "rocauc"),
-        (torch.tensor([[0.0], [2.0]]), "accuracy"),
-        (torch.tensor([[0.0], [-2.0]]), "rmse"),
-        (torch.tensor([[0.5], [2.0]]), "rmse"),
-        (torch.tensor([[0.0, 2.0], [1.0, 3.0]]), "rmse"),
+        ("rocauc", [[0.0], [1.0], [1.0], [1.0], [0.0], [1.0]], "the val part has no label 0, so ROC-AUC is undefined"),
+        ("rocauc", [[0.0], [1.0], [0.0], [1.0], [0.0], [0.0]], "the test part has no label 1, so ROC-AUC is undefined"),
+        ("rocauc", [[0.0, 1.0]] * 2 + [[0.0, 1.0]] * 2 + [[0.0, 1.0]] * 2, "the val part has both classes in no task"),
+        ("rocauc", [[NAN], [NAN], [0.0], [1.0], [0.0], [1.0]], "the train part has no label at all"),
+        ("rmse", [[1.0], [2.0], [NAN], [NAN], [1.0], [3.0]], "the val part has no label at all"),
+        ("rmse", [[1.0, 1.0]] * 4 + [[1.0, NAN]] * 2, "the test part has no label of task 1, so RMSE is undefined"),
     ],
 )
-def test_the_labels_say_which_metric(labels, expected):
-    assert metrics.infer(labels) == expected
+def test_a_part_that_cannot_be_scored_is_named_before_any_work(metric, y, text):
+    parts = {"train": torch.tensor([0, 1]), "val": torch.tensor([2, 3]), "test": torch.tensor([4, 5])}
+    with pytest.raises(DataError, match=f"data 'd': {text}(.|\n)*fix: "):
+        metrics.check_parts("d", metric, torch.tensor(y), parts)
 
 
-@pytest.mark.parametrize(
-    ("labels", "metric", "text"),
-    [
-        (torch.tensor([[0.0], [2.0]]), "rocauc", "expects labels 0, 1 or missing"),
-        (torch.tensor([[0.0], [NAN]]), "accuracy", "got NaN in row 1"),
-        (torch.tensor([[0.0], [0.5]]), "accuracy", "one class id"),
-        (torch.tensor([[0.0, 1.0]]), "accuracy", "one class id"),
-    ],
-)
-def test_labels_that_do_not_fit_the_metric_are_refused(labels, metric, text):
-    with pytest.raises(DataError, match=text):
-        metrics.check_labels("d", labels, metric)
+def test_parts_that_can_be_scored_are_accepted():
+    parts = {"train": torch.tensor([0]), "val": torch.tensor([1, 2]), "test": torch.tensor([3])}
+    metrics.check_parts("d", "accuracy", torch.tensor([0, 0, 0, 1]), parts)
+    metrics.check_parts(
+        "d", "rocauc", torch.tensor([[0.0], [0.0], [1.0], [1.0]]), parts | {"test": torch.tensor([1, 2])}
+    )
+    metrics.check_parts("d", "rmse", torch.tensor([[0.5], [0.0], [NAN], [1.0]]), parts)

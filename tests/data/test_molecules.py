@@ -130,7 +130,7 @@ def test_summary_and_outputs():
     assert repr(DATA).startswith("MoleculeData(tiny: 30 molecules, ")
     assert "1 task (rocauc), 24/3/3 (random))" in repr(DATA)
     assert (DATA.num_tasks, DATA.num_outputs, DATA.num_graphs) == (1, 1, 30)
-    classes = molecules(y=np.arange(30.0) % 4)
+    classes = molecules(y=np.arange(30.0) % 4, metric="accuracy")
     assert (classes.metric, classes.num_outputs) == ("accuracy", 4)
     assert molecules(y=np.linspace(0, 1, 30)).metric == "rmse"
     other = DATA.with_split(NONE)

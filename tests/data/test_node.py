@@ -41,7 +41,7 @@ def test_own_arrays_are_kept():
         ({"x": np.array([["a"]] * 40)}, "expected 'x' of real values"),
         ({"x": np.zeros(40)}, r"expected 'x' of shape \[40, any\], got \[40\]"),
         ({"y": np.full(40, 0.5)}, "got 0.5 at node 0"),
-        ({"y": np.zeros(3, dtype=int)}, r"'y' of shape \[40\] or \[40, 1\], got \[3\]"),
+        ({"y": np.zeros(3, dtype=int)}, r"'y' of shape \[40\] or \[40, any\], got \[3\]"),
         ({"edge_index": np.array([[0], [40]])}, "'edge_index' at position 1 is 40"),
         ({"edge_index": np.zeros((2, 3))}, "'edge_index' of integer values, got dtype float64"),
         ({"test_idx": np.array([0])}, "id 0 is in both the train and test part"),

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ... import data
 from ...data import MoleculeData, NodeData
-from ...errors import ConfigError, DataError
-from ..config import DEFAULT_DATA, Config
+from ...data.load import files_of, resolve_root
+from ...errors import ConfigError
+from ..config import DEFAULT_DATA, Config, DataConfig
 
 
 def load_data(config: Config) -> NodeData | MoleculeData:
@@ -18,13 +19,13 @@ def load_data(config: Config) -> NodeData | MoleculeData:
 
     Raises:
         DataError: it is missing or damaged.
-        ConfigError: no task here can be trained on it.
+        ConfigError: no task here can be trained on it, or a setting does not apply to it.
     """
     chosen = config.data
-    if chosen.name == DEFAULT_DATA:
-        size = {} if chosen.num_nodes is None else {"num_nodes": chosen.num_nodes}
-        made = data.synthetic.communities(seed=config.split_seed, **size)
-        return made.row_normalized() if chosen.row_normalize else made
+    if chosen.name == DEFAULT_DATA and not files_of(chosen.name, resolve_root(chosen.root)):
+        return _generate(config)
+    if chosen.num_nodes is not None:
+        raise ConfigError(f"data.num_nodes: applies to data '{DEFAULT_DATA}' only, got data '{chosen.name}'")
     loaded = data.load(
         chosen.name,
         chosen.root,
@@ -47,17 +48,21 @@ def check_scored(loaded: NodeData | MoleculeData) -> None:
     Raises:
         DataError: a part is empty, or its metric is undefined; the message names the part.
     """
-    for part, ids in {"training": loaded.train_idx, "validation": loaded.val_idx, "test": loaded.test_idx}.items():
-        where = f"data '{loaded.name}', {part} part"
-        if len(ids) == 0:
-            raise DataError(f"{where}: it is empty\n  fix: another --data.split, or a split with all three parts")
-        if part == "training":
-            continue
-        y = loaded.y[ids]
-        try:
-            data.metrics.evaluate(loaded.metric, torch.zeros_like(y, dtype=torch.float32), y)
-        except DataError as error:
-            raise DataError(f"{where}: {error}\n  fix: another --data.split, --data.split_seed or metric") from error
+    parts = {"train": loaded.train_idx, "val": loaded.val_idx, "test": loaded.test_idx}
+    data.metrics.check_parts(loaded.name, loaded.metric, loaded.y, parts)
+
+
+def _generate(config: Config) -> NodeData:
+    chosen, default = config.data, DataConfig()
+    for option in ("split", "train_per_class", "val_per_class", "metric", "allow_partial"):
+        if getattr(chosen, option) != getattr(default, option):
+            raise ConfigError(
+                f"data.{option}: does not apply to data '{DEFAULT_DATA}', which is generated with its own split\n"
+                f"  fix: drop --data.{option}, or name a data set with --data.name"
+            )
+    size = {} if chosen.num_nodes is None else {"num_nodes": chosen.num_nodes}
+    made = data.synthetic.communities(seed=config.split_seed, **size)
+    return made.row_normalized() if chosen.row_normalize else made
 
 
 @dataclass(frozen=True)
