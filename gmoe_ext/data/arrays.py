@@ -13,6 +13,7 @@ import io
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, DataWarning
 
 Array = NDArray[Any]
 
@@ -146,6 +147,12 @@ class Arrays:
     def fail(self, message: str) -> NoReturn:
         """Raise DataError with the origin in front."""
         raise DataError(f"{self.origin}: {message}")
+
+
+def tell(name: str, remarks: tuple[str, ...]) -> None:
+    """Warn the caller of a public function of what was not read, or was read in a way that may surprise."""
+    for remark in remarks:
+        warnings.warn(f"data '{name}': {remark}", DataWarning, stacklevel=3)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ConfigError, DataError, DataWarning
+from ..errors import ConfigError, DataError
 from . import ogb_raw, synthetic
-from .arrays import Arrays, read_npz
+from .arrays import Arrays, read_npz, tell
 from .molecules import MoleculeData, read_molecules
 from .node import LinkData, NodeData, read_links, read_nodes
 from .splits import Rule
@@ -83,8 +82,7 @@ def load(
         _refuse_options(name, "of molecules", given, ("split", "metric", "train_per_class", "val_per_class"))
     elif metric not in (None, data.metric):
         raise DataError(f"data '{name}' is scored by '{data.metric}', got metric '{metric}'\n  fix: drop --data.metric")
-    for remark in data.remarks:
-        warnings.warn(f"data '{name}': {remark}", DataWarning, stacklevel=2)
+    tell(name, data.remarks)
     return data.row_normalized() if row_normalize and isinstance(data, NodeData) else data
 
 

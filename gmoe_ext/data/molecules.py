@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..graph import Graph
 from ..indices import check_range
 from ..ops import two_hop_graph
-from .arrays import Array, Arrays
+from .arrays import Array, Arrays, tell
 from .batching import Cut, Table
 from .labels import read_molecule_labels
 from .splits import Rule, Split
@@ -129,7 +129,9 @@ class MoleculeData:
         """
         given = {"node_feat": node_feat, "num_nodes": num_nodes, "bond_index": bond_index}
         given |= {"bond_feat": bond_feat, "num_bonds": num_bonds, "y": y}
-        return read_molecules(name, Arrays.of(f"data '{name}'", given), split, metric)
+        data = read_molecules(name, Arrays.of(f"data '{name}'", given), split, metric)
+        tell(name, data.remarks)
+        return data
 
     @property
     def num_graphs(self) -> int:

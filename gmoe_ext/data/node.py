@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph
-from .arrays import Array, Arrays, ascending_pairs, check_expansion
+from .arrays import Array, Arrays, ascending_pairs, check_expansion, tell
 from .labels import read_node_labels
 from .splits import Rule, Split
 
@@ -76,7 +76,9 @@ class NodeData:
         given |= {"train_idx": train_idx, "val_idx": val_idx, "test_idx": test_idx}
         arrays = Arrays.of(f"data '{name}'", given | ({"class_names": class_names} if len(class_names) else {}))
         arrays.arrays["num_nodes"] = np.array(len(np.atleast_1d(arrays.arrays["x"])))
-        return read_nodes(name, arrays, Rule("given"))
+        data = read_nodes(name, arrays, Rule("given"))
+        tell(name, data.remarks)
+        return data
 
     @property
     def num_nodes(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch.utils.data
 
 from ..errors import DataError
-from .arrays import Array, Arrays
+from .arrays import Array, Arrays, tell
 from .molecules import MoleculeData, read_molecules
 from .node import NodeData, read_nodes
 from .splits import Rule, part_of
@@ -54,10 +54,14 @@ def from_pyg(source: Any, name: str = "pyg", split_seed: int = 0, metric: str | 
     official = _official(source, origin)
     rule = Rule("official" if official else "public", seed=split_seed)
     if len(graphs) > 1 or _is_molecule(graphs[0]):
-        return read_molecules(name, _molecule_arrays(graphs, origin, official), rule, metric)
+        molecules = read_molecules(name, _molecule_arrays(graphs, origin, official), rule, metric)
+        tell(name, molecules.remarks)
+        return molecules
     if metric not in (None, "accuracy", "rocauc"):
         raise DataError(f"{origin}: nodes are classified, got metric '{metric}'")
-    return read_nodes(name, _node_arrays(graphs[0], origin, official), rule)
+    nodes = read_nodes(name, _node_arrays(graphs[0], origin, official), rule)
+    tell(name, nodes.remarks)
+    return nodes
 
 
 def _official(source: Any, origin: str) -> Mapping[str, Any]:

@@ -208,3 +208,33 @@ def test_each_synthetic_molecule_is_connected_without_parallel_bonds():
         component = component.scatter_reduce(0, edges[1], component[edges[0]], "amin")
     owner = torch.repeat_interleave(torch.arange(200), made.node_offsets.diff())
     assert torch.equal(component, made.node_offsets[:-1][owner])
+
+
+ONCE = [(0, 1), (1, 2), (2, 3)]
+BONDS = np.array([[1, 0, 0], [2, 0, 0], [3, 0, 0]])
+
+
+def chain(ends: list[tuple[int, int]], kinds: np.ndarray) -> MoleculeData:
+    atoms = {"node_feat": np.zeros((8, 9), int), "num_nodes": [4, 4], "num_bonds": [len(ends)] * 2, "y": [0.0, 1.0]}
+    bonds = {"bond_index": np.tile(np.array(ends).T, (1, 2)), "bond_feat": np.tile(kinds, (2, 1))}
+    return MoleculeData.from_arrays("chain", **atoms, **bonds, split=NONE)
+
+
+@pytest.mark.parametrize(
+    ("ends", "kinds"),
+    [
+        ([(v, u) for u, v in ONCE], BONDS),
+        (ONCE + [(v, u) for u, v in ONCE], np.concatenate([BONDS, BONDS])),
+        ([pair for u, v in ONCE for pair in ((v, u), (u, v))], np.repeat(BONDS, 2, 0)),
+        ([*ONCE, ONCE[0]], np.concatenate([BONDS, BONDS[:1]])),
+        ([(3, 3), *ONCE, (0, 0)], np.concatenate([BONDS[:1], BONDS, BONDS[1:2]])),
+    ],
+)
+def test_bonds_are_the_same_graph_whatever_way_they_are_given(ends, kinds):
+    got, expected = chain(ends, kinds).graph, chain(ONCE, BONDS).graph
+    assert_same_graph(got, expected)
+
+
+def test_a_bond_of_two_types_is_refused():
+    with pytest.raises(DataError, match="bonds 0 and 3 join the same atoms, but have different rows in 'bond_feat'"):
+        chain([*ONCE, (1, 0)], np.concatenate([BONDS, BONDS[1:2]]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gmoe_ext import data
-from gmoe_ext.errors import DataError
+from gmoe_ext.errors import DataError, DataWarning
 from tests.data.make import (
     Trap,
     molecule_arrays,
@@ -189,3 +189,108 @@ def test_pyg_molecules_equal_the_same_arrays():
     assert torch.equal(converted.node_feat, expected.node_feat) and converted.split == "random"
     with pytest.raises(DataError, match="empty dataset"):
         data.from_pyg([])
+
+
+@pytest.mark.parametrize("write", [write_ogb_nodes, write_ogb_molecules])
+def test_raw_edges_of_three_columns_are_refused(tmp_path, write):
+    write(tmp_path, "raw")
+    write_csv(tmp_path / "raw" / "raw", "edge", np.zeros((6, 3), int))
+    with pytest.raises(DataError, match=r"expected two columns, source and target, in raw/edge\.csv\.gz, got 3"):
+        data.load("raw", tmp_path)
+
+
+def test_raw_lists_of_two_columns_are_refused(tmp_path):
+    write_ogb_molecules(tmp_path, "raw")
+    write_csv(tmp_path / "raw" / "raw", "num-node-list", np.ones((15, 2), int))
+    with pytest.raises(DataError, match=r"expected one column in raw/num-node-list\.csv\.gz, got 2"):
+        data.load("raw", tmp_path)
+
+
+def test_raw_files_that_are_not_read_are_named(tmp_path):
+    write_ogb_nodes(tmp_path, "arxiv")
+    write_csv(tmp_path / "arxiv" / "raw", "node_year", np.zeros(40))
+    with pytest.warns(DataWarning, match=r"not read: raw/node_year\.csv\.gz"):
+        assert "raw/node_year.csv.gz" in data.load("arxiv", tmp_path).summary()
+    write_ogb_links(tmp_path, "links")
+    path = tmp_path / "links" / "split" / "target" / "train.pt"
+    torch.save({"edge": np.array([[0, 1]]), "weight": np.ones(1)}, path)
+    with pytest.warns(DataWarning, match=r"not read: weight of train\.pt"):
+        data.load("links", tmp_path)
+
+
+def one_graph_dataset(graphs, split):
+    pyg = pytest.importorskip("torch_geometric.data")
+
+    class Dataset(pyg.InMemoryDataset):
+        def __init__(self):
+            super().__init__(None)
+            self.data, self.slices = self.collate(graphs)
+
+        def get_idx_split(self):
+            return split
+
+    return Dataset()
+
+
+def test_the_official_split_of_a_dataset_of_one_graph_is_used():
+    source = pyg_nodes()
+    parts = {"train": torch.arange(20), "valid": torch.arange(20, 30), "test": torch.arange(30, 40)}
+    nodes = data.from_pyg(one_graph_dataset([source], parts))
+    assert nodes.split == "official" and nodes.test_idx.tolist() == list(range(30, 40))
+    source.train_mask = torch.arange(40) < 19
+    with pytest.raises(DataError, match="the train part is given twice, and differently: train, train_mask"):
+        data.from_pyg(one_graph_dataset([source], parts))
+
+
+def pyg_molecule(edges, label=1.0, **more):
+    pyg = pytest.importorskip("torch_geometric.data")
+    edges = torch.tensor(edges, dtype=torch.long).reshape(-1, 2).T
+    kinds = torch.zeros(edges.shape[1], 3, dtype=torch.long)
+    x = torch.zeros(3, 9, dtype=torch.long)
+    return pyg.Data(**{"x": x, "edge_index": edges, "edge_attr": kinds, "y": torch.tensor([[label]])} | more)
+
+
+def test_bonds_of_pyg_molecules_may_run_either_way():
+    ways = ([(0, 1), (1, 2)], [(1, 0), (2, 1)], [(1, 0), (0, 1), (1, 2), (2, 1)])
+    graphs = [data.from_pyg([pyg_molecule(way, i % 2) for i in range(20)]).graph for way in ways]
+    for graph in graphs:
+        assert graph.num_edges == 80 and torch.equal(graph.columns, graphs[0].columns)
+
+
+def test_the_official_split_of_a_dataset_of_molecules_is_used_but_not_of_a_part_of_it():
+    parts = {"train": torch.arange(10), "valid": torch.arange(10, 15), "test": torch.arange(15, 20)}
+    dataset = one_graph_dataset([pyg_molecule([(0, 1)], i % 2) for i in range(20)], parts)
+    molecules = data.from_pyg(dataset)
+    assert molecules.split == "official" and molecules.train_idx.tolist() == list(range(10))
+    with pytest.raises(DataError, match="of the whole dataset, but this is a part of it"):
+        data.from_pyg(dataset[:12])
+
+
+def test_what_pyg_holds_besides_is_named():
+    source = pyg_nodes()
+    source.train_mask, source.val_mask, source.test_mask = (torch.arange(40) % 3 == part for part in range(3))
+    source.edge_weight = torch.ones(source.num_edges)
+    with pytest.warns(DataWarning, match="data 'pyg': not read: edge_weight"):
+        assert "not read: edge_weight" in repr(data.from_pyg(source))
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"y": torch.ones(1, 2)}, r"molecule 19: expected 'y' of shape \[1, 1\] or \[1\], got \[1, 2\]"),
+        ({"edge_attr": torch.zeros(1, 3, dtype=torch.long)}, r"molecule 19: expected 'edge_attr' of shape \[2, 3\]"),
+        ({"edge_attr": None}, "molecule 19: the graph has no 'edge_attr'"),
+        ({"x": torch.zeros(3, 9).bfloat16()}, "molecule 19: expected 'x' to be a dense array, got a tensor of"),
+    ],
+)
+def test_a_bad_pyg_molecule_is_named(changed, text):
+    with pytest.raises(DataError, match=text):
+        data.from_pyg(
+            [pyg_molecule([(0, 1), (1, 0)], i % 2) for i in range(19)] + [pyg_molecule([(0, 1), (1, 0)], **changed)]
+        )
+
+
+@pytest.mark.parametrize("source", [None, 3, [1, 2], object()])
+def test_what_is_no_graph_is_refused(source):
+    with pytest.raises(DataError):
+        data.from_pyg(source)
