@@ -76,6 +76,11 @@ class _RawFolder(Arrays):
         if edges.size and edges.shape[1] != 2:
             self.fail(f"expected two columns, source and target, in raw/edge.csv.gz, got {edges.shape[1]}")
         self.arrays[name] = edges.reshape(-1, 2).T  # an empty csv file has no columns
+        if self.has("num-edge-list") and "num_bonds" not in self:
+            counts = self.add_csv("num_edges", "num-edge-list", "integer", flat=True)
+            self.use("num_edges")
+            if counts.tolist() != (rows := [len(edges)]):
+                self.fail(f"expected 'num_edges' {rows}, the rows of raw/edge.csv.gz, got {counts[:8].tolist()}")
 
     def add_num_nodes(self) -> int:
         counts = self.add_csv("num_nodes", "num-node-list", "integer", flat=True)
@@ -86,9 +91,8 @@ class _RawFolder(Arrays):
 
     def all_remarks(self) -> tuple[str, ...]:
         """Return the remarks, and name the files of the raw folder that were not read."""
-        read = {*self.files.values(), "raw/num-node-list.csv.gz", "raw/num-edge-list.csv.gz"}
         files = (path.relative_to(self.folder).as_posix() for path in sorted((self.folder / "raw").glob("*.csv.gz")))
-        if unread := [file for file in files if file not in read]:
+        if unread := [file for file in files if file not in self.files.values()]:
             self.remark(f"not read: {', '.join(unread)}")
         return super().all_remarks()
 

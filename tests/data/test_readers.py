@@ -206,6 +206,13 @@ def test_raw_lists_of_two_columns_are_refused(tmp_path):
         data.load("raw", tmp_path)
 
 
+def test_a_raw_edge_count_that_differs_is_refused(tmp_path):
+    write_ogb_nodes(tmp_path, "arxiv")
+    write_csv(tmp_path / "arxiv" / "raw", "num-edge-list", [7])
+    with pytest.raises(DataError, match=r"expected 'num_edges' .*, got \[7\]; 'num_edges' is raw/num-edge-list"):
+        data.load("arxiv", tmp_path)
+
+
 def test_raw_files_that_are_not_read_are_named(tmp_path):
     write_ogb_nodes(tmp_path, "arxiv")
     write_csv(tmp_path / "arxiv" / "raw", "node_year", np.zeros(40))
