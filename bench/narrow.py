@@ -72,12 +72,7 @@ def measured(run_dir: Path) -> Iterator[tuple[str, float, Comparison]]:
     rows = question(load_recipe(run_dir / "config.yaml"), student)
     for weights in WEIGHTS:
         with tempfile.TemporaryDirectory() as folder:
-            path = pack(
-                *(student.model, Path(folder) / "student.safetensors"),
-                normalize=student.normalize,
-                positions=student.positions,
-                dtype=weights,
-            )
+            path = pack(student.model, Path(folder) / "student.safetensors", **student.content, dtype=weights)
             packed = PackedStudent.load(path)
             yield weights, packed.num_bytes / 1e6, compare(student.model, packed, rows, student.positions)
 

@@ -22,7 +22,14 @@ from gmoe_ext import ops  # noqa: F401  (registers the operators)
 from gmoe_ext.train.parse import build_parser
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-COMMANDS = ("bench_student", "data", "export", "predict", "runtime")
+COMMANDS = (
+    "bench_student.__main__",
+    "data.__main__",
+    "export.__main__",
+    "predict.__main__",
+    "report",
+    "runtime.__main__",
+)
 
 
 def expect_unchanged(name: str, lines: list[str]) -> None:
@@ -46,8 +53,8 @@ def test_operator_schemas_are_unchanged() -> None:
 
 def test_command_lines_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = list(_flags("train", build_parser()))
-    for command in COMMANDS:
-        lines += _flags(command, _parser_of(command, monkeypatch))
+    for module in COMMANDS:
+        lines += _flags(module.removesuffix(".__main__"), _parser_of(module, monkeypatch))
     expect_unchanged("command_line.txt", lines)
 
 
@@ -55,14 +62,14 @@ class _BuiltError(Exception):
     """Carries a command's parser out of its main function."""
 
 
-def _parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+def _parser_of(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _BuiltError(parser)
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         with pytest.raises(_BuiltError) as built:
-            importlib.import_module(f"gmoe_ext.{command}.__main__").main([])
+            importlib.import_module(f"gmoe_ext.{module}").main([])
     parser: argparse.ArgumentParser = built.value.args[0]
     return parser
 

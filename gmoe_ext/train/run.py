@@ -115,7 +115,7 @@ class Run:
         with open(self.metrics_path, "ab") as file:
             file.truncate(min(self._metrics_end, file.tell()))
             file.write((json.dumps(record) + "\n").encode())
-        state.metrics_bytes = self._metrics_end = self.metrics_path.stat().st_size
+        self._metrics_end = self.metrics_path.stat().st_size
         self._val = scores.get("val", self._val)
         text = f"loss {losses['loss']:.3f}" + ("" if self._val is None else f"  val {self._val:.3f}")
         self.progress.advance(state.epochs, text, _details(load, memory))
@@ -123,6 +123,7 @@ class Run:
 
     def save(self, task: Task, state: FitState) -> None:
         """Write the checkpoint of the task's phase."""
+        state.metrics_bytes = self._metrics_end  # with the records of earlier phases
         fit = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("best", "sums")}
         model = task.model
         content = {

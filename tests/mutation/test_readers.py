@@ -45,6 +45,7 @@ READERS: dict[str, tuple[str, ...] | str] = {
     "predict.journal": ("journal",),
     "predict.parquet": ("rows_parquet",),
     "predict.rows": ("rows_npy", "rows_npz"),
+    "report": "metrics.jsonl, a JSON object a line: tests/train/test_report.py",
     "runtime.student": ("student",),
     "train.directory": "the lock, whose text is only shown",
     "train.recipes": "the recipes in the package; a user's file is read by train.parse",

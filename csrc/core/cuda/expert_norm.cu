@@ -44,7 +44,7 @@ struct Layout {
   __device__ A* scale() const { return partial + 2 * num_chunks * size(); }  // [num_experts, dim], as the next two
   __device__ A* level() const { return scale() + size(); }
   __device__ A* slope() const { return level() + size(); }
-  // Slots of the experts with few: [num_experts, kFewSlots] in no order, and how many, [num_experts].
+  // Slots of the experts with few, [num_experts, kFewSlots], and how many, [num_experts].
   __device__ std::int64_t* few() const { return reinterpret_cast<std::int64_t*>(partial) + value_bytes() / 8; }
   __device__ int* num_few() const { return reinterpret_cast<int*>(few() + slots.num_experts * kFewSlots); }
   __device__ int* counts() const { return num_few() + slots.num_experts; }  // [num_chunks, num_experts]
@@ -219,24 +219,32 @@ __global__ void few_kernel(Layout<T> w, ExpertNormGrad<T> n) {
   if (place < kFewSlots) w.few()[e * kFewSlots + place] = s;
 }
 
+// Puts the slots of each expert with few in ascending order, in place: an array in registers has no index.
+template <typename T>
+__global__ void sort_few_kernel(Layout<T> w) {
+  const std::int64_t e = static_cast<std::int64_t>(blockIdx.x) * kCountThreads + threadIdx.x;
+  if (e >= w.slots.num_experts) return;
+  std::int64_t* slot = w.few() + e * kFewSlots;
+  if (w.num_few()[e] > kFewSlots) w.num_few()[e] = static_cast<int>(kFewSlots);
+  for (int i = 1; i < w.num_few()[e]; ++i) {
+    const std::int64_t own = slot[i];
+    int place = i;
+    for (; place > 0 && slot[place - 1] > own; --place) slot[place] = slot[place - 1];
+    slot[place] = own;
+  }
+}
+
 // The slots of an expert with few, ascending, and their gradients in double.
 template <typename T>
 struct Few {
   const Layout<T>& w;
   const ExpertNormGrad<T>& n;
   std::int64_t expert;
-  std::int64_t slot[kFewSlots];
+  const std::int64_t* slot;
   int count;
 
-  __device__ Few(const Layout<T>& w_in, const ExpertNormGrad<T>& n_in, std::int64_t e) : w(w_in), n(n_in), expert(e) {
-    count = w.num_few()[e] < kFewSlots ? w.num_few()[e] : static_cast<int>(kFewSlots);
-    for (int i = 0; i < count; ++i) {
-      const std::int64_t own = w.few()[e * kFewSlots + i];
-      int place = i;
-      for (; place > 0 && slot[place - 1] > own; --place) slot[place] = slot[place - 1];
-      slot[place] = own;
-    }
-  }
+  __device__ Few(const Layout<T>& w_in, const ExpertNormGrad<T>& n_in, std::int64_t e)
+      : w(w_in), n(n_in), expert(e), slot(w.few() + e * kFewSlots), count(w.num_few()[e]) {}
 
   __device__ double value(std::int64_t s, std::int64_t d) const { return widened(w.slots.y[s * w.slots.dim + d]); }
   __device__ double grad(std::int64_t s, std::int64_t d) const {
@@ -348,6 +356,8 @@ void expert_norm_grad(const ExpertNormGrad<T>& n, const Call& call) {
   if (w.size() > 0) {
     launch("expert_norm/few", few_kernel<T>, divide_up(w.num_slots, kCountThreads), kCountThreads, 0, call.stream, w,
            n);
+    launch("expert_norm/sort_few", sort_few_kernel<T>, divide_up(w.slots.num_experts, kCountThreads), kCountThreads, 0,
+           call.stream, w);
   }
   launch("expert_norm/grad", grad_kernel<T>, row_blocks(w.num_slots), kWarps * kWarp, 0, call.stream, w, n,
          call.bad_index);

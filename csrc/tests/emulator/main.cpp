@@ -25,11 +25,19 @@ GMOE_OPTIONS_OF(tsan, "suppress_equal_addresses=0:halt_on_error=1");
 namespace gmoe::test {
 namespace {
 
+// AddressSanitizer needs one order, and sees most where a copy touches memory as late as it may: in the last.
+std::vector<Settings> orders_of(const Test& test) {
+#ifdef __SANITIZE_ADDRESS__
+  return {test.parallel ? orders().back() : orders().front()};
+#else
+  return test.parallel ? orders() : std::vector{orders().front()};
+#endif
+}
+
 void run_test(const Test& test) {
   std::uint64_t bits = 0;
   bool first = true;
-  for (const emulator::Settings& order : orders()) {
-    if (!first && !test.parallel) break;
+  for (const Settings& order : orders_of(test)) {
     emulator::settings() = order;
     state().bits = 0;
     state().test = join(test.name, ", ", describe(order));

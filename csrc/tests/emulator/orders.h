@@ -12,14 +12,11 @@ using Settings = emulator::Settings;
 using emulator::Copies;
 using emulator::Order;
 
-// Each order once, with early and late copies. Sanitizers see their faults whatever the order, and are slow;
-// AddressSanitizer sees more where a copy touches memory as late as it may.
+// Each order once, with early and late copies. Sanitizers see their faults whatever the order, and are slow.
 inline const std::vector<Settings>& orders() {
-#if defined(GMOE_THREAD_SANITIZER)
+#if defined(GMOE_THREAD_SANITIZER) || defined(__SANITIZE_ADDRESS__)
   static const std::vector<Settings> all = {{Order::lowest, Copies::eager, 0, ""},
                                             {Order::highest, Copies::deferred, 0, ""}};
-#elif defined(__SANITIZE_ADDRESS__)
-  static const std::vector<Settings> all = {{Order::highest, Copies::deferred, 0, ""}};
 #else
   static const std::vector<Settings> all = {
       {Order::lowest, Copies::eager, 0, ""},    {Order::highest, Copies::deferred, 0, ""},
