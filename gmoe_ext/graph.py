@@ -30,7 +30,7 @@ from .indices import (
     plain_mode,
     row_offsets,
 )
-from .structure import Structure
+from .structure import KEPT, Structure
 
 _INT32_LIMIT = 2**31
 
@@ -280,12 +280,12 @@ class Graph:
                 methods return them for their default arguments, ``looped_mean_norm`` with self loops added.
         """
         for name, value in known.items():
-            if not isinstance(value, Graph):
+            if name in KEPT:
                 self._structure.kept[name] = value
             elif name in get_args(_Derivation):
                 self._derived[cast(_Derivation, name)] = value
             else:
-                raise TypeError(f"Graph.prefill: expected one of {get_args(_Derivation)}, got '{name}'")
+                raise TypeError(f"Graph.prefill: expected one of {(*KEPT, *get_args(_Derivation))}, got '{name}'")
         if "transpose" in known:
             object.__setattr__(known["transpose"], "_original", weakref.ref(self))
         return self

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from .indices import check_ascending, plain_mode, row_offsets
 
+KEPT = ("rows", "edges_by_type", "transpose_order", "transposed", "transposed_by")
+
 
 class Structure:
     """The edges of a graph in rows; graphs that differ only in weight share one.
 
-    ``kept`` maps names of methods to their results; ``transposed_by`` is the order that made these rows a transpose.
+    ``kept`` maps names in ``KEPT``, most of them methods, to their results; ``transposed_by`` is the order that made
+    these rows a transpose.
     """
 
     def __init__(self, offsets: Tensor, columns: Tensor, edge_type: Tensor | None, num_edge_types: int) -> None:

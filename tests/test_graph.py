@@ -67,6 +67,8 @@ def test_prefilled_graphs_are_used():
     assert graph.gcn_norm() is norm and graph.transpose() is reverse and reverse.transpose() is graph
     with pytest.raises(TypeError, match="'norm'"):
         graph.prefill(norm=norm)
+    with pytest.raises(TypeError, match="'row'"):
+        graph.prefill(row=graph.rows)
 
 
 def test_fields_cannot_be_set():
