@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
@@ -74,12 +74,12 @@ def load(
     except OSError as error:
         raise DataError(f"data '{name}' cannot be read ({error})") from error
     if data is None:
-        _refuse_options(name, "generated with its own split", given, ("row_normalize",) * (name == "communities"))
+        refuse_options(name, "generated with its own split", given, ("row_normalize",) * (name == "communities"))
         data = SYNTHETIC[name](split_seed=split_seed)
     elif isinstance(data, LinkData):
-        _refuse_options(name, "of links", given, ())
+        refuse_options(name, "of links", given)
     elif isinstance(data, MoleculeData):
-        _refuse_options(name, "of molecules", given, ("split", "metric", "train_per_class", "val_per_class"))
+        refuse_options(name, "of molecules", given, ("split", "metric", "train_per_class", "val_per_class"))
     elif metric not in (None, data.metric):
         raise DataError(f"data '{name}' is scored by '{data.metric}', got metric '{metric}'\n  fix: drop --data.metric")
     tell(name, data.remarks)
@@ -96,6 +96,23 @@ def files_of(name: str, folder: Path) -> list[Path]:
     single, graphs, raw = folder / f"{name}.npz", folder / f"{name}_graphs.npz", folder / name / "raw"
     found = {single: single.is_file(), graphs: graphs.is_file(), raw: ogb_raw.is_raw_folder(folder / name)}
     return [path for path, there in found.items() if there]
+
+
+def refuse_options(name: str, kind: str, given: Mapping[str, bool], accepted: Sequence[str] = ()) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        name: of the data set.
+        kind: what its data are.
+        given: whether each option was given.
+        accepted: those that apply.
+
+    Raises:
+        ConfigError: naming the others that were given.
+    """
+    if wrong := [option for option, is_given in given.items() if is_given and option not in accepted]:
+        options = ", ".join(f"--data.{option}" for option in wrong)
+        raise ConfigError(f"data '{name}' is {kind}, so {', '.join(wrong)} cannot apply\n  fix: drop {options}")
 
 
 def _read(
@@ -138,10 +155,3 @@ def _refuse_partial(arrays: Arrays) -> None:
         f"has the features of {known:,} of {num_nodes:,} nodes only; the others are unknown, not zero, so "
         "results would mislead\n  fix: use the complete data set, or allow this with --data.allow_partial true"
     )
-
-
-def _refuse_options(name: str, kind: str, given: dict[str, bool], accepted: tuple[str, ...]) -> None:
-    """Refuse options that would have no effect."""
-    if wrong := [option for option, is_given in given.items() if is_given and option not in accepted]:
-        options = ", ".join(f"--data.{option}" for option in wrong)
-        raise ConfigError(f"data '{name}' is {kind}, so {', '.join(wrong)} cannot apply\n  fix: drop {options}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import data
 from ...data import MoleculeData, NodeData
-from ...data.load import files_of, resolve_root
+from ...data.load import files_of, refuse_options, resolve_root
 from ...errors import ConfigError
 from ..config import DEFAULT_DATA, Config, DataConfig
 
@@ -54,12 +54,9 @@ def check_scored(loaded: NodeData | MoleculeData) -> None:
 
 def _generate(config: Config) -> NodeData:
     chosen, default = config.data, DataConfig()
-    for option in ("split", "train_per_class", "val_per_class", "metric", "allow_partial"):
-        if getattr(chosen, option) != getattr(default, option):
-            raise ConfigError(
-                f"data.{option}: does not apply to data '{DEFAULT_DATA}', which is generated with its own split\n"
-                f"  fix: drop --data.{option}, or name a data set with --data.name"
-            )
+    options = ("split", "train_per_class", "val_per_class", "metric", "allow_partial")
+    given = {option: getattr(chosen, option) != getattr(default, option) for option in options}
+    refuse_options(DEFAULT_DATA, "generated with its own split", given)
     size = {} if chosen.num_nodes is None else {"num_nodes": chosen.num_nodes}
     made = data.synthetic.communities(seed=config.split_seed, **size)
     return made.row_normalized() if chosen.row_normalize else made
