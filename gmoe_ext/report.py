@@ -18,7 +18,8 @@ import torch
 from . import checkpoint
 from .errors import ConfigError, DataError
 from .terminal import report_error
-from .train.recipes import read_yaml
+from .train.config import flatten
+from .train.parse import load_recipe
 
 _SHOWN = 8  # differing settings that are printed
 _OF_THE_PLACE = {"run_dir", "resume"}
@@ -61,18 +62,10 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def _settings(a: Path, b: Path) -> list[str]:
-    ours, theirs = (dict(_flat(read_yaml(directory / "config.yaml"))) for directory in (a, b))
-    names = [name for name in sorted({*ours, *theirs} - _OF_THE_PLACE) if ours.get(name) != theirs.get(name)]
-    lines = [f"settings   {name}: {ours.get(name)} | {theirs.get(name)}" for name in names[:_SHOWN]]
+    ours, theirs = (flatten(load_recipe(directory / "config.yaml")) for directory in (a, b))
+    names = [name for name in sorted(ours.keys() - _OF_THE_PLACE) if ours[name] != theirs[name]]
+    lines = [f"settings   {name}: {ours[name]} | {theirs[name]}" for name in names[:_SHOWN]]
     return lines if len(names) <= _SHOWN else [*lines, f"settings   {len(names) - _SHOWN} more differ"]
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _epochs(a: Path, b: Path) -> list[str]:
