@@ -122,7 +122,7 @@ def _unpack(archive: Path, target: Path) -> Path:
         for member in content.infolist():
             inside = PurePosixPath(member.filename).parts[1:]
             # OGB's archives hold one folder. Only its known parts are taken, and no path may lead out of `draft`.
-            if member.is_dir() or not inside or inside[0] not in _OGB_FOLDERS or ".." in inside:
+            if not inside or member.is_dir() or inside[0] not in _OGB_FOLDERS or ".." in inside:
                 continue
             path = draft.joinpath(*inside)
             path.parent.mkdir(parents=True, exist_ok=True)

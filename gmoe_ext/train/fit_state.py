@@ -141,7 +141,8 @@ class FitState(FitResult):
                 raise TypeError(f"expected '{one.name}' of type {one.type}, got {value!r}")
             if one.type == "int" and value < 0:
                 raise ValueError(f"expected '{one.name}' of at least 0, got {value}")
-        if best and {name: _form(value) for name, value in best.items()} != {n: _form(v) for n, v in weights.items()}:
+        own = {name: _form(value) for name, value in weights.items()} if state.best_epoch else {}
+        if {name: _form(value) for name, value in best.items()} != own:
             raise ValueError("its best weights are not those of this model")
         if not all(value.dim() == 0 and value.is_floating_point() for value in sums.values()):
             raise ValueError("its sums of losses are no numbers")
@@ -208,16 +209,19 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
     held = {int(name): entries for name, entries in state["state"].items()}
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     of_parameters = all(
-        isinstance(value, Tensor) and value.is_floating_point() and value.shape in ((), shapes[parameter])
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.shape in ((), shapes[parameter])
+        and (name != "step" or 0 <= float(value) < math.inf)
         for parameter, entries in held.items()
-        for value in entries.values()
+        for name, value in entries.items()
     )
     own = optimizer.state_dict()["param_groups"]
     # Another version of torch may have options that the checkpoint does not; they keep the value of now.
     groups = [now | then for now, then in zip(own, state["param_groups"], strict=True)]
     alike = all(map(_alike, groups, own))
     if not (of_parameters and alike and len({frozenset(entries) for entries in held.values()}) <= 1):
-        raise ValueError("its optimizer is another one, or has other parameters")
+        raise ValueError("its optimizer is another one, has other parameters, or counts no steps")
     optimizer.load_state_dict({"state": held, "param_groups": groups})
 
 
