@@ -216,28 +216,16 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
         for parameter, entries in held.items()
         for name, value in entries.items()
     )
+    # The groups' options are those of the settings, which are the same (see `check_same`), and of this torch.
     own = optimizer.state_dict()["param_groups"]
-    # Another version of torch may have options that the checkpoint does not; they keep the value of now.
-    groups = [now | then for now, then in zip(own, state["param_groups"], strict=True)]
-    alike = all(map(_alike, groups, own))
-    if not (of_parameters and alike and len({frozenset(entries) for entries in held.values()}) <= 1):
+    grouped = [group["params"] for group in state["param_groups"]] == [group["params"] for group in own]
+    if not (of_parameters and grouped and len({frozenset(entries) for entries in held.values()}) <= 1):
         raise ValueError("its optimizer is another one, has other parameters, or counts no steps")
-    optimizer.load_state_dict({"state": held, "param_groups": groups})
+    optimizer.load_state_dict({"state": held, "param_groups": own})
 
 
 def _form(value: Tensor) -> tuple[torch.dtype, torch.Size]:
     return value.dtype, value.shape
-
-
-def _alike(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether the options of two groups of parameters have the same types and lengths."""
-
-    def kind(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [kind(part) for part in value]
-        return float if type(value) in (int, float) else type(value)
-
-    return all(kind(saved[name]) == kind(own[name]) for name in own)
 
 
 def check_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
