@@ -17,11 +17,13 @@ from torch import Tensor
 from gmoe_ext import ops, reference
 from gmoe_ext.graph import Graph
 
-from .claims.inputs import normal, routing
+from .claims.inputs import feature_rows, normal, routing
 from .rivals import sparse
 
 EDGE_TYPES = 61
 MOLECULES = ((800, 2_500, 150), (26_000, 80_000, 150))  # a batch of 32 molecules with self loops; an evaluation batch
+# Bags of words: the size of Cora, and rows as sparse as Coauthor CS's.
+FEATURES = ((2_708, 1_433, 18), (1_000, 6_805, 60))
 
 Call = Callable[[], Any]
 
@@ -130,6 +132,17 @@ def noisy_topk(rows: int, experts: int, k: int) -> tuple[Any, ...]:
     return clean, scale.abs() + 0.01, noise, k
 
 
+def sparse_expert_linear(rows: int, columns: int, values: int) -> tuple[Any, ...]:
+    gate, index = routing(rows, 8, 3, seed=3)
+    weight = normal(8, columns, 128, seed=4).transpose(1, 2)
+    return feature_rows(rows, columns, values), weight, normal(8, 128, seed=5), index, gate, normal(8, columns, seed=6)
+
+
+def sparse_linear(rows: int, columns: int, values: int) -> tuple[Any, ...]:
+    weight = normal(columns, 128, seed=4).T
+    return feature_rows(rows, columns, values), weight, normal(128, seed=5)
+
+
 OPERATORS: dict[str, Bench] = {
     "aggregate": Bench(
         ((800, 2_500, 150), (20_000, 500_000, 128), (170_000, 1_200_000, 128)),
@@ -179,6 +192,10 @@ OPERATORS: dict[str, Bench] = {
         MOLECULES, "{} nodes, {} edges, D={}, E=8, k=4", routed_edge_aggregate, leaves=(1, 2)
     ),
     "routed_edge_mixture": Bench(MOLECULES, "{} nodes, {} edges, D={}, E=8, k=4", routed_edge_mixture),
+    "sparse_expert_linear": Bench(
+        FEATURES, "{}x{}, {} values a row, D=128, E=8, k=3", sparse_expert_linear, leaves=(1, 2, 4, 5)
+    ),
+    "sparse_linear": Bench(FEATURES, "{}x{}, {} values a row, D=128", sparse_linear, leaves=(1, 2)),
     "topk_softmax": Bench(
         ((1, 8), (1_000, 8), (170_000, 8), (20_000, 64)),
         "{}x{}, k=4",

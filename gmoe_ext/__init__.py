@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, export, models, nn, ops, reference, runtime
     from ._native import backend, build_info
+    from .feature_rows import FeatureRows
     from .graph import Graph
 
 __all__ = [
+    "FeatureRows",
     "Graph",
     "__version__",
     "backend",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 _MODULES = ("data", "distill", "errors", "export", "models", "nn", "ops", "reference", "runtime")
-_NAMES = {"Graph": "graph", "backend": "_native", "build_info": "_native"}
+_NAMES = {"FeatureRows": "feature_rows", "Graph": "graph", "backend": "_native", "build_info": "_native"}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,12 +27,13 @@ OP_FILES = (
     "csrc/ops/{op}.cpp",
     "gmoe_ext/ops/{op}.py",
 )
-COMPOSED = {"edge_aggregate": "routed_edge_aggregate"}  # special cases of another operator, compiled with it
+# Special cases of another operator, compiled with it.
+COMPOSED = {"edge_aggregate": "routed_edge_aggregate", "sparse_linear": "aggregate"}
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60
 # Totals only go down: lower them when code goes; to raise one, say in the commit what the new lines are worth.
-MAX_NATIVE_LINES = 15_700  # csrc without csrc/tests
-MAX_PYTHON_LINES = 16_400  # gmoe_ext
+MAX_NATIVE_LINES = 16_400  # csrc without csrc/tests
+MAX_PYTHON_LINES = 17_000  # gmoe_ext
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 
 

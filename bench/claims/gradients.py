@@ -127,11 +127,31 @@ def _routed_edge_aggregate(settings: Settings) -> tuple[Callable[..., Any], list
     ]
 
 
+def _sparse_expert_linear(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
+    rows = settings.size(2_700, 40)
+    x = inputs.feature_rows(rows, 1_433, 18).to(settings.device)
+    gate, index = inputs.routing(rows, NUM_EXPERTS, K, seed=3)
+    gate, index = gate.to(settings.device), index.to(settings.device)
+    weight, scale = _normal(settings, NUM_EXPERTS, 64, 1_433, seed=4), _normal(settings, NUM_EXPERTS, 1_433, seed=6)
+    return lambda package, weight, scale: package.sparse_expert_linear(x, weight, None, index, gate, scale), [
+        weight.transpose(1, 2).contiguous().transpose(1, 2),
+        scale,
+    ]
+
+
+def _sparse_linear(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
+    x = inputs.feature_rows(settings.size(18_000, 40), 6_805, 60).to(settings.device)
+    weight = _normal(settings, 6_805, 128, seed=4).T
+    return lambda package, weight: package.sparse_linear(x, weight), [weight]
+
+
 OPERATORS: dict[str, Make] = {
     "cosine_topk": _cosine_topk,
     "topk_softmax": _topk_softmax,
     "noisy_topk": _noisy_topk,
     "expert_linear": _expert_linear,
+    "sparse_expert_linear": _sparse_expert_linear,
+    "sparse_linear": _sparse_linear,
     "expert_norm": _expert_norm,
     "aggregate": _aggregate,
     "edge_aggregate": _edge_aggregate,

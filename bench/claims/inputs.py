@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmoe_ext import Graph
+from gmoe_ext import FeatureRows, Graph
 from gmoe_ext.data.molecules import ATOM_DIMS, BOND_DIMS, MoleculeData
 from gmoe_ext.data.splits import Split
 
@@ -27,6 +27,15 @@ def routing(num_rows: int, num_experts: int, k: int, seed: int) -> tuple[Tensor,
     scores = torch.rand(num_rows, num_experts, generator=torch.Generator().manual_seed(seed))
     top, index = scores.topk(k, dim=1)
     return torch.softmax(top, dim=1), index
+
+
+def feature_rows(num_rows: int, num_columns: int, values: int, seed: int = 0) -> FeatureRows:
+    """Draw bags of words: about so many values a row, and words whose frequency falls off as their rank."""
+    generator = torch.Generator().manual_seed(seed)
+    frequency = 1.0 / torch.arange(10.0, 10.0 + num_columns)
+    columns = torch.multinomial(frequency, num_rows * values, replacement=True, generator=generator)
+    counts = torch.rand(num_rows * values, generator=generator) + 0.5
+    return FeatureRows.from_csr(torch.arange(0, num_rows * values + 1, values), columns, counts, num_columns)
 
 
 def power_law_graph(num_nodes: int, num_edges: int, seed: int) -> Graph:

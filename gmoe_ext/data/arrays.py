@@ -237,7 +237,8 @@ def _read_member(path: Path, name: str, archive: zipfile.ZipFile, member: zipfil
         if dtype.kind not in "biufU":
             raise DataError(f"{path}: array '{name}' has dtype {dtype}, expected numbers, booleans or text")
         size, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
-        if size != held or dtype.itemsize == 0 or min(shape, default=0) < 0:
+        plain = all(type(length) is int and length >= 0 for length in shape)  # True is an int, but no length
+        if size != held or dtype.itemsize == 0 or not plain:
             fail(f"its header says {list(shape)} of {dtype}, which is {size:,} bytes, but {held:,} follow")
         content = np.empty(size, dtype=np.uint8)
         for start in range(0, size, _BLOCK):

@@ -12,6 +12,8 @@ from .noisy_topk import noisy_topk
 from .random_walk import random_walk
 from .routed_edge_aggregate import routed_edge_aggregate
 from .routed_edge_mixture import routed_edge_mixture
+from .sparse_expert_linear import sparse_expert_linear
+from .sparse_linear import sparse_linear
 from .topk_softmax import topk_softmax
 from .two_hop_graph import two_hop_graph
 
@@ -28,6 +30,8 @@ __all__ = [
     "random_walk",
     "routed_edge_aggregate",
     "routed_edge_mixture",
+    "sparse_expert_linear",
+    "sparse_linear",
     "topk_softmax",
     "two_hop_graph",
 ]

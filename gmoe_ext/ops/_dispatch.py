@@ -29,10 +29,11 @@ def native() -> bool:
     return _native.available and forward_ad._current_level < 0
 
 
-def call(name: str, *args: Any) -> Any:
+def call(name: str, *args: Any, public: str | None = None) -> Any:
     """Call ``torch.ops.gmoe.<name>``, and turn its report of a bad index into a :class:`GraphIndexError`.
 
-    On CUDA an operator only records a bad index, and a later call on that device raises.
+    On CUDA an operator only records a bad index, and a later call on that device raises. ``public`` is the name to
+    report where a function runs on another's operator.
     """
     op = getattr(torch.ops.gmoe, name)
     if torch.compiler.is_compiling():
@@ -45,6 +46,8 @@ def call(name: str, *args: Any) -> Any:
         bad_index = GraphIndexError.of_native(error)
         if bad_index is None:
             raise
+        if public is not None:
+            bad_index = GraphIndexError(str(bad_index).replace(f"gmoe::{name}", f"gmoe::{public}", 1))
         raise bad_index from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..feature_rows import FeatureRows
 from ..indices import row_offsets
 from ..plan import ExpertPlan
 from .edges import accumulator
@@ -36,6 +37,32 @@ def expert_linear(
     grouped = torch.cat(parts) if parts else x.new_zeros(0, out_dim)
     y_NKF = x.new_zeros(num_slots, out_dim).index_copy(0, plan.order, grouped).view(plan.num_rows, plan.k, out_dim)
     return y_NKF if gate is None else (gate.unsqueeze(2) * y_NKF).sum(1)
+
+
+def sparse_expert_linear(
+    x: FeatureRows,
+    weight: Tensor,
+    bias: Tensor | None,
+    index: Tensor,
+    gate: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Apply to each row the linear layers of its experts; see :func:`gmoe_ext.ops.sparse_expert_linear`."""
+    x_ND = x.to_dense().to(weight.dtype)
+    x_NKD = x_ND.unsqueeze(1).expand(-1, index.shape[1], -1) if x_ND.dim() == 2 else x_ND
+    y_NKF = x_NKD.new_zeros(*index.shape, weight.shape[1])
+    for expert in range(weight.shape[0]):
+        scaled_NKD = x_NKD if scale is None else x_NKD * scale[expert]
+        part = scaled_NKD @ weight[expert].T
+        part = part if bias is None else part + bias[expert]
+        y_NKF = torch.where((index == expert).unsqueeze(2), part, y_NKF)
+    return y_NKF if gate is None else (gate.unsqueeze(2) * y_NKF).sum(1)
+
+
+def sparse_linear(x: FeatureRows, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply one linear layer; see :func:`gmoe_ext.ops.sparse_linear`."""
+    y_NF = x.to_dense().to(weight.dtype) @ weight.T
+    return y_NF if bias is None else y_NF + bias
 
 
 def expert_norm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -139,8 +140,8 @@ class FitState(FitResult):
             value, kinds = getattr(state, one.name), {"str": str, "int": int, "float": int | float}
             if one.type in kinds and (not isinstance(value, kinds[one.type]) or isinstance(value, bool)):
                 raise TypeError(f"expected '{one.name}' of type {one.type}, got {value!r}")
-            if one.type == "int" and value < 0:
-                raise ValueError(f"expected '{one.name}' of at least 0, got {value}")
+            if one.type == "int" and not 0 <= value <= sys.maxsize:
+                raise ValueError(f"expected '{one.name}' from 0 to {sys.maxsize}, got {value}")
         own = {name: _form(value) for name, value in weights.items()} if state.best_epoch else {}
         if {name: _form(value) for name, value in best.items()} != own:
             raise ValueError("its best weights are not those of this model")

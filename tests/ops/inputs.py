@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gmoe_ext import reference
+from gmoe_ext.feature_rows import FeatureRows
 
 from .samples import Random, Sample
 
@@ -135,6 +136,61 @@ def linear_samples() -> Iterator[Sample]:
     yield linear(2, (6, 7), 31, 2, gate=True)  # nearly every expert empty
     twice = linear(4, (3, 2), 3, 2, gate=True)
     yield Sample("an-expert-twice", {**twice.args, "plan": reference.expert_plan(torch.full((4, 2), 1), 3)})
+
+
+def sparse_linear(
+    rows: int, dims: tuple[int, int], experts: int, k: int, density: float = 0.2, without: tuple[str, ...] = (),
+    dense: int = 0, per_slot: bool = False, binary: bool = False,
+) -> Sample:  # fmt: skip
+    options = "".join(f"-no-{name}" for name in without) + f"-dense{dense}" * (dense > 0) + "-per-slot" * per_slot
+    label = f"N{rows}-{dims[0]}x{dims[1]}-E{experts}-k{k}{options}" + "-binary" * binary
+    random = Random("sparse_expert_linear " + label)
+    x, in_dim = random.feature_rows(rows, dims[0], density, binary), dims[0] + dense
+    if dense:
+        x = x.with_values(x.values, None).cat(random.normal(rows, dense))
+    if per_slot:
+        x = FeatureRows(
+            x.offsets, x.columns, random.normal(len(x.columns), k), x.num_sparse, random.normal(rows, k, dense)
+        )
+    args: dict[str, Any] = {
+        "x": x,
+        "weight": random.normal(experts, dims[1], in_dim),
+        "bias": random.normal(experts, dims[1]),
+        "index": random.distinct(rows, experts, k),
+        "gate": random.gate(rows, k),
+        "scale": random.normal(experts, in_dim).exp(),
+    }
+    return Sample(label, args | dict.fromkeys(without))
+
+
+def sparse_linear_samples() -> Iterator[Sample]:
+    dims = ((7, 5), (1, 1), (31, 13), (64, 31), (128, 64), (16, 8))
+    for rows, shape, k in zip(SIZES, dims, (2, 1, 8, 3, 1, 3), strict=True):
+        yield sparse_linear(rows, shape, 8, k)
+        yield sparse_linear(rows, shape, 8, k, without=("gate", "bias", "scale"))
+    yield sparse_linear(63, (40, 150), 4, 2, density=0.9)  # two tiles of outputs on AVX-512, more on others
+    yield sparse_linear(63, (40, 33), 4, 2, dense=3, without=("gate",))
+    yield sparse_linear(63, (40, 16), 4, 2, dense=3, per_slot=True)
+    yield sparse_linear(63, (300, 9), 31, 2, density=0.05, binary=True)
+    yield sparse_linear(5, (11, 3), 2, 2, density=0.0)
+    yield sparse_linear(3000, (3, 4), 2, 1, density=1.0)  # columns longer than a piece of the gradient
+    twice = sparse_linear(4, (3, 2), 3, 2, density=0.7)
+    yield Sample("an-expert-twice", {**twice.args, "index": torch.full((4, 2), 1)})
+
+
+def one_linear(rows: int, dims: tuple[int, int], dense: int = 0, **options: Any) -> Sample:
+    sample = sparse_linear(rows, dims, 2, 1, dense=dense, **options)
+    return Sample(sample.label, {"x": sample["x"], "weight": sample["weight"][0], "bias": sample["bias"][0]})
+
+
+def one_linear_samples() -> Iterator[Sample]:
+    dims = ((7, 5), (1, 1), (31, 13), (64, 31), (128, 64), (16, 8))
+    yield from (one_linear(rows, shape) for rows, shape in zip(SIZES, dims, strict=True))
+    plain = one_linear(63, (40, 9), dense=3)
+    yield Sample("no-bias", {**plain.args, "bias": None})
+    yield plain
+    yield one_linear(63, (300, 9), density=0.05, binary=True)
+    yield one_linear(5, (11, 3), density=0.0)
 
 
 def norm(

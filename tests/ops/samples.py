@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gmoe_ext import _native
+from gmoe_ext.feature_rows import FeatureRows
 from gmoe_ext.graph import Graph
 from gmoe_ext.plan import ExpertPlan
 
@@ -38,6 +39,7 @@ def settle(device: torch.device) -> None:
 
 
 _GRAPH_FIELDS = ("offsets", "columns", "weight", "edge_type")
+_ROW_FIELDS = ("offsets", "columns", "values", "dense")
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class Sample:
         for name, value in self.args.items():
             if isinstance(value, Tensor):
                 found[name] = value
-            elif isinstance(value, Graph):
-                members = {f"{name}.{field}": getattr(value, field) for field in _GRAPH_FIELDS}
+            elif isinstance(value, Graph | FeatureRows):
+                fields = _GRAPH_FIELDS if isinstance(value, Graph) else _ROW_FIELDS
+                members = {f"{name}.{field}": getattr(value, field) for field in fields}
                 found.update({path: tensor for path, tensor in members.items() if tensor is not None})
             elif isinstance(value, ExpertPlan):
                 found.update({f"{name}.offsets": value.offsets, f"{name}.order": value.order})
@@ -86,11 +89,11 @@ class Sample:
         return self.replace({path: change(path, tensor) for path, tensor in self.tensors().items()})
 
     def to(self, dtype: torch.dtype) -> Sample:
-        """Floating tensors cast; edge weights are kept in the type sums are kept in."""
+        """Floating tensors cast; weights of edges and stored values are kept in the type sums are kept in."""
         accumulator = torch.float32 if dtype == torch.bfloat16 else dtype
 
         def cast(path: str, tensor: Tensor) -> Tensor:
-            wanted = accumulator if path == "graph.weight" else dtype
+            wanted = accumulator if path in ("graph.weight", "x.values") else dtype
             return tensor.to(wanted) if tensor.is_floating_point() else tensor
 
         return self.map(cast)
@@ -102,6 +105,9 @@ class Sample:
 def _rebuild(value: Any, changed: Mapping[str, Any]) -> Any:
     if isinstance(value, ExpertPlan):
         return value._replace(**changed)
+    if isinstance(value, FeatureRows):
+        parts = {field: changed.get(field, getattr(value, field)) for field in _ROW_FIELDS}
+        return FeatureRows(num_sparse=value.num_sparse, **parts)
     fields = {field: changed.get(field, getattr(value, field)) for field in _GRAPH_FIELDS}
     return Graph(value.num_nodes, **fields, num_edge_types=value.num_edge_types)
 
@@ -139,6 +145,12 @@ class Random:
 
     def gate(self, rows: int, k: int) -> Tensor:
         return torch.softmax(self.normal(rows, k), dim=1)
+
+    def feature_rows(self, rows: int, columns: int, density: float, binary: bool = False) -> FeatureRows:
+        """Rows of which about so many values are not zero."""
+        kept = torch.rand(rows, columns, generator=self.generator) < density
+        values = torch.ones(rows, columns, dtype=torch.float64) if binary else self.away_from_zero(rows, columns)
+        return FeatureRows.from_dense(torch.where(kept, values, 0.0).to(torch.float32 if binary else torch.float64))
 
     def graph(self, kind: str, num_nodes: int, weighted: bool = False, num_edge_types: int = 0) -> Graph:
         """A graph of a named kind: edgeless, random, isolated, hub, duplicates or loops."""

@@ -109,6 +109,6 @@ def test_docstring_is_complete_and_its_example_runs(spec: OpSpec) -> None:
     for part in ("Args:", "Returns:", "Raises:", "Deterministic:", "Examples:"):
         assert part in text, f"the docstring of ops.{spec.name} has no '{part}'"
     names: dict[str, Any] = {name: getattr(ops, name) for name in ops.__all__}
-    names.update(torch=torch, Graph=gmoe_ext.Graph)
+    names.update(torch=torch, Graph=gmoe_ext.Graph, FeatureRows=gmoe_ext.FeatureRows)
     (example,) = doctest.DocTestFinder(recurse=False).find(function, spec.name, globs=names)
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
