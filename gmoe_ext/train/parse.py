@@ -137,7 +137,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the key, its value and what was expected.
     """
-    name = config.data.name
+    name = config.data.name or ""  # YAML has null
     if not name or name != Path(name).name:
         raise ConfigError(
             f"data.name: expected the name of a data set, not a path, got '{name}'\n"
