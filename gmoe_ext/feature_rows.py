@@ -186,8 +186,14 @@ class FeatureRows:
     def row_normalized(self) -> FeatureRows:
         """Divide each row by the sum of its absolute values; zero rows stay zero."""
         total = self._row_sums(lambda x: x.abs()).clamp_min(1e-12)
-        values = self._values() / total[self._rows()]
-        return self._with(values, None if self.dense is None else self.dense / total[:, None])
+        return self._divided(total)
+
+    def unit_rows(self, eps: float = 1e-12) -> FeatureRows:
+        """Divide each row by its Euclidean norm, at least ``eps``."""
+        norm = self.norms().clamp_min(eps)
+        return self._with(
+            self._values() / norm[self._rows()], None if self.dense is None else self.dense / norm[:, None]
+        )
 
     def norms(self) -> Tensor:
         """Return the Euclidean norm of each row, [N]."""
@@ -229,6 +235,16 @@ class FeatureRows:
         x = x if values.dim() == 1 else x.transpose(1, 2)
         return x if self.dense is None else torch.cat([x, self.dense.to(x)], dim=-1)
 
+    def to_scipy(self) -> Any:
+        """Make a ``scipy.sparse.csr_array`` [N, S + P], dense columns included."""
+        import scipy.sparse
+
+        # scikit-learn wants one width of index, as narrow as it can be.
+        offsets = self.offsets.to(torch.int32) if self.columns.shape[0] < 2**31 else self.offsets
+        parts = (self._values().detach().cpu().numpy(), self.columns.to(offsets).cpu().numpy(), offsets.cpu().numpy())
+        csr = scipy.sparse.csr_array(parts, shape=(len(self), self.num_sparse))
+        return csr if self.dense is None else scipy.sparse.hstack([csr, self.dense.detach().cpu().numpy()], "csr")
+
     def __repr__(self) -> str:
         size = f"{len(self):,} x {self.num_sparse:,} + {self.num_dense:,}"
         return f"FeatureRows({size}, {self.columns.shape[0]:,} values, {self.dtype}, {self.device})"
@@ -238,6 +254,10 @@ class FeatureRows:
         if "by_column" in self._kept:
             other._kept["by_column"] = self._kept["by_column"]._replace(values=None)
         return other
+
+    def _divided(self, by_N: Tensor) -> FeatureRows:
+        dense = None if self.dense is None else self.dense / by_N[:, None]
+        return self._with(self._values() / by_N[self._rows()], dense)
 
     def _values(self) -> Tensor:
         return torch.ones_like(self.columns, dtype=self.dtype) if self.values is None else self.values

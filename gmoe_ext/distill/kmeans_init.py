@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import extras
 from ..errors import DataError
+from ..feature_rows import FeatureRows, Features
 from ..models import RbM
 
 
 @torch.no_grad()
-def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> None:
+def kmeans_start(model: RbM, x_ND: Features, seed: int, restarts: int = 10) -> None:
     """End a student's pre-training: clone each layer's expert 0 and place its memory at k-means centres of its inputs.
 
     The inputs of layer l + 1 are the outputs of the routed layers up to l, in evaluation mode.
@@ -34,14 +37,15 @@ def kmeans_start(model: RbM, x_ND: Tensor, seed: int, restarts: int = 10) -> Non
     """
     training = model.training
     model.eval()
-    h = x_ND
+    h: Any = x_ND
     for position, layer in enumerate(model.expert_layers()):
-        layer.start_routing(kmeans(F.normalize(h, dim=1), layer.num_experts, seed, restarts))
+        unit = h.unit_rows() if isinstance(h, FeatureRows) else F.normalize(h, dim=1)
+        layer.start_routing(kmeans(unit, layer.num_experts, seed, restarts).to(layer.router.memory))
         h = model.between(position, layer(h)[0])
     model.train(training)
 
 
-def kmeans(x_ND: Tensor, num_clusters: int, seed: int, restarts: int = 10) -> Tensor:
+def kmeans(x_ND: Features, num_clusters: int, seed: int, restarts: int = 10) -> Tensor:
     """Compute the centres [num_clusters, D] of Lloyd's k-means from k-means++ starts, in x's dtype and device."""
     cluster = extras.load("sklearn.cluster")
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # installed with scikit-learn
@@ -53,5 +57,5 @@ def kmeans(x_ND: Tensor, num_clusters: int, seed: int, restarts: int = 10) -> Te
         )
     clusters = cluster.KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
     with threadpool_limits(limits=1):
-        clusters.fit(x_ND.detach().cpu().numpy())
-    return torch.from_numpy(clusters.cluster_centers_).to(x_ND)
+        clusters.fit(x_ND.to_scipy() if isinstance(x_ND, FeatureRows) else x_ND.detach().cpu().numpy())
+    return torch.from_numpy(clusters.cluster_centers_).to(x_ND.device, x_ND.dtype)

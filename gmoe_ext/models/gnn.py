@@ -10,13 +10,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import expect, expect_choice
+from ..feature_rows import Features
 from ..graph import Graph, expect_graph
 from ..indices import gather_ranges
 from ..nn.dropout import dropout
@@ -135,9 +136,10 @@ class NodeGNN(ExpertGNN):
             for (d, f), norm in zip(itertools.pairwise(dims), norms, strict=True)
         )
 
-    def forward(self, x: Tensor, graph: Graph, two_hop: Graph | None = None) -> Output:
+    def forward(self, x: Features, graph: Graph, two_hop: Graph | None = None) -> Output:
         """Classify the nodes of ``graph``; hop-2 experts use ``two_hop`` if given, else A(Ax)."""
-        h, losses = x, []
+        h: Any = x
+        losses = []
         for depth, conv in enumerate(self.convs(), start=1):
             h, loss = conv(h, graph, two_hop)
             losses.append(loss)
@@ -247,7 +249,7 @@ class NodeServer:
         graph: the graph of all nodes.
     """
 
-    def __init__(self, model: Model, x: Tensor, graph: Graph) -> None:
+    def __init__(self, model: Model, x: Features, graph: Graph) -> None:
         expect_graph("NodeServer", graph)
         self.model, self.x, self.graph = model.eval(), x, graph
         self._gcn_norm = graph.gcn_norm()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import expect, expect_choice
+from ..feature_rows import Features
 from ..nn import MoEConfig, MoELayer, RbMConfig, RbMLayer
 from ..nn.dropout import dropout
+from ..nn.linear_experts import linear
 from ..nn.rbm.moe_layer import ExpertConfig, ExpertLayer
 from .registry import Model, Output, register
 
@@ -85,11 +87,12 @@ class MLP(Model):
         self.norms = network.norms()
         self.dropout = dropout
 
-    def forward(self, x_ND: Tensor) -> Output:
-        h = x_ND
-        for layer, norm in zip(self.layers, self.norms, strict=False):
-            h = dropout(functional.relu(norm(layer(h))), self.dropout, self.training)
-        return Output(self.layers[-1](h), x_ND.new_zeros(()))
+    def forward(self, x_ND: Features) -> Output:
+        layers: list[Any] = list(self.layers)
+        h = linear(x_ND, layers[0].weight, layers[0].bias)
+        for layer, norm in zip(layers[1:], self.norms, strict=True):
+            h = layer(dropout(functional.relu(norm(h)), self.dropout, self.training))
+        return Output(h, h.new_zeros(()))
 
 
 @register("ensemble", graph_free=True)
@@ -127,9 +130,9 @@ class Ensemble(Model):
         """List the members."""
         return [cast(MLP, member) for member in self.members]
 
-    def forward(self, x_ND: Tensor) -> Output:
+    def forward(self, x_ND: Features) -> Output:
         votes = torch.stack([member(x_ND).logits.log_softmax(dim=1) for member in self.members])
-        return Output(votes.logsumexp(dim=0) - math.log(len(self.members)), x_ND.new_zeros(()))
+        return Output(votes.logsumexp(dim=0) - math.log(len(self.members)), votes.new_zeros(()))
 
 
 class ExpertStudent(Model, Generic[Layer]):
@@ -184,8 +187,9 @@ class ExpertStudent(Model, Generic[Layer]):
             return None
         return torch.stack([slots / slots.sum().clamp_min(1) for slots in served]).mean(0)
 
-    def forward(self, x_ND: Tensor) -> Output:
-        h, aux = x_ND, x_ND.new_zeros(())
+    def forward(self, x_ND: Features) -> Output:
+        h: Any = x_ND
+        aux = x_ND.new_zeros(())
         for position, layer in enumerate(self.layers):
             y, layer_aux = layer(h)
             h, aux = self.between(position, y), aux + layer_aux
@@ -220,14 +224,14 @@ class RbM(ExpertStudent[RbMLayer]):
             layer.router.following = on
 
     @torch.no_grad()
-    def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> None:
+    def follow_(self, x_ND: Features, copies_N: Tensor | None = None) -> None:
         """Move the memories at once, row j counting copies_N[j] times.
 
         Norms use their running statistics and do not update them.
         """
         training = self.norms.training
         self.norms.eval()
-        h = x_ND
+        h: Any = x_ND
         for position, layer in enumerate(self.expert_layers()):
             h = self.between(position, layer.follow_(h, copies_N))
         self.norms.train(training)

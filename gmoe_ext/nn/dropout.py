@@ -7,9 +7,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import ArgumentError
+from ..feature_rows import FeatureRows, Features
 
 # One 64-bit draw decides four elements, so the drop rate is a multiple of 2^-16; the scale matches that exact rate.
 _LEVELS = 1 << 16
+
+
+def drop_features(x: Features, rate: float, slots: int | None = None) -> Features:
+    """Drop values of features, for each of so many slots of a row or once for all of them.
+
+    Args:
+        x: [N, D]; of FeatureRows only stored values are drawn for, since the others are 0 either way.
+        rate: as in ``dropout``.
+        slots: K; None drops the same values for all slots of a row.
+
+    Returns:
+        Features like x; with slots FeatureRows of values [V, K], or a tensor [N * K, D].
+    """
+    if isinstance(x, FeatureRows):
+        values = torch.ones_like(x.columns, dtype=x.dtype) if x.values is None else x.values
+        dense = x.dense
+        if slots is not None:
+            values = values.unsqueeze(1).expand(-1, slots)
+            dense = None if dense is None else dense.unsqueeze(1).expand(-1, slots, -1)
+        return x.with_values(dropout(values, rate), None if dense is None else dropout(dense, rate))
+    return dropout(x if slots is None else x.repeat_interleave(slots, dim=0), rate)
 
 
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:

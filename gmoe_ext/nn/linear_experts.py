@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import expect
-from ..ops import expert_linear
+from ..feature_rows import FeatureRows, Features
+from ..ops import expert_linear, sparse_expert_linear, sparse_linear
 from ..plan import ExpertPlan
 
 # Largest learned factor, so that one bad step cannot overflow a layer (the value of RbM's released code).
@@ -22,6 +23,25 @@ MAX_FACTOR = 100.0
 def learned_factor(log_factor: Tensor) -> Tensor:
     """Return exp of a parameter, at most 100."""
     return log_factor.clamp(max=math.log(MAX_FACTOR)).exp()
+
+
+def linear(x: Features, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply ``torch.nn.functional.linear`` to features of either kind."""
+    if isinstance(x, FeatureRows):
+        return sparse_linear(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+@torch.no_grad()
+def lay_side_by_side(model: nn.Module, in_dim: int) -> None:
+    """Lay the weights of an input side by side in memory, in every linear layer of so many inputs.
+
+    Products of sparse features read them in this order, and would copy them in another. Values and results stay; call
+    it before the optimizer is made, whose state takes the order of its parameters.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | LinearExperts) and module.weight.shape[-1] == in_dim:
+            module.weight.data = module.weight.data.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 class LinearExperts(nn.Module):
@@ -60,9 +80,15 @@ class LinearExperts(nn.Module):
         self.weight.copy_(self.weight[:1].expand_as(self.weight))
         self.bias.copy_(self.bias[:1].expand_as(self.bias))
 
-    def first(self, x_ND: Tensor) -> Tensor:
+    def first(self, x_ND: Features) -> Tensor:
         """Apply expert 0 alone to every row: [N, F]."""
-        return functional.linear(x_ND, self.weight[0], self.bias[0])
+        return linear(x_ND, self.weight[0], self.bias[0])
+
+    def of_features(
+        self, x_ND: FeatureRows, index_NK: Tensor, gate_NK: Tensor, input_scale_ED: Tensor | None = None
+    ) -> Tensor:
+        """Apply to each row its experts index_NK, as ``forward`` does to dense rows: [N, F]."""
+        return sparse_expert_linear(x_ND, self.weight, self.bias, index_NK, gate_NK, input_scale_ED)
 
     def forward(
         self,

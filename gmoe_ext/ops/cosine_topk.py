@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..feature_rows import FeatureRows, Features
 from . import _dispatch as op
+from . import _sparse_rows
+from .topk_softmax import topk_softmax
 
 
-def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
+def cosine_topk(x: Features, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """Route each row to its k nearest expert embeddings by cosine similarity.
 
     RbM, eq. 3:
@@ -21,7 +24,7 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
         gate_ir = exp(c_ir) / sum_s exp(c_is)        c_ir: cosine to expert index_ir
 
     Args:
-        x: [N, D] rows to route, float32 or bfloat16 (float64 in tests).
+        x: [N, D] rows to route, float32 or bfloat16 (float64 in tests), or FeatureRows.
         memory: [E, D] one embedding per expert, of x's dtype.
         k: experts per row, 1 <= k <= E.
         eps: smallest norm; a zero row has cosine 0 to every expert.
@@ -34,7 +37,7 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
         ValueError: shapes or devices do not fit, or k is out of [1, E].
         TypeError: dtypes are not floating or differ.
 
-    Gradients: x; memory gets none (stop-gradient in eq. 3).
+    Gradients: x, unless it is FeatureRows; memory gets none (stop-gradient in eq. 3).
 
     Deterministic: yes, bit for bit, for any number of threads.
 
@@ -44,17 +47,22 @@ def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[
         ([[0, 1]], [[0.5, 0.5]])
     """
     expect_routing("cosine_topk", x, memory, k)
+    if isinstance(x, FeatureRows):
+        return topk_softmax(_sparse_rows.cosines(x, memory, eps), k)
     if not op.native():
         return reference.cosine_topk(x, memory, k, eps)
     gate, index = op.call("cosine_topk", x, memory, k, eps)
     return gate, index
 
 
-def expect_routing(name: str, x: Tensor, memory: Tensor, k: int) -> None:
+def expect_routing(name: str, x: Features, memory: Tensor, k: int) -> None:
     """Check the rows and embeddings of an operator that routes by cosine."""
-    op.expect_dim(name, "x", x, 2, "[N, D]")
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
-    op.expect_floating(name, "x", x, memory=memory)
+    if isinstance(x, FeatureRows):
+        _sparse_rows.expect_rows(name, x, memory)
+    else:
+        op.expect_dim(name, "x", x, 2, "[N, D]")
+        op.expect_floating(name, "x", x, memory=memory)
     if memory.shape[1] != x.shape[1]:  # a full check would be a twentieth of a one-row call
         op.expect_shape(name, "memory", memory, ("E", x.shape[1]), "to match 'x'")
     op.expect(1 <= k <= memory.shape[0], name, "k", lambda: f"in [1, E] = [1, {memory.shape[0]}]", k)

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..feature_rows import FeatureRows, Features
 from . import _dispatch as op
-from .cosine_topk import backward, expect_routing, setup_context
+from .cosine_topk import backward, cosine_topk, expect_routing, setup_context
+from .memory_update import memory_update
 
 
 def cosine_topk_update(
-    x: Tensor, memory: Tensor, k: int, rate: float = 0.9, normalize: bool = True, eps: float = 1e-12
+    x: Features, memory: Tensor, k: int, rate: float = 0.9, normalize: bool = True, eps: float = 1e-12
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Route each row to its k nearest expert embeddings, and move these towards their rows.
 
@@ -20,7 +22,7 @@ def cosine_topk_update(
     batch are routed by the old embeddings.
 
     Args:
-        x: [N, D] rows to route, float32 or bfloat16 (float64 in tests).
+        x: [N, D] rows to route, float32 or bfloat16 (float64 in tests), or FeatureRows.
         memory: [E, D] embeddings that route, of x's dtype; not modified.
         k: experts per row, 1 <= k <= E.
         rate: share of the old direction, in [0, 1].
@@ -34,7 +36,7 @@ def cosine_topk_update(
         ValueError: shapes or devices do not fit, k is out of [1, E], or rate out of [0, 1].
         TypeError: dtypes are not floating or differ.
 
-    Gradients: x, through gate.
+    Gradients: x, through gate, unless it is FeatureRows.
 
     Deterministic: yes, bit for bit, for any number of threads.
 
@@ -46,6 +48,9 @@ def cosine_topk_update(
     name = "cosine_topk_update"
     expect_routing(name, x, memory, k)
     op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
+    if isinstance(x, FeatureRows):
+        gate, index = cosine_topk(x, memory, k, eps)
+        return gate, index, memory_update(memory, x, gate, index, rate, normalize, eps)
     if not op.native():
         return reference.cosine_topk_update(x, memory, k, rate, normalize, eps)
     gate, index, new_memory = op.call(name, x, memory, k, rate, normalize, eps)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import reference
+from ..feature_rows import FeatureRows, Features
 from . import _dispatch as op
+from . import _sparse_rows
 
 
 def memory_update(
     memory: Tensor,
-    x: Tensor,
+    x: Features,
     gate: Tensor,
     index: Tensor,
     rate: float = 0.9,
@@ -30,7 +33,7 @@ def memory_update(
 
     Args:
         memory: [E, D] embeddings, float32 or bfloat16 (float64 in tests); not modified.
-        x: [N, D] the rows that were routed, same dtype as memory.
+        x: [N, D] the rows that were routed, same dtype as memory, or FeatureRows.
         gate: [N, k] routing weights, same dtype; any finite values.
         index: [N, k] int64 or int32, 0 <= index < E.
         rate: share of the old direction, in [0, 1].
@@ -56,15 +59,21 @@ def memory_update(
     """
     name = "memory_update"
     op.expect_dim(name, "memory", memory, 2, "[E, D]")
-    op.expect_floating(name, "memory", memory, x=x, gate=gate)
+    op.expect_floating(name, "memory", memory, x=None if isinstance(x, FeatureRows) else x, gate=gate)
     op.expect_dtype(name, "index", index, op.INTEGER)
     op.expect_device(name, "index", index, "memory", memory)
-    op.expect_shape(name, "x", x, ("N", memory.shape[1]), "to match 'memory'")
+    fits = x.dim() == 2 and x.shape[1] == memory.shape[1]
+    op.expect(fits, name, "x", lambda: f"of shape [N, {memory.shape[1]}] to match 'memory'", list(x.shape))
     op.expect_shape(name, "gate", gate, (x.shape[0], "k"), "to match 'x'")
     op.expect_shape(name, "index", index, gate.shape, "to match 'gate'")
     op.expect(0 <= rate <= 1, name, "rate", "in [0, 1]", rate)
-    if not op.native():
+    if isinstance(x, FeatureRows) or not op.native():
         op.expect_index(name, "index", index, memory.shape[0])
+    if isinstance(x, FeatureRows):
+        _sparse_rows.expect_rows(name, x, memory)
+        mean_ED = _sparse_rows.mean_rows(x, gate, index, memory.shape[0], normalize, eps)
+        return rate * F.normalize(memory.detach(), dim=1, eps=eps) + (1 - rate) * mean_ED.to(memory.dtype)
+    if not op.native():
         return reference.memory_update(memory, x, gate, index, rate, normalize, eps)
     with torch.no_grad():
         updated: Tensor = op.call(name, memory, x, gate, index, rate, normalize, eps)

@@ -68,15 +68,18 @@ def sparse_expert_linear(
     values = None if x.values is None else x.values.to(op.wide(weight))
     learnt = any(t is not None and t.requires_grad for t in (weight, scale))
     by_column = columns_for("sparse_expert_linear", x)[:3] if learnt and torch.is_grad_enabled() else (None,) * 3
-    inputs = (values, x.offsets, x.columns, weight.transpose(1, 2), scale, bias, index, gate)
-    y: Tensor = op.call("sparse_expert_linear", *inputs, *by_column)
-    return y if x.dense is None else y + _dense_part(x.dense, x.num_sparse, weight, index, gate, scale)
+    table = weight.transpose(1, 2)
+    y: Tensor = op.call(
+        "sparse_expert_linear", values, x.offsets, x.columns, table, scale, bias, index, gate, *by_column
+    )
+    return y if x.dense is None else y + _dense_part(x.dense, x.num_sparse, table, index, gate, scale)
 
 
 def _dense_part(
-    dense: Tensor, num_sparse: int, weight: Tensor, index: Tensor, gate: Tensor | None, scale: Tensor | None
+    dense: Tensor, num_sparse: int, table: Tensor, index: Tensor, gate: Tensor | None, scale: Tensor | None
 ) -> Tensor:
-    weight = weight[:, :, num_sparse:]
+    # Cut from the table, so that both parts of its gradient have its order in memory and are added in one pass.
+    weight = table[:, num_sparse:].transpose(1, 2)
     if scale is not None:
         weight = weight * scale[:, None, num_sparse:]
     source = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import reference
 from ..feature_rows import FeatureRows
@@ -57,8 +56,9 @@ def sparse_linear(x: FeatureRows, weight: Tensor, bias: Tensor | None = None) ->
     values = None if x.values is None else x.values.to(wide)
     reverse = None if columns is None or columns.values is None else columns.values.to(wide)
     offsets, rows, order = (None, None, None) if columns is None else columns[:3]
-    table = weight[:, : x.num_sparse].T
-    y: Tensor = op.call("aggregate", table, x.offsets, x.columns, values, offsets, rows, reverse, order, public=name)
+    table = weight.T
+    some = table[: x.num_sparse]
+    y: Tensor = op.call("aggregate", some, x.offsets, x.columns, values, offsets, rows, reverse, order, public=name)
     if x.dense is not None:
-        y = y + F.linear(x.dense.to(weight.dtype), weight[:, x.num_sparse :])
+        y = y + x.dense.to(weight.dtype) @ table[x.num_sparse :]
     return y if bias is None else y + bias

@@ -216,13 +216,16 @@ def test_dropout_reaches_experts_but_not_the_router(shared):
 
 
 def test_shared_dropout_gives_one_mask_to_all_experts_of_a_row():
-    x = torch.ones(6, 5, dtype=torch.float64)
+    x, seen = torch.ones(6, 5, dtype=torch.float64), []
     torch.manual_seed(3)
-    kept, source = layer_of(dropout=0.5)._expert_inputs(x)
+    for shared in (False, True):
+        layer = layer_of(dropout=0.5, shared_dropout=shared)
+        layer.experts.register_forward_pre_hook(lambda module, given: seen.append(given))
+        layer(x)
+    (kept, _, _, _, source), (shared_kept, _, _, _, none) = seen
     assert kept.shape == (12, 5) and source.tolist() == [[2 * i, 2 * i + 1] for i in range(6)]
     assert not torch.equal(kept[source[:, 0]], kept[source[:, 1]])
-    kept, source = layer_of(dropout=0.5, shared_dropout=True)._expert_inputs(x)
-    assert kept.shape == (6, 5) and source is None
+    assert shared_kept.shape == (6, 5) and none is None
 
 
 def test_a_step_spreads_a_buffer_memory_only_after_pretraining():

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...errors import ArgumentError, expect, expect_choice
+from ...feature_rows import FeatureRows, Features
 from ...graph import Graph
 from ...plan import ExpertPlan
-from ..linear_experts import LinearExperts
+from ..linear_experts import LinearExperts, linear
 from .encoders import BondEncoder
 from .expert_norm import ExpertBatchNorm, combine, scale_slots
 from .noisy_gate import Slots
@@ -167,6 +168,26 @@ def plain_sums(base: str, x: Tensor, hops: Hops, slots: Slots, num_hop1: int) ->
     return torch.cat([one, two]), rows_N1 + (slots.index >= num_hop1) * x.shape[0]
 
 
+def sums_of_results(base: str, rows_NEF: Tensor, hops: Hops, num_hop1: int) -> Tensor:
+    """Aggregate what each expert made of the nodes over the expert's hop, [N, E, F]."""
+    num_nodes, num_experts, width = rows_NEF.shape
+    near, parts = normalised(base, hops.graph), []
+    if num_hop1 > 0:
+        parts.append(ops.aggregate(near, rows_NEF[:, :num_hop1].flatten(1)))
+    if num_hop1 < num_experts:
+        far_NH = rows_NEF[:, num_hop1:].flatten(1)
+        two_hop = None if hops.two_hop is None else normalised(base, hops.two_hop)
+        parts.append(ops.aggregate(near, far_NH, hops=2) if two_hop is None else ops.aggregate(two_hop, far_NH))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).view(num_nodes, num_experts, width)
+
+
+def of_slots(results_NEF: Tensor, slots: Slots) -> Tensor:
+    """Take each slot's result of those of all experts, [N, K, F]."""
+    if slots.every:
+        return results_NEF
+    return results_NEF.gather(1, slots.index.unsqueeze(2).expand(-1, -1, results_NEF.shape[2]))
+
+
 class LinearConvs(nn.Module):
     """GCN or SAGE experts on a plain graph: y_ir = W_e (A_e x)_i + b_e with A_e of hop 1 or hop 2."""
 
@@ -175,15 +196,17 @@ class LinearConvs(nn.Module):
         self.base, self.num_hop1 = config.base, config.hop1
         self.linear = LinearExperts(in_dim, out_dim, config.num_experts)
 
-    def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
-        linear = self.linear
-        if linear.num_experts == 1 and linear.out_dim < linear.in_dim and self.num_hop1 == 1:
-            # One matrix commutes with the sum, and the narrow side moves fewer numbers along the edges.
-            weight, bias = folded(linear, epilogue.scale, epilogue.shift)
-            y_NF = ops.aggregate(normalised(self.base, hops.graph), F.linear(x, weight[0])) + bias[0]
-            return y_NF.unsqueeze(1)
-        sums, source = plain_sums(self.base, x, hops, slots, self.num_hop1)
-        return apply_linear(linear, sums, slots, epilogue, source)
+    def forward(self, x: Features, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
+        experts = self.linear
+        narrows = experts.num_experts == 1 and experts.out_dim < experts.in_dim and self.num_hop1 == 1
+        if not isinstance(x, FeatureRows) and not narrows:
+            sums, source = plain_sums(self.base, x, hops, slots, self.num_hop1)
+            return apply_linear(experts, sums, slots, epilogue, source)
+        # Matrices commute with the sum, and the narrow or dense side moves fewer numbers along the edges.
+        weight, bias = folded(experts, epilogue.scale, epilogue.shift)
+        rows_NEF = linear(x, weight.flatten(0, 1)).view(x.shape[0], *bias.shape)
+        y_NKF = of_slots(sums_of_results(self.base, rows_NEF, hops, self.num_hop1) + bias, slots)
+        return y_NKF if epilogue.gate is None else combine(y_NKF, epilogue.gate)
 
 
 class BondMessages(nn.Module):
@@ -325,18 +348,28 @@ class IsomorphismConvs(nn.Module):
         self.norm = ExpertBatchNorm(config.num_experts, mlp_dim)
         self.second = LinearExperts(mlp_dim, out_dim, config.num_experts)
 
-    def forward(self, x: Tensor, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
-        num_nodes, width = slots.index.shape
+    def forward(self, x: Features, hops: Hops, slots: Slots, epilogue: Epilogue) -> Tensor:
+        own_NK = torch.arange(slots.index.numel(), device=x.device).view_as(slots.index)
+        norm = Epilogue() if self.training else Epilogue(*self.norm.scale_and_shift())
+        if isinstance(x, FeatureRows):
+            # The first matrix commutes with the sum.
+            weight, bias = folded(self.first, norm.scale, norm.shift)
+            rows_NEM = linear(x, weight.flatten(0, 1)).view(x.shape[0], *bias.shape)
+            sums_NEM = sums_of_results("gin", rows_NEM, hops, self.num_hop1)
+            hidden = of_slots(torch.addcmul(sums_NEM, (1.0 + self.eps)[:, None], rows_NEM) + bias, slots)
+        else:
+            rows_SD = self._messages(x, hops, slots).flatten(0, 1)
+            hidden = apply_linear(self.first, rows_SD, slots, norm, own_NK)
+        if self.training:
+            hidden = self.norm(hidden, slots)
+        return apply_linear(self.second, F.relu(hidden).flatten(0, 1), slots, epilogue, own_NK)
+
+    def _messages(self, x: Tensor, hops: Hops, slots: Slots) -> Tensor:
+        """Compute (1 + eps_e) x_i + sum_j m_ij for each slot, [N, K, D]."""
         if self.messages is not None:
             sums_NKD = self.messages(x, hops, slots)
         else:
             sums, source = plain_sums("gin", x, hops, slots, self.num_hop1)
             sums_NKD = sums.unsqueeze(1) if source is None else sums[source]
         keep_NK1 = (1.0 + self.eps)[slots.index].unsqueeze(2)
-        rows_SD = torch.addcmul(sums_NKD, keep_NK1, x.unsqueeze(1)).flatten(0, 1)
-        own_NK = torch.arange(num_nodes * width, device=x.device).view(num_nodes, width)
-        if self.training:
-            hidden = self.norm(apply_linear(self.first, rows_SD, slots, Epilogue(), own_NK), slots)
-        else:
-            hidden = apply_linear(self.first, rows_SD, slots, Epilogue(*self.norm.scale_and_shift()), own_NK)
-        return apply_linear(self.second, F.relu(hidden).flatten(0, 1), slots, epilogue, own_NK)
+        return torch.addcmul(sums_NKD, keep_NK1, x.unsqueeze(1))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ArgumentError, expect
+from ...errors import ArgumentError, ArgumentTypeError, expect
+from ...feature_rows import FeatureRows, Features
 from ...graph import Graph, expect_graph
 from ..layer import configured
 from .expert_norm import ExpertBatchNorm
@@ -64,12 +65,12 @@ class GMoEConv(nn.Module):
         return self.num_hop1 < self.num_experts
 
     def forward(
-        self, x: Tensor, graph: Graph, two_hop: Graph | None = None, pair_types: Tensor | None = None
+        self, x: Features, graph: Graph, two_hop: Graph | None = None, pair_types: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
         Args:
-            x: [N, D].
+            x: [N, D]; on plain graphs also FeatureRows.
             graph: N nodes; with ``bond_dims`` its edge types are bond types.
             two_hop: graph of the nodes two hops away (``gmoe_ext.ops.two_hop_graph``), needed by hop-2 experts
                 on molecules; None on plain graphs means A(Ax) over ``graph``.
@@ -86,6 +87,8 @@ class GMoEConv(nn.Module):
                 f"GMoEConv: expected 'x' of shape [{graph.num_nodes}, {self.in_dim}] (nodes of 'graph', in_dim), "
                 f"got {list(x.shape)}"
             )
+        if isinstance(x, FeatureRows) and self.config.bond_dims is not None:
+            raise ArgumentTypeError("GMoEConv: expected 'x' to be a tensor with bond_dims, got FeatureRows")
         hops = Hops(graph, two_hop, pair_types)
         if self.gate is None:
             slots = Slots.all(x.shape[0], 1, x.device)
@@ -97,14 +100,14 @@ class GMoEConv(nn.Module):
             y = y / self.num_experts
         return y, routing.importance_loss + routing.load_loss
 
-    def _routed(self, x: Tensor, hops: Hops, routing: Routing) -> Tensor:
+    def _routed(self, x: Features, hops: Hops, routing: Routing) -> Tensor:
         if self.training and self.config.norm == "all_nodes":
             none_NE = routing.gate.new_zeros(x.shape[0], self.num_experts)
             gate_NE = none_NE.scatter(1, routing.index, routing.gate)
             return self._run(x, hops, Slots.all(x.shape[0], self.num_experts, x.device), gate_NE)
         return self._run(x, hops, Slots.chosen(routing.index, self.num_experts), routing.gate)
 
-    def _run(self, x: Tensor, hops: Hops, slots: Slots, gate: Tensor | None) -> Tensor:
+    def _run(self, x: Features, hops: Hops, slots: Slots, gate: Tensor | None) -> Tensor:
         y: Tensor
         if self.norm is None:
             y = self.experts(x, hops, slots, Epilogue(gate=gate))

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...errors import expect
+from ...feature_rows import Features
 from ...plan import ExpertPlan
+from ..linear_experts import linear
 from ..losses import squared_cv, sums
 
 # Floor of the noise's standard deviation, so that exploration never stops (the released code's value).
@@ -99,11 +101,11 @@ class NoisyTopKGate(nn.Module):
         self.weight_gate = nn.Parameter(torch.zeros(num_experts, dim))
         self.weight_noise = nn.Parameter(torch.zeros(num_experts, dim))
 
-    def forward(self, x: Tensor) -> Routing:
+    def forward(self, x: Features) -> Routing:
         """Route the rows of ``x`` [N, D]."""
-        clean_NE = F.linear(x, self.weight_gate)
+        clean_NE = linear(x, self.weight_gate)
         if self.training:
-            sigma_NE = F.softplus(F.linear(x, self.weight_noise)) + MIN_SIGMA
+            sigma_NE = F.softplus(linear(x, self.weight_noise)) + MIN_SIGMA
             noise_NE = torch.randn_like(clean_NE)
             gate_NK, index_NK, importance_E, load_E = ops.noisy_topk(clean_NE, sigma_NE, noise_NE, self.k)
         else:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import ArgumentError, expect
+from ...feature_rows import FeatureRows, Features
+from ...ops import sparse_linear
 
 
 def squared_cv(values_E: Tensor, eps: float = 1e-10) -> Tensor:
@@ -78,13 +80,13 @@ def load_balance(gate_NK: Tensor, index_NK: Tensor, num_experts: int, eps: float
     return squared_cv(none_NE.scatter(1, index_NK, gate_NK).sum(dim=0), eps)
 
 
-def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tensor, eps: float = 1e-12) -> Tensor:
+def commitment(x_ND: Features, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tensor, eps: float = 1e-12) -> Tensor:
     """Pull rows towards the embeddings of the experts that serve them.
 
         -1/N sum_i sum_r gate_ir cos(x_i, sg[memory_e(i,r)])   (RbM, eq. 6)
 
     Args:
-        x_ND: the layer's input rows, as routed.
+        x_ND: the layer's input rows, as routed; FeatureRows get no gradient.
         memory_ED: expert embeddings; get no gradient.
         gate_NK: routing weights; their gradient is kept.
         index_NK: int64 expert ids.
@@ -106,10 +108,13 @@ def commitment(x_ND: Tensor, memory_ED: Tensor, gate_NK: Tensor, index_NK: Tenso
             f"commitment: expected 'memory' of shape [E, {x_ND.shape[-1]}] to match 'x', got {list(memory_ED.shape)}"
         )
     if x_ND.shape[0] == 0:
-        return x_ND.sum() * 0.0
+        return x_ND.new_zeros(()) if isinstance(x_ND, FeatureRows) else x_ND.sum() * 0.0
     # Dividing after the product avoids normalised copies of x, which would be as large as x, forward and backward.
-    dot_NE = x_ND @ F.normalize(memory_ED.detach(), dim=1, eps=eps).T
-    norm_N1: Tensor = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
+    unit_ED = F.normalize(memory_ED.detach(), dim=1, eps=eps)
+    if isinstance(x_ND, FeatureRows):
+        dot_NE, norm_N1 = sparse_linear(x_ND, unit_ED), x_ND.norms().unsqueeze(1)
+    else:
+        dot_NE, norm_N1 = x_ND @ unit_ED.T, torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
     cosine_NE = dot_NE / norm_N1.clamp_min(eps)
     return -(gate_NK * cosine_NE.gather(1, index_NK)).sum() / x_ND.shape[0]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import expect, expect_choice
+from ...feature_rows import Features
 from ...ops import cosine_topk, cosine_topk_update, memory_update
 from ..layer import configured, recomputing
 from ..losses import self_similarity
@@ -188,7 +189,7 @@ class CosineMemoryRouter(nn.Module):
         self.memory.copy_(move.target + (self.memory - move.start))
 
     @torch.no_grad()
-    def follow_(self, x_ND: Tensor, routing: MemoryRouting, copies_N: Tensor | None = None) -> None:
+    def follow_(self, x_ND: Features, routing: MemoryRouting, copies_N: Tensor | None = None) -> None:
         """Move the embeddings towards the rows they serve (eq. 4), at once.
 
         Args:
@@ -233,13 +234,13 @@ class CosineMemoryRouter(nn.Module):
                 stacklevel=2,
             )
 
-    def route(self, x_ND: Tensor) -> MemoryRouting:
+    def route(self, x_ND: Features) -> MemoryRouting:
         """Choose the experts of rows, and record nothing."""
         memory_ED = self._fixed_memory()
         gate_NK, index_NK = cosine_topk(x_ND, memory_ED, self.k, self.eps)
         return MemoryRouting(gate_NK, index_NK, memory_ED)
 
-    def forward(self, x_ND: Tensor) -> MemoryRouting:
+    def forward(self, x_ND: Features) -> MemoryRouting:
         if not (self.training and self.following):
             return self.route(x_ND)
         # One pass over the rows routes them and averages them.

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import expect
+from ...feature_rows import FeatureRows, Features
 from ...ops import expert_plan
-from ..dropout import dropout
+from ..dropout import drop_features
 from ..layer import configured
 from ..linear_experts import LinearExperts, learned_factor
 from .memory_router import CosineMemoryRouter
@@ -76,23 +77,25 @@ class ExpertLayer(nn.Module):
         factors = 0 if self.input_scale() is None else width_in
         return (self.num_experts - self.k) * (width_out * (width_in + 1) + factors)
 
-    def _mix(self, x_ND: Tensor, gate_NK: Tensor, index_NK: Tensor) -> Tensor:
-        rows, source_NK = self._expert_inputs(x_ND)
+    def _mix(self, x_ND: Features, gate_NK: Tensor, index_NK: Tensor) -> Tensor:
         plan = expert_plan(index_NK, self.num_experts)
         self.served_E = plan.offsets.diff()
-        y_NF: Tensor = self.output_scale() * self.experts(rows, plan, gate_NK, self.input_scale(), source_NK)
-        return y_NF
+        rows, source_NK = x_ND, None
+        if self.training and self.dropout > 0.0:
+            rows = drop_features(x_ND, self.dropout, None if self.shared_dropout else self.k)
+            if not self.shared_dropout:
+                source_NK = torch.arange(index_NK.numel(), device=index_NK.device).view_as(index_NK)
+        if isinstance(rows, FeatureRows):
+            y_NF = self.experts.of_features(rows, index_NK, gate_NK, self.input_scale())
+        else:
+            y_NF = self.experts(rows, plan, gate_NK, self.input_scale(), source_NK)
+        return self.output_scale() * y_NF
 
-    def _expert_inputs(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.training or self.dropout == 0.0:
-            return x_ND, None
-        if self.shared_dropout:
-            return dropout(x_ND, self.dropout), None
-        slots = torch.arange(x_ND.shape[0] * self.k, device=x_ND.device).view(-1, self.k)
-        return dropout(x_ND.repeat_interleave(self.k, dim=0), self.dropout), slots
+    def _first_alone(self, x_ND: Features) -> Tensor:
+        return self.experts.first(self._dropped(x_ND))
 
-    def _first_alone(self, x_ND: Tensor) -> Tensor:
-        return self.experts.first(dropout(x_ND, self.dropout, self.training))
+    def _dropped(self, x_ND: Features) -> Features:
+        return drop_features(x_ND, self.dropout) if self.training else x_ND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,7 @@ class MoELayer(ExpertLayer):
             self.experts.clone_first()
         self.pretraining = False
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_ND: Features) -> tuple[Tensor, Tensor]:
         nothing = x_ND.new_zeros(())
         if self.pretraining:
             return (self._first_alone(x_ND) if self.clones else self._in_pieces(x_ND)), nothing
@@ -162,10 +165,12 @@ class MoELayer(ExpertLayer):
         aux = self.load_balance * (routing.importance_loss + routing.load_loss) if self.training else nothing
         return self._mix(x_ND, routing.gate, routing.index), aux
 
-    def _in_pieces(self, x_ND: Tensor) -> Tensor:
+    def _in_pieces(self, x_ND: Features) -> Tensor:
         """Send each piece of consecutive rows to one expert."""
         rows = x_ND.shape[0]
         piece_N1 = (torch.arange(rows, device=x_ND.device) * self.num_experts // max(rows, 1))[:, None]
-        dropped_ND = dropout(x_ND, self.dropout, self.training)
-        y_NF: Tensor = self.experts(dropped_ND, expert_plan(piece_N1, self.num_experts), x_ND.new_ones(rows, 1))
+        dropped_ND, gate_N1 = self._dropped(x_ND), torch.ones_like(piece_N1, dtype=self.experts.weight.dtype)
+        if isinstance(dropped_ND, FeatureRows):
+            return self.experts.of_features(dropped_ND, piece_N1, gate_N1)
+        y_NF: Tensor = self.experts(dropped_ND, expert_plan(piece_N1, self.num_experts), gate_N1)
         return y_NF

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import expect, expect_choice
+from ...feature_rows import Features
 from ...ops import topk_softmax
 from ..gmoe.noisy_gate import Routing
-from ..linear_experts import learned_factor
+from ..linear_experts import learned_factor, linear
 from ..losses import squared_cv, sums
 
 Variant = Literal["paper", "released_code"]
@@ -72,14 +73,14 @@ class ProjectedRouter(nn.Module):
         """Return t, or None for 1."""
         return None if self.log_temperature is None else learned_factor(self.log_temperature)
 
-    def scores(self, x_ND: Tensor) -> Tensor:
+    def scores(self, x_ND: Features) -> Tensor:
         """Compute t cos(q_e, W x + b) [N, E]."""
-        unit_NH = F.normalize(self.projection(x_ND), dim=1, eps=self.eps)
+        unit_NH = F.normalize(linear(x_ND, self.projection.weight, self.projection.bias), dim=1, eps=self.eps)
         cosine_NE = unit_NH @ F.normalize(self.embeddings, dim=1, eps=self.eps).T
         temperature = self.temperature()
         return cosine_NE if temperature is None else temperature * cosine_NE
 
-    def forward(self, x_ND: Tensor) -> Routing:
+    def forward(self, x_ND: Features) -> Routing:
         """Route the rows; the losses are of the experts' gate sums and of their numbers of rows."""
         score_NE = self.scores(x_ND)
         if self.noisy and self.training:

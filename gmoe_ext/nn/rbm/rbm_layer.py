@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...errors import expect
+from ...feature_rows import Features
 from ..layer import configured
 from ..linear_experts import learned_factor
 from ..losses import commitment, load_balance, self_similarity
@@ -107,7 +108,7 @@ class RbMLayer(ExpertLayer):
         self.router.set_memory(centres_ED)
         self.pretraining = False
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_ND: Features) -> tuple[Tensor, Tensor]:
         if self.pretraining:
             return self._first_alone(x_ND), x_ND.new_zeros(())
         if self.training and not torch.compiler.is_compiling():
@@ -119,18 +120,18 @@ class RbMLayer(ExpertLayer):
         return self._routed(x_ND, routing), self._aux(x_ND, routing) if self.training else x_ND.new_zeros(())
 
     @torch.no_grad()
-    def follow_(self, x_ND: Tensor, copies_N: Tensor | None = None) -> Tensor:
+    def follow_(self, x_ND: Features, copies_N: Tensor | None = None) -> Tensor:
         """Move the memory at once, row j counting copies_N[j] times; return y [N, F]."""
         routing = self.router.route(x_ND)
         y_NF = self._routed(x_ND, routing)
         self.router.follow_(x_ND, routing, copies_N)
         return y_NF
 
-    def _routed(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
+    def _routed(self, x_ND: Features, routing: MemoryRouting) -> Tensor:
         stopped = self.training and not self.config.gate_gradient
         return self._mix(x_ND, routing.gate.detach() if stopped else routing.gate, routing.index)
 
-    def _aux(self, x_ND: Tensor, routing: MemoryRouting) -> Tensor:
+    def _aux(self, x_ND: Features, routing: MemoryRouting) -> Tensor:
         config, aux = self.config, x_ND.new_zeros(())
         if config.commitment > 0:
             aux = aux + config.commitment * commitment(x_ND, routing.memory, routing.gate, routing.index)
