@@ -16,6 +16,7 @@ _PURPOSES = {
     "onnxscript": ("onnxscript", "onnx", "Export as ONNX"),
     "pyarrow": ("pyarrow", "predict", "Reading or writing .parquet"),
     "pyarrow.parquet": ("pyarrow", "predict", "Reading or writing .parquet"),
+    "scipy.sparse": ("scipy", "distill", "The k-means start of an RbM student on sparse features"),
     "scipy.optimize": ("scipy", "distill", "The fit of KRD's sampling power (distill.reliable)"),
     "sklearn.cluster": ("scikit-learn", "distill", "The k-means start of an RbM student"),
 }

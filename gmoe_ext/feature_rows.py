@@ -235,16 +235,6 @@ class FeatureRows:
         x = x if values.dim() == 1 else x.transpose(1, 2)
         return x if self.dense is None else torch.cat([x, self.dense.to(x)], dim=-1)
 
-    def to_scipy(self) -> Any:
-        """Make a ``scipy.sparse.csr_array`` [N, S + P], dense columns included."""
-        import scipy.sparse
-
-        # scikit-learn wants one width of index, as narrow as it can be.
-        offsets = self.offsets.to(torch.int32) if self.columns.shape[0] < 2**31 else self.offsets
-        parts = (self._values().detach().cpu().numpy(), self.columns.to(offsets).cpu().numpy(), offsets.cpu().numpy())
-        csr = scipy.sparse.csr_array(parts, shape=(len(self), self.num_sparse))
-        return csr if self.dense is None else scipy.sparse.hstack([csr, self.dense.detach().cpu().numpy()], "csr")
-
     def __repr__(self) -> str:
         size = f"{len(self):,} x {self.num_sparse:,} + {self.num_dense:,}"
         return f"FeatureRows({size}, {self.columns.shape[0]:,} values, {self.dtype}, {self.device})"

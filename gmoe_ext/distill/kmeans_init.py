@@ -57,5 +57,14 @@ def kmeans(x_ND: Features, num_clusters: int, seed: int, restarts: int = 10) -> 
         )
     clusters = cluster.KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
     with threadpool_limits(limits=1):
-        clusters.fit(x_ND.to_scipy() if isinstance(x_ND, FeatureRows) else x_ND.detach().cpu().numpy())
+        clusters.fit(_csr(x_ND) if isinstance(x_ND, FeatureRows) else x_ND.detach().cpu().numpy())
     return torch.from_numpy(clusters.cluster_centers_).to(x_ND.device, x_ND.dtype)
+
+
+def _csr(x: FeatureRows) -> Any:
+    """Make a matrix of SciPy, dense columns included, with indices of the one width that scikit-learn takes."""
+    sparse = extras.load("scipy.sparse")
+    values = torch.ones_like(x.columns, dtype=x.dtype) if x.values is None else x.values
+    parts = (part.detach().cpu().numpy() for part in (values, x.columns, x.offsets.to(torch.int32)))
+    csr = sparse.csr_matrix(tuple(parts), shape=(len(x), x.num_sparse))
+    return csr if x.dense is None else sparse.hstack([csr, x.dense.detach().cpu().numpy()], "csr")

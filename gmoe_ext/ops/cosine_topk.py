@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..feature_rows import FeatureRows, Features
 from . import _dispatch as op
-from . import _sparse_rows
+from . import _sparse_routing, _sparse_rows
 from .topk_softmax import topk_softmax
 
 
@@ -48,7 +48,7 @@ def cosine_topk(x: Features, memory: Tensor, k: int, eps: float = 1e-12) -> tupl
     """
     expect_routing("cosine_topk", x, memory, k)
     if isinstance(x, FeatureRows):
-        return topk_softmax(_sparse_rows.cosines(x, memory, eps), k)
+        return topk_softmax(_sparse_routing.cosines(x, memory, eps), k)
     if not op.native():
         return reference.cosine_topk(x, memory, k, eps)
     gate, index = op.call("cosine_topk", x, memory, k, eps)

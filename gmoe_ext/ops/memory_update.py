@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .. import reference
 from ..feature_rows import FeatureRows, Features
 from . import _dispatch as op
-from . import _sparse_rows
+from . import _sparse_routing, _sparse_rows
 
 
 def memory_update(
@@ -71,7 +71,7 @@ def memory_update(
         op.expect_index(name, "index", index, memory.shape[0])
     if isinstance(x, FeatureRows):
         _sparse_rows.expect_rows(name, x, memory)
-        mean_ED = _sparse_rows.mean_rows(x, gate, index, memory.shape[0], normalize, eps)
+        mean_ED = _sparse_routing.mean_rows(x, gate, index, memory.shape[0], normalize, eps)
         return rate * F.normalize(memory.detach(), dim=1, eps=eps) + (1 - rate) * mean_ED.to(memory.dtype)
     if not op.native():
         return reference.memory_update(memory, x, gate, index, rate, normalize, eps)

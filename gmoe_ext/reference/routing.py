@@ -7,18 +7,24 @@ import math
 import torch
 from torch import Tensor
 
+from ..feature_rows import FeatureRows, Features
 from .edges import accumulator
 
 
-def cosine_topk(x: Tensor, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
+def _dense(x: Features) -> Tensor:
+    return x.to_dense() if isinstance(x, FeatureRows) else x
+
+
+def cosine_topk(x: Features, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """Apply a softmax to the k largest cosines of each row; see :func:`gmoe_ext.ops.cosine_topk`."""
+    x = _dense(x)
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps)
     unit_memory = memory.detach() / memory.detach().norm(dim=1, keepdim=True).clamp_min(eps)
     return topk_softmax(unit_x @ unit_memory.T, k)
 
 
 def cosine_topk_update(
-    x: Tensor, memory: Tensor, k: int, rate: float = 0.9, normalize: bool = True, eps: float = 1e-12
+    x: Features, memory: Tensor, k: int, rate: float = 0.9, normalize: bool = True, eps: float = 1e-12
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Route, then move the memory; see :func:`gmoe_ext.ops.cosine_topk_update`."""
     gate, index = cosine_topk(x, memory, k, eps)
@@ -52,7 +58,7 @@ def noisy_topk(clean: Tensor, sigma: Tensor, noise: Tensor, k: int) -> tuple[Ten
 
 def memory_update(
     memory: Tensor,
-    x: Tensor,
+    x: Features,
     gate: Tensor,
     index: Tensor,
     rate: float = 0.9,
@@ -60,7 +66,7 @@ def memory_update(
     eps: float = 1e-12,
 ) -> Tensor:
     """Move each expert embedding towards the rows routed to it; see :func:`gmoe_ext.ops.memory_update`."""
-    memory, x, gate = memory.detach(), x.detach(), gate.detach()
+    memory, x, gate = memory.detach(), _dense(x).detach(), gate.detach()
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps) if normalize else x
     mean = torch.zeros_like(memory)
     for expert in range(memory.shape[0]):

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from gmoe_ext import ops, reference
+from gmoe_ext import _native, ops, reference
+from gmoe_ext.errors import ArgumentError, GraphIndexError
+
+from .samples import Random, assert_close
 
 pytestmark = pytest.mark.usefixtures("made_on_device")
 
@@ -142,3 +145,36 @@ def test_many_chunks_add_up():
 def test_no_gradient_flows():
     memory, x, gate, index = routed()
     assert not ops.memory_update(memory, x.requires_grad_(), gate.requires_grad_(), index).requires_grad
+
+
+# ---- sparse rows
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sparse_rows_route_and_move_the_memory_as_dense_ones(native, binary, normalize, monkeypatch):
+    if not native:
+        monkeypatch.setattr(_native, "available", False)
+    random = Random("sparse routing")
+    rows = random.feature_rows(200, 31, 0.3, binary)
+    rows = rows.with_values(None if rows.values is None else rows.values.double(), None)
+    rows, memory = rows.cat(random.normal(200, 3)), random.normal(5, 34)
+    x = rows.to_dense().double()
+    for ours, theirs in zip(
+        ops.cosine_topk_update(rows, memory, 3, 0.7, normalize),
+        reference.cosine_topk_update(x, memory, 3, 0.7, normalize),
+        strict=True,
+    ):
+        assert_close(ours, theirs, "cosine_topk_update", 1e-6 if binary else 1e-12)
+    gate, index = ops.cosine_topk(rows, memory, 2)
+    some = index == 4  # an expert without rows keeps its direction
+    index = torch.where(some, 0, index)
+    for options in ({}, {"rate": 0.0}, {"rate": 1.0}):
+        ours = ops.memory_update(memory, rows, gate, index, normalize=normalize, **options)
+        theirs = reference.memory_update(memory, x, gate, index, normalize=normalize, **options)
+        assert_close(ours, theirs, "memory_update", 1e-6 if binary else 1e-12)
+    with pytest.raises(GraphIndexError, match="'index'"):
+        ops.memory_update(memory, rows, gate, index + 4)
+    with pytest.raises(ArgumentError, match="'memory'"):
+        ops.cosine_topk(rows, memory[:, 1:], 2)
