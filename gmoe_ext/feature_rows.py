@@ -45,6 +45,7 @@ class FeatureRows:
         values: [V] floating; None says that all are 1. [V, K] where every slot of a row has values of its own.
         num_sparse: S.
         dense: [N, P] floating, or None; [N, K, P] beside values [V, K].
+        addend: tensors a [N, R] and b [S + P, R], of which a b^T is added to the matrix; None adds nothing.
 
     Examples:
         >>> rows = FeatureRows.from_dense(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]]))
@@ -57,6 +58,7 @@ class FeatureRows:
     ) -> None:
         self.offsets, self.columns, self.values = offsets, columns, values
         self.num_sparse, self.dense = num_sparse, dense
+        self.addend: tuple[Tensor, Tensor] | None = None
         self._kept: dict[str, Any] = {}
 
     @classmethod
@@ -158,7 +160,8 @@ class FeatureRows:
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     def __getitem__(self, nodes: Tensor) -> FeatureRows:
-        """Select rows: ids [B] or a mask [N], on any device."""
+        """Select rows: ids [B] or a mask [N]."""
+        self._expect_plain()
         with plain_mode(self.device):
             ids = torch.arange(len(self), device=self.device)[nodes]
             counts = self.offsets.diff()[ids]
@@ -171,6 +174,7 @@ class FeatureRows:
 
     def cat(self, dense: Tensor) -> FeatureRows:
         """Append dense columns [N, P]."""
+        self._expect_plain()
         expect(dense.dim() == 2 and len(dense) == len(self), _OP, "dense", f"of shape [{len(self)}, P]", dense.shape)
         dense = dense.to(self.dtype)
         joined = dense if self.dense is None else torch.cat([self.dense, dense], dim=1)
@@ -178,10 +182,17 @@ class FeatureRows:
 
     def with_values(self, values: Tensor | None, dense: Tensor | None) -> FeatureRows:
         """Put other values in the places of these."""
+        self._expect_plain()
         for name, given, held in (("values", values, self.columns), ("dense", dense, self.dense)):
             if given is not None and (held is None or len(given) != len(held)):
                 raise ArgumentError(f"{_OP}: expected '{name}' in the places of the present ones, got {given.shape}")
         return self._with(values, dense)
+
+    def plus(self, a_NR: Tensor, b_DR: Tensor) -> FeatureRows:
+        """Add a b^T, which is never made: linear layers multiply it from the right."""
+        other = self._with(self.values, self.dense)
+        other.addend = (a_NR, b_DR)
+        return other
 
     def row_normalized(self) -> FeatureRows:
         """Divide each row by the sum of its absolute values; zero rows stay zero."""
@@ -222,6 +233,7 @@ class FeatureRows:
         """Move to another device, without what was derived; return self if it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
+        self._expect_plain()
         moved = [None if t is None else t.to(device) for t in (self.offsets, self.columns, self.values, self.dense)]
         offsets, columns, values, dense = moved
         assert offsets is not None and columns is not None
@@ -233,7 +245,8 @@ class FeatureRows:
         x = values.new_zeros((len(self), self.num_sparse, *values.shape[1:]))
         x = x.index_put((self._rows(), self.columns.long()), values)
         x = x if values.dim() == 1 else x.transpose(1, 2)
-        return x if self.dense is None else torch.cat([x, self.dense.to(x)], dim=-1)
+        x = x if self.dense is None else torch.cat([x, self.dense.to(x)], dim=-1)
+        return x if self.addend is None else x + self.addend[0] @ self.addend[1].T
 
     def __repr__(self) -> str:
         size = f"{len(self):,} x {self.num_sparse:,} + {self.num_dense:,}"
@@ -244,6 +257,9 @@ class FeatureRows:
         if "by_column" in self._kept:
             other._kept["by_column"] = self._kept["by_column"]._replace(values=None)
         return other
+
+    def _expect_plain(self) -> None:
+        expect(self.addend is None, _OP, "addend", "to be None: only linear layers multiply what is added", "one")
 
     def _divided(self, by_N: Tensor) -> FeatureRows:
         dense = None if self.dense is None else self.dense / by_N[:, None]
@@ -256,12 +272,18 @@ class FeatureRows:
         return torch.repeat_interleave(self.offsets.diff(), output_size=self.columns.shape[0])
 
     def _row_sums(self, of: Any) -> Tensor:
+        self._expect_plain()
         sums = torch.segment_reduce(of(self._values()), "sum", offsets=self.offsets, axis=0, initial=0.0)
         return sums if self.dense is None else sums + of(self.dense).sum(1)
 
 
 # What layers take that work on features: a matrix, or rows that are mostly zeros.
 Features = Tensor | FeatureRows
+
+
+def dense_of(x: Features) -> Tensor:
+    """Make a tensor of features of either kind."""
+    return x.to_dense() if isinstance(x, FeatureRows) else x
 
 
 def expect_feature_rows(name: str, x: object) -> None:

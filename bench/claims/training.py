@@ -13,7 +13,7 @@ from torch import nn
 from gmoe_ext import data, models
 from gmoe_ext.data import NodeData
 from gmoe_ext.data.synthetic import communities
-from gmoe_ext.distill import StudentTargets
+from gmoe_ext.distill import StudentTargets, student_inputs
 from gmoe_ext.errors import DataError
 from gmoe_ext.train.config import Config, DistillConfig, TrainConfig
 from gmoe_ext.train.device import Precision, autocast
@@ -89,7 +89,7 @@ def amazon_photo(settings: Settings) -> Task:
     teacher = models.build(
         config.teacher.model, in_dim=nodes.x.shape[1], out_dim=nodes.num_classes, **config.teacher.build_args()
     )
-    rows = torch.cat([nodes.x, inputs.normal(len(nodes.x), config.distill.position_dim, seed=1)], dim=1)
+    rows = student_inputs(nodes.x, inputs.normal(len(nodes.x), config.distill.position_dim, seed=1))
     net = models.build("rbm", in_dim=rows.shape[1], out_dim=nodes.num_classes, **config.student.build_args())
     return _routed(build_task(net, scene, rows, find_targets(config, scene, teacher), config))
 

@@ -15,6 +15,7 @@ from ..data import NodeData
 from ..errors import ConfigError, DataError
 from ..export import pack
 from ..export.run import TrainedModel, load_student, load_teacher
+from ..feature_rows import dense_of
 from ..models.gnn import NodeServer
 from ..runtime import PackedStudent
 from ..train.parse import load_recipe
@@ -68,7 +69,7 @@ class Subject:
             x = random.standard_normal((count, batch, columns), np.float32)
             return Requests(x, random.integers(0, table, (count, batch)) if table else None, None)
         ids = random.integers(0, self.data.num_nodes, (count, batch))
-        return Requests(self.data.x.numpy()[ids], ids if table else None, torch.from_numpy(ids))
+        return Requests(dense_of(self.data.x).numpy()[ids], ids if table else None, torch.from_numpy(ids))
 
 
 def load(path: Path, run_dir: Path | None, data_root: Path | None, scratch: Path) -> Subject:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..feature_rows import dense_of
 from .arrays import Array, Arrays, ascending_pairs, read_npz
 from .node import read_features
 from .pickled import read_pickle as _unpickle
@@ -86,7 +87,7 @@ def _dense(path: Path) -> Array:
     parts = {
         f"x_{key}": matrix[key] for key in ("data", "indices", "indptr") if isinstance(matrix.get(key), np.ndarray)
     }
-    dense: Array = read_features(Arrays(path, {"x_shape": np.array(shape), **parts}), shape[0]).numpy()
+    dense: Array = dense_of(read_features(Arrays(path, {"x_shape": np.array(shape), **parts}), shape[0])).numpy()
     return dense
 
 

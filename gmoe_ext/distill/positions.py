@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import extras
 from ..errors import expect, expect_choice
+from ..feature_rows import FeatureRows, Features
 from ..graph import Graph, expect_graph
 from ..ops import aggregate, random_walk
 
@@ -117,11 +118,11 @@ def extend_positions(positions_OP: Tensor, graph: Graph, observed_O: Tensor, own
 
 
 def student_inputs(
-    x_ND: Tensor,
+    x_ND: Features,
     positions_NP: Tensor | None,
     scale: Literal["none", "features"] = "none",
     observed: Tensor | None = None,
-) -> Tensor:
+) -> Features:
     """Concatenate features and positions.
 
     Args:
@@ -132,7 +133,7 @@ def student_inputs(
         observed: int64 ids of the rows that determine the scale; None means all.
 
     Returns:
-        [N, D + P] in x's dtype.
+        [N, D + P] in x's dtype, of x's kind.
 
     Raises:
         ValueError: row counts differ or the scale is unknown.
@@ -148,5 +149,8 @@ def student_inputs(
     if scale == "features":
         seen = slice(None) if observed is None else observed
         own = positions_NP[seen].norm(dim=1).mean().clamp_min(1e-12)
-        positions_NP = positions_NP * (x_ND[seen].norm(dim=1).mean() / own)
+        norm_N = x_ND.norms() if isinstance(x_ND, FeatureRows) else x_ND.norm(dim=1)
+        positions_NP = positions_NP * (norm_N[seen].mean() / own)
+    if isinstance(x_ND, FeatureRows):
+        return x_ND.cat(positions_NP.to(x_ND.device))
     return torch.cat([x_ND, positions_NP.to(x_ND)], dim=1)

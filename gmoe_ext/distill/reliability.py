@@ -5,8 +5,8 @@ N nodes, M edges, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import extras
 from ..data.batching import without_waiting
 from ..errors import ArgumentError, expect, expect_choice
+from ..feature_rows import FeatureRows, Features
 from ..graph import Graph, expect_graph
 
 PairWeight = Literal["degree", "kept", "equal"]
@@ -31,12 +32,13 @@ def entropy(logits_NC: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reliability(
-    predict: Callable[[Tensor], Tensor],
-    x_ND: Tensor,
+    predict: Callable[[Any], Tensor],
+    x_ND: Features,
     seed: int,
     draws: int = 10,
     std: float = 1.0,
     squared: bool = True,
+    weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Measure how much the teacher's entropy changes when noise is added to the features; 0 is most reliable.
 
@@ -49,6 +51,8 @@ def reliability(
         draws: noise samples that estimate the expectation.
         std: standard deviation of the noise.
         squared: False takes |dH| instead of its square (released code).
+        weights: matrices [*, D] by which ``predict`` reads x. With them, noise on FeatureRows is drawn in the space
+            that they span, which has the same distribution there and costs no dense matrix.
 
     Returns:
         rho / max rho [N] in [0, 1]; all zeros if no prediction changes.
@@ -64,12 +68,32 @@ def reliability(
     generator = torch.Generator().manual_seed(seed)
     calm_N = entropy(predict(x_ND))
     rho_N = torch.zeros_like(calm_N)
-    for _ in range(draws):
-        noise_ND = torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype).to(x_ND.device).mul_(std)
-        moved_N = (entropy(predict(x_ND + noise_ND)) - calm_N).abs()
+    for noisy_ND in _with_noise(x_ND, generator, draws, std, weights):
+        moved_N = (entropy(predict(noisy_ND)) - calm_N).abs()
         rho_N += (moved_N.square() if squared else moved_N) / (draws * std**2)
     largest = rho_N.max() if rho_N.numel() else rho_N.new_ones(())
     return rho_N / largest.clamp_min(torch.finfo(rho_N.dtype).tiny)
+
+
+def _with_noise(
+    x_ND: Features, generator: torch.Generator, draws: int, std: float, weights: Sequence[Tensor] | None
+) -> Iterator[Features]:
+    """Yield the features with noise N(0, std^2) on each, so many times."""
+    basis_DR = None
+    if isinstance(x_ND, FeatureRows):
+        if weights is not None and sum(w.numel() for w in weights) < x_ND.shape[1] ** 2:
+            # Of N(0, 1) on D features, a layer sees the part in the span of its weights: N(0, 1) in any basis of it.
+            basis_DR = torch.linalg.qr(torch.cat([w.reshape(-1, w.shape[-1]) for w in weights]).T).Q
+        else:
+            x_ND = x_ND.to_dense()
+    for _ in range(draws):
+        width = x_ND.shape[1] if basis_DR is None else basis_DR.shape[1]
+        noise = torch.randn(len(x_ND), width, generator=generator, dtype=x_ND.dtype).to(x_ND.device).mul_(std)
+        if isinstance(x_ND, FeatureRows):
+            assert basis_DR is not None
+            yield x_ND.plus(noise, basis_DR)
+        else:
+            yield x_ND + noise
 
 
 class ReliableSampler:

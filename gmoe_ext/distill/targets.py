@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..feature_rows import Features
 from ..graph import Graph
 from ..models import Model
 from ..nn.losses import PairTargets, neighbour_targets, own_targets
@@ -18,7 +19,7 @@ from .reliability import ReliableSampler, count_per_node
 
 
 @torch.no_grad()
-def soft_targets(teacher: Model, x_ND: Tensor, graph: Graph) -> Tensor:
+def soft_targets(teacher: Model, x_ND: Features, graph: Graph) -> Tensor:
     """Compute the teacher's logits in evaluation mode and restore its mode.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import DerivativeError, GraphIndexError
+from ..errors import ArgumentError, DerivativeError, GraphIndexError
 from ..feature_rows import Columns, FeatureRows, expect_feature_rows
 from . import _dispatch as op
 
@@ -16,6 +16,12 @@ def expect_rows(name: str, x: FeatureRows, weight: Tensor, **others: Tensor | No
     op.expect_device(name, "x", x.columns, "weight", weight)
     if any(t is not None and t.requires_grad for t in (x.values, x.dense)):
         raise DerivativeError(f"gmoe::{name} has no derivative for 'x'; fix: pass a dense x to the dense operator")
+
+
+def expect_no_addend(name: str, x: FeatureRows) -> None:
+    """Check that nothing is added to the stored values, for operators that read these alone."""
+    if x.addend is not None:
+        raise ArgumentError(f"gmoe::{name}: expected 'x' without an addend; fix: pass x.to_dense()")
 
 
 def columns_for(name: str, x: FeatureRows) -> Columns:

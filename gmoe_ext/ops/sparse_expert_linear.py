@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..feature_rows import FeatureRows
 from . import _dispatch as op
-from ._sparse_rows import columns_for, expect_rows
+from ._sparse_rows import columns_for, expect_no_addend, expect_rows
 from .expert_linear import expert_linear
 from .expert_plan import expert_plan
 
@@ -94,6 +94,7 @@ def _check(
 ) -> None:
     name = "sparse_expert_linear"
     expect_rows(name, x, weight, bias=bias, gate=gate, scale=scale)
+    expect_no_addend(name, x)
     op.expect_dim(name, "weight", weight, 3, "[E, Dout, Din]")
     num_experts, out_dim, in_dim = weight.shape
     op.expect(x.shape[1] == in_dim, name, "x", lambda: f"of {in_dim} columns to match 'weight'", x.shape[1])

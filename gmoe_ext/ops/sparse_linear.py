@@ -61,4 +61,6 @@ def sparse_linear(x: FeatureRows, weight: Tensor, bias: Tensor | None = None) ->
     y: Tensor = op.call("aggregate", some, x.offsets, x.columns, values, offsets, rows, reverse, order, public=name)
     if x.dense is not None:
         y = y + x.dense.to(weight.dtype) @ table[x.num_sparse :]
+    if x.addend is not None:
+        y = y + x.addend[0] @ (weight @ x.addend[1]).T
     return y if bias is None else y + bias

@@ -7,17 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..feature_rows import FeatureRows, Features
+from ..feature_rows import Features, dense_of
 from .edges import accumulator
-
-
-def _dense(x: Features) -> Tensor:
-    return x.to_dense() if isinstance(x, FeatureRows) else x
 
 
 def cosine_topk(x: Features, memory: Tensor, k: int, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """Apply a softmax to the k largest cosines of each row; see :func:`gmoe_ext.ops.cosine_topk`."""
-    x = _dense(x)
+    x = dense_of(x)
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps)
     unit_memory = memory.detach() / memory.detach().norm(dim=1, keepdim=True).clamp_min(eps)
     return topk_softmax(unit_x @ unit_memory.T, k)
@@ -66,7 +62,7 @@ def memory_update(
     eps: float = 1e-12,
 ) -> Tensor:
     """Move each expert embedding towards the rows routed to it; see :func:`gmoe_ext.ops.memory_update`."""
-    memory, x, gate = memory.detach(), _dense(x).detach(), gate.detach()
+    memory, x, gate = memory.detach(), dense_of(x).detach(), gate.detach()
     unit_x = x / x.norm(dim=1, keepdim=True).clamp_min(eps) if normalize else x
     mean = torch.zeros_like(memory)
     for expert in range(memory.shape[0]):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import GmoeError
 from ..export import pack, preparation
+from ..feature_rows import dense_of
 from ..models.gnn import NodeServer
 from ..models.registry import Model
 from ..runtime import PackedStudent
@@ -75,7 +76,7 @@ def table(models: list[Trained], costs: list[Cost]) -> list[str]:
 
 def requests(done: Distilled, nodes: Tensor) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return what a caller passes to the packed student: features, and node ids if positions are in its file."""
-    return done.scene.data.x[nodes].cpu().numpy(), None if done.positions is None else nodes.cpu().numpy()
+    return dense_of(done.scene.data.x[nodes]).cpu().numpy(), None if done.positions is None else nodes.cpu().numpy()
 
 
 def check_packed(done: Distilled, packed: PackedStudent) -> None:

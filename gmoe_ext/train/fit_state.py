@@ -208,11 +208,11 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
         ValueError: it is of another optimizer, or of other parameters.
     """
     held = {int(name): entries for name, entries in state["state"].items()}
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     of_parameters = all(
         isinstance(value, Tensor)
         and value.is_floating_point()
-        and value.shape in ((), shapes[parameter])
+        and value.shape in ((), parameters[parameter].shape)
         and (name != "step" or 0 <= float(value) < math.inf)
         for parameter, entries in held.items()
         for name, value in entries.items()
@@ -222,7 +222,18 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
     grouped = [group["params"] for group in state["param_groups"]] == [group["params"] for group in own]
     if not (of_parameters and grouped and len({frozenset(entries) for entries in held.values()}) <= 1):
         raise ValueError("its optimizer is another one, has other parameters, or counts no steps")
-    optimizer.load_state_dict({"state": held, "param_groups": own})
+    laid_out = {
+        parameter: {name: _as_laid_out(value, parameters[parameter]) for name, value in entries.items()}
+        for parameter, entries in held.items()
+    }
+    optimizer.load_state_dict({"state": laid_out, "param_groups": own})
+
+
+def _as_laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """Give a tensor the parameter's order in memory, which fused optimizers take for granted."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
 
 
 def _form(value: Tensor) -> tuple[torch.dtype, torch.Size]:

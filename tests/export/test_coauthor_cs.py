@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from gmoe_ext import data, models
 from gmoe_ext.export import pack
+from gmoe_ext.feature_rows import dense_of
 from gmoe_ext.models import RbM
 from gmoe_ext.runtime import PackedStudent
 
@@ -61,7 +62,7 @@ def cs(data_root: Path) -> data.NodeData:
 def served(request: pytest.FixtureRequest, cs: data.NodeData, tmp_path_factory: pytest.TempPathFactory) -> Served:
     torch.manual_seed(0)
     table = functional.normalize(torch.randn(cs.num_nodes, POSITIONS))
-    features = cs.row_normalized().x if request.param == "row_l1" else cs.x
+    features = dense_of(cs.row_normalized().x if request.param == "row_l1" else cs.x)
     train = cs.train_idx
     model = fitted(torch.cat([features[train], table[train]], 1), cs.y[train], cs.num_classes)
     path = tmp_path_factory.mktemp("cs") / "student.safetensors"
@@ -74,7 +75,7 @@ def served(request: pytest.FixtureRequest, cs: data.NodeData, tmp_path_factory: 
             clear.append(smallest_gap(model, whole) > NEAR_TIE)
     wanted = torch.cat(logits).numpy()
     bound = CLOSE * max(1.0, float(np.abs(wanted).max()))
-    return Served(packed, cs.x.numpy(), np.arange(cs.num_nodes), wanted, torch.cat(clear).numpy(), bound)
+    return Served(packed, dense_of(cs.x).numpy(), np.arange(cs.num_nodes), wanted, torch.cat(clear).numpy(), bound)
 
 
 def fitted(x_ND: Tensor, y_N: Tensor, classes: int) -> RbM:

@@ -302,3 +302,28 @@ def test_a_sealed_checkpoint_of_another_form_is_refused(tmp_path, place, value):
     task, train, run = start(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not fit this model|expected a checkpoint of a training run"):
         fit(task, train, run)
+
+
+def test_an_optimizer_s_state_takes_the_order_of_its_parameters_in_memory():
+    """A fused optimizer walks through parameter and state side by side, whatever their strides."""
+
+    def optimizer_of(start):
+        weight = torch.nn.Parameter(start.clone())
+        assert weight.stride() == (1, 3)
+        return weight, torch.optim.Adam([weight], lr=0.1, fused=True)
+
+    def step(weight, optimizer):
+        optimizer.zero_grad()
+        (weight * torch.arange(15.0).view(3, 5)).square().sum().backward()
+        optimizer.step()
+
+    weight, optimizer = optimizer_of(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).T)
+    for _ in range(3):
+        step(weight, optimizer)
+    state = fit_state.optimizer_state(optimizer)
+    saved = {name: value.contiguous().clone() for name, value in state["state"]["0"].items()}  # as a file holds it
+    resumed, other = optimizer_of(weight.detach())
+    fit_state.set_optimizer_state(other, state | {"state": {"0": saved}})
+    for each in ((weight, optimizer), (resumed, other)):
+        step(*each)
+    assert torch.equal(weight, resumed)

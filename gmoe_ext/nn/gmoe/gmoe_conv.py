@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ...errors import ArgumentError, ArgumentTypeError, expect
 from ...feature_rows import FeatureRows, Features
 from ...graph import Graph, expect_graph
 from ..layer import configured
+from ..linear_experts import LinearExperts
 from .expert_norm import ExpertBatchNorm
 from .experts import BondConvs, Epilogue, GMoEConfig, Hops, IsomorphismConvs, LinearConvs
 from .noisy_gate import NoisyTopKGate, Routing, Slots
@@ -116,6 +117,12 @@ class GMoEConv(nn.Module):
         else:
             y = self.experts(x, hops, slots, Epilogue(*self.norm.scale_and_shift(), gate))
         return y
+
+    def input_weights(self) -> list[Tensor]:
+        """List the matrices [*, D] by which the layer reads its input."""
+        gate = [] if self.gate is None else [self.gate.weight_gate, self.gate.weight_noise]
+        first = self.experts.first if isinstance(self.experts, IsomorphismConvs) else self.experts.linear
+        return [*gate, cast(LinearExperts, first).weight]
 
     def expert_load(self) -> Tensor:
         """Return the share of the last forward's slots that went to each expert, [E], summing to 1."""

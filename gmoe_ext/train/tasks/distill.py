@@ -24,6 +24,8 @@ from ...distill import (
     student_inputs,
 )
 from ...errors import ConfigError
+from ...feature_rows import FeatureRows, Features
+from ...models.gnn import ExpertGNN
 from ...models.registry import Model
 from ..config import Config, NetworkConfig
 from ..loop import fit
@@ -82,12 +84,12 @@ class Distilled:
     candidates: list[Trained]
     teacher: Trained
     student: Trained
-    rows: Tensor
+    rows: Features
 
     @property
     def positions(self) -> Tensor | None:
         """The columns of `rows` that come after the features, if there are any."""
-        positions = self.rows[:, self.scene.data.num_features :]
+        positions = positions_in(self.rows, self.scene.data)
         return positions if positions.shape[1] else None
 
     def outcome(self) -> Outcome:
@@ -174,10 +176,17 @@ def find_positions(config: Config, run: Run, scene: Scene) -> Tensor | None:
     return extend_positions(observed, scene.data.graph, scene.observed_nodes, own)
 
 
-def keep_inputs(run: Run, scene: Scene, rows: Tensor) -> None:
+def positions_in(rows: Features, data: NodeData) -> Tensor:
+    """Return the columns of students' inputs that come after the features, [N, P]."""
+    if not isinstance(rows, FeatureRows):
+        return rows[:, data.num_features :]
+    return torch.empty(len(rows), 0, device=rows.device) if rows.dense is None else rows.dense
+
+
+def keep_inputs(run: Run, scene: Scene, rows: Features) -> None:
     """Save what a packed student needs beside its weights: positions and class names."""
     data = scene.data
-    tensors = {"positions": rows[:, data.num_features :]}
+    tensors = {"positions": positions_in(rows, data)}
     scalars = {"phase": "inputs", "settings": run.settings, "class_names": list(data.class_names)}
     checkpoint.save(run.checkpoint_path("inputs"), tensors, scalars)
 
@@ -194,6 +203,7 @@ def find_targets(config: Config, scene: Scene, teacher: Model) -> StudentTargets
             draws=settings.noise_draws or 1,
             std=settings.noise_std,
             squared=bool(settings.squared_reliability),
+            weights=teacher.convs()[0].input_weights() if isinstance(teacher, ExpertGNN) else None,
         )
         sampler = ReliableSampler(
             data.graph,
@@ -232,7 +242,7 @@ def check_buildable(config: Config, scene: Scene) -> None:
         raise ConfigError(f"student.num_experts: expected at most one per node of training, {nodes}")
 
 
-def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Tensor) -> Trained:
+def train_student(config: Config, run: Run, scene: Scene, teacher: Model, rows: Features) -> Trained:
     """Fit the student; the pre-training epochs of its experts come before those of `train`."""
     assert config.student.model is not None
     targets = find_targets(config, scene, teacher)

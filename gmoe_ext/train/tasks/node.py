@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from ... import models
 from ...data import NodeData, metrics
+from ...feature_rows import FeatureRows, Features
 from ...models.gnn import ExpertGNN
 from ...models.registry import Model
+from ...nn.linear_experts import lay_side_by_side
 from ..config import Config, NetworkConfig, TrainConfig
 from ..fit_state import Task
 from ..loop import fit
@@ -56,6 +58,7 @@ class NodeTask(GNNTask):
     """
 
     def __init__(self, phase: str, model: Model, scene: Scene, train: TrainConfig) -> None:
+        prepare_for(model, scene.data.x)
         super().__init__(phase, model, scene.data.metric, train)
         self.scene, self.data = scene, scene.observed
 
@@ -94,6 +97,12 @@ def node_scores(data: NodeData, logits_NC: Tensor, arrived: tuple[Tensor, Tensor
         return {"val": score(data.val_idx), "test": score(data.test_idx)}
     scores = {"val": score(data.val_idx), "test": metrics.evaluate(data.metric, *arrived)}
     return scores | ({"test_observed": score(data.test_idx)} if len(data.test_idx) else {})
+
+
+def prepare_for(model: Model, x: Features) -> None:
+    """Lay out a model's weights for the features that it will read; before its optimizer is made."""
+    if isinstance(x, FeatureRows):
+        lay_side_by_side(model, x.shape[1])
 
 
 def adam(model: Model, train: TrainConfig) -> torch.optim.Adam:

@@ -11,6 +11,7 @@ from ... import data
 from ...data import MoleculeData, NodeData
 from ...data.load import files_of, refuse_options, resolve_root
 from ...errors import ConfigError
+from ...feature_rows import Features
 from ..config import DEFAULT_DATA, Config, DataConfig
 
 
@@ -86,7 +87,7 @@ class Scene:
         view = data.inductive(config.split_seed, config.heldout_rate)
         return cls(data, view.observed, view.observed_nodes, view.heldout)
 
-    def divide(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    def divide(self, rows: Features) -> tuple[Features, Features | None]:
         """Divide rows of all nodes into those that training sees and those of held-out nodes, None without any."""
         if self.heldout is None:
             return rows, None

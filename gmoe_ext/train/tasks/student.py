@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from ...data.batching import without_waiting
 from ...distill import StudentTargets, kmeans_start
+from ...feature_rows import Features
 from ...models import ExpertStudent, MoE, RbM
 from ...models.registry import Model
 from ...nn.losses import krd
 from ..config import Config
 from ..fit_state import Task, epoch_generator
-from .node import adam, node_scores
+from .node import adam, node_scores, prepare_for
 from .scene import Scene
 
 _UNLABELLED = -100  # class of a node whose label training does not see
@@ -42,7 +43,8 @@ class StudentTask(Task):
 
     routing = True
 
-    def __init__(self, model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> None:
+    def __init__(self, model: Model, scene: Scene, rows: Features, targets: StudentTargets, config: Config) -> None:
+        prepare_for(model, rows)
         self.phase, self.metric, self.model = model.name, scene.data.metric, model
         self.scene, self.targets, self.config = scene, targets, config
         self.seen_ND, self.heldout = scene.divide(rows)
@@ -221,7 +223,7 @@ class RbMTask(ExpertTask):
         self.model.after_step(self.config.train.lr if rate is None else rate)
 
 
-def build_task(model: Model, scene: Scene, rows: Tensor, targets: StudentTargets, config: Config) -> StudentTask:
+def build_task(model: Model, scene: Scene, rows: Features, targets: StudentTargets, config: Config) -> StudentTask:
     """Build the task that trains this kind of student."""
     kind = RbMTask if isinstance(model, RbM) else MoETask if isinstance(model, MoE) else StudentTask
     return kind(model, scene, rows, targets, config)
