@@ -85,13 +85,16 @@ def test_every_kind_of_student_is_measured_on_one_thread_and_on_two(
 
 
 def test_two_threads_answer_as_one(tmp_path: Path) -> None:
-    """A batch heavy enough to be shared: what is timed for the throughput is the same answers."""
+    """A batch heavy enough to be shared: what is timed for the throughput is the same answers.
+
+    ONNX files do not depend on threads, so the second line-up takes those of the first.
+    """
     for name, options in (("rbm", dict(num_experts=4, k=3)), ("moe", dict(num_experts=4, k=3)), ("ensemble", {})):
         model = models.build(name, in_dim=256, hidden_dim=128, out_dim=5, num_layers=2, **options).eval()
         subject = load(pack(model, tmp_path / "student.safetensors"), None, None, tmp_path)
         requests, answers = subject.requests(1024, seed=0), []
         for threads in (1, 2):
-            asks = line_up(subject, requests, threads, tmp_path / f"{name}-{threads}").asks
+            asks = line_up(subject, requests, threads, tmp_path / name).asks
             assert subject.packed.num_threads == threads
             answers.append([asks[PACKED](i) for i in range(2)])
         assert np.array_equal(*answers)
