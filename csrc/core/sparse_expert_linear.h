@@ -37,13 +37,13 @@ struct SparseExpertLinear {
   T* out;  // y [num_rows, out_dim], without gate [num_rows, k, out_dim]; or the gates' gradient [num_rows, k]
 };
 
-// By columns: entry p of column c is entry order[p] of row rows[p].
+// By columns: entry p of column c is that of row rows[p]. Its value is value[order[p]], or without order value[p].
 template <typename T, typename Index>
 struct SparseExpertLinearGrad {
   SparseExperts<T> experts;
   const std::int64_t* offsets;  // [num_columns + 1]
   const Index* rows;            // [num_values]
-  const std::int64_t* order;    // [num_values]
+  const std::int64_t* order;    // [num_values] or null
   std::int64_t num_columns;     // at most in_dim; the gradient of the other inputs is 0
   const T* grad_y;              // [num_rows, out_dim], without gate [num_rows, k, out_dim]
   T* grad_weight;               // [num_experts, in_dim, out_dim]

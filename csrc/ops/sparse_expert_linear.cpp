@@ -120,7 +120,7 @@ void check_sparse_rows(const char* op, const OptionalTensor& value, const Tensor
 Tensor sparse_expert_linear(const OptionalTensor& value, const Tensor& offsets, const Tensor& columns,
                             const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& bias,
                             const Tensor& index, const OptionalTensor& gate, const OptionalTensor&,
-                            const OptionalTensor&, const OptionalTensor&) {
+                            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
   constexpr const char* op = "gmoe::sparse_expert_linear";
   check_sparse_rows(op, value, offsets, columns, weight, scale, bias, index, gate);
   const std::int64_t num_rows = index.size(0), out_dim = weight.size(2);
@@ -156,12 +156,12 @@ Tensor sparse_expert_linear_grad_gate(const Tensor& grad_y, const OptionalTensor
 
 std::tuple<Tensor, Tensor> sparse_expert_linear_grad_weight(const Tensor& grad_y_in, const OptionalTensor& value,
                                                             const Tensor& offsets_in, const Tensor& rows_in,
-                                                            const Tensor& order_in, const Tensor& weight,
+                                                            const OptionalTensor& order_in, const Tensor& weight,
                                                             const OptionalTensor& scale, const Tensor& index,
                                                             const OptionalTensor& gate) {
   constexpr const char* op = "gmoe::sparse_expert_linear_grad_weight";
   check_rows(op, offsets_in, rows_in);
-  check_edges(op, "order", order_in, rows_in);
+  if (order_in) check_edges(op, "order", *order_in, rows_in);
   check_experts(op, value, rows_in.size(0), weight, scale, std::nullopt, index, gate);
   check(offsets_in.size(0) - 1 <= weight.size(1), op, ": expected 'offsets' of at most the inputs of 'weight', ",
         weight.size(1), " + 1, got ", shape(offsets_in));
@@ -169,7 +169,8 @@ std::tuple<Tensor, Tensor> sparse_expert_linear_grad_weight(const Tensor& grad_y
   check_grad_y(op, grad_y_in, weight, index, gate.has_value());
   Call call(op, weight);
   const Tensor offsets = call.read("offsets", offsets_in), rows = call.read("rows", rows_in);
-  const Tensor order = call.read_int64("order", order_in), grad_y = call.read("grad_y", grad_y_in);
+  const OptionalTensor order = call.read_int64("order", order_in);
+  const Tensor grad_y = call.read("grad_y", grad_y_in);
   call.follow_rows(offsets, rows, index.size(0));
   call.follow("order", order, rows.size(0));
   const Experts experts(call, value, weight, scale, std::nullopt, index, gate);
@@ -202,13 +203,13 @@ std::tuple<Tensor, Tensor> sparse_expert_linear_grad_weight(const Tensor& grad_y
 GMOE_SCHEMAS(m) {
   m.def(
       "sparse_expert_linear(Tensor? value, Tensor offsets, Tensor columns, Tensor weight, Tensor? scale, Tensor? bias, "
-      "Tensor index, Tensor? gate, Tensor? transpose_offsets, Tensor? transpose_rows, Tensor? transpose_order) "
-      "-> Tensor");
+      "Tensor index, Tensor? gate, Tensor? transpose_offsets, Tensor? transpose_rows, Tensor? transpose_order, "
+      "Tensor? transpose_value) -> Tensor");
   m.def(
       "sparse_expert_linear_grad_gate(Tensor grad_y, Tensor? value, Tensor offsets, Tensor columns, Tensor weight, "
       "Tensor? scale, Tensor? bias, Tensor index) -> Tensor");
   m.def(
-      "sparse_expert_linear_grad_weight(Tensor grad_y, Tensor? value, Tensor offsets, Tensor rows, Tensor order, "
+      "sparse_expert_linear_grad_weight(Tensor grad_y, Tensor? value, Tensor offsets, Tensor rows, Tensor? order, "
       "Tensor weight, Tensor? scale, Tensor index, Tensor? gate) -> (Tensor grad_weight, Tensor grad_scale)");
 }
 

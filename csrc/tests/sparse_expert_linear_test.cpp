@@ -190,10 +190,15 @@ GMOE_PARALLEL_TEST(sparse_expert_linear_grad_weight) {
     const ByColumn<Index> columns(c.rows, c.s.in);
     const std::int64_t inputs = c.s.experts * c.in_dim();
     std::vector<T> grad_weight = unwritten<T>(inputs * c.s.out), grad_scale = unwritten<T>(c.plain ? 0 : inputs);
+    // Values that the slots of a row share come in the order of the columns.
+    core::SparseExperts<T> experts = c.experts();
+    std::vector<core::Accumulator<T>> sorted;
+    for (const std::int64_t entry : columns.order) sorted.push_back(c.plain ? 1 : c.value[entry]);
+    if (!c.per_slot && !c.plain) experts.value = sorted.data();
     Device device;
-    run(core::SparseExpertLinearGrad<T, Index>{c.experts(), columns.offsets.data(), columns.rows.data(),
-                                               columns.order.data(), c.s.in, c.grad_y.data(), grad_weight.data(),
-                                               c.plain ? nullptr : grad_scale.data()},
+    run(core::SparseExpertLinearGrad<T, Index>{experts, columns.offsets.data(), columns.rows.data(),
+                                               c.per_slot ? columns.order.data() : nullptr, c.s.in, c.grad_y.data(),
+                                               grad_weight.data(), c.plain ? nullptr : grad_scale.data()},
         device);
     CHECK(device.bad_index() == -1);
     std::vector<double> want = zeros(inputs * c.s.out), want_scale = zeros(c.plain ? 0 : inputs);

@@ -67,7 +67,12 @@ def sparse_expert_linear(
         return reference.sparse_expert_linear(x, weight, bias, index, gate, scale)
     values = None if x.values is None else x.values.to(op.wide(weight))
     learnt = any(t is not None and t.requires_grad for t in (weight, scale))
-    by_column = columns_for("sparse_expert_linear", x)[:3] if learnt and torch.is_grad_enabled() else (None,) * 3
+    by_column: tuple[Tensor | None, ...] = (None,) * 4
+    if learnt and torch.is_grad_enabled():
+        offsets, rows, order, column_values = columns_for("sparse_expert_linear", x)
+        # Values of single slots are found by their place in the rows; others have been sorted with the columns.
+        shared = None if column_values is None else column_values.to(op.wide(weight))
+        by_column = (offsets, rows, order if values is not None and values.dim() == 2 else None, shared)
     table = weight.transpose(1, 2)
     y: Tensor = op.call(
         "sparse_expert_linear", values, x.offsets, x.columns, table, scale, bias, index, gate, *by_column
@@ -132,8 +137,9 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
                 "gmoe::sparse_expert_linear: expected 'transpose_offsets' for the gradient of 'weight', got None; "
                 "fix: call gmoe_ext.ops.sparse_expert_linear, which passes the columns of x"
             )
+        *rows, order, shared = by_column
         grad_weight, grad_scale = gmoe.sparse_expert_linear_grad_weight(
-            grad_y, value, *by_column, weight, scale, index, gate
+            grad_y, shared if order is None else value, *rows, order, weight, scale, index, gate
         )
     if needs_bias:
         plan = gmoe.expert_plan(index, weight.shape[0])
@@ -141,11 +147,11 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     if needs_gate and gate is not None:
         grad_gate = gmoe.sparse_expert_linear_grad_gate(grad_y, value, offsets, columns, weight, scale, bias, index)
     scaled = grad_scale if needs_scale else None
-    return None, None, None, grad_weight, scaled, grad_bias, None, grad_gate, None, None, None
+    return None, None, None, grad_weight, scaled, grad_bias, None, grad_gate, None, None, None, None
 
 
 def _fake_grad_weight(
-    grad_y: Tensor, value: Tensor | None, offsets: Tensor, rows: Tensor, order: Tensor, weight: Tensor,
+    grad_y: Tensor, value: Tensor | None, offsets: Tensor, rows: Tensor, order: Tensor | None, weight: Tensor,
     scale: Tensor | None, *_: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_experts, in_dim, _out_dim = weight.shape

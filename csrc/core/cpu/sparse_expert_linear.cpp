@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "core/counting_sort.h"
@@ -19,23 +18,63 @@ namespace {
 
 constexpr std::int64_t kMostBlockRows = 16384, kLeastBlockRows = 64;
 
-// sum = W_e S_e x_i in a tile of outputs, for slot r of row i. The entries from `next` to `next_end` come afterwards.
+// The entries of a row, and their factors for one slot; the values of null are 1.
+template <typename T, typename Index, bool Scaled>
+struct Entries {
+  using A = Accumulator<T>;
+  const Index* columns;
+  const A* value;
+  std::int64_t stride;  // of values
+  const T* scale;       // of the inputs of the slot's expert
+
+  A factor(std::int64_t j) const {
+    const A own = value == nullptr ? A{1} : value[j * stride];
+    return Scaled ? own * A{widen(scale[columns[j]])} : own;
+  }
+};
+
+// out = the weights of the entries [begin, end), times their factors. The entries of [next, next_end) come afterwards.
+template <typename Tile, typename T, typename Index, bool Scaled>
+void add_entries(const Tile& tile, const T* weight, std::int64_t width, const Entries<T, Index, Scaled>& entries,
+                 std::int64_t begin, std::int64_t end, std::int64_t next, std::int64_t next_end,
+                 Vector<Accumulator<T>> (&out)[Tile::kVectors]) {
+  Vector<Accumulator<T>> sum[Tile::kVectors] = {};  // its own, so that it stays in registers
+  const Index* columns = entries.columns;
+  const auto add = [&](std::int64_t j) {
+    const T* from = weight + columns[j] * width;
+    const Accumulator<T> factor = entries.factor(j);
+#pragma GCC unroll 16
+    for (int v = 0; v < Tile::kVectors; ++v) sum[v] += factor * tile.read(from, v);
+  };
+  std::int64_t j = begin;
+  for (const std::int64_t last = end - kEdgesAhead; j < last; ++j) {
+    tile.prefetch(weight + columns[j + kEdgesAhead] * width);
+    add(j);
+  }
+  for (std::int64_t ahead = next + std::max(j + kEdgesAhead - end, std::int64_t{0}); j < end; ++j, ++ahead) {
+    if (ahead < next_end) tile.prefetch(weight + columns[ahead] * width);
+    add(j);
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < Tile::kVectors; ++v) out[v] = sum[v];
+}
+
+// sum = W_e S_e x_i + b_e in a tile of outputs, for slot r of row i. A slot of the same expert in `next_row` comes
+// afterwards.
 template <typename Tile, typename T, typename Index>
 void sum_slot(const SparseExpertLinear<T, Index>& a, const Tile& tile, std::int64_t expert, std::int64_t row,
               std::int64_t r, std::int64_t next_row, Vector<Accumulator<T>> (&sum)[Tile::kVectors]) {
   const SparseExperts<T>& x = a.experts;
-  const T* scale = x.scale != nullptr ? x.scale + expert * x.in_dim : nullptr;
   const T* weight = x.weight + expert * x.in_dim * x.out_dim;
-  const std::int64_t end = a.offsets[row + 1], next = a.offsets[next_row], next_end = a.offsets[next_row + 1];
-  for (std::int64_t j = a.offsets[row]; j < end; ++j) {
-    const std::int64_t ahead = j + kEdgesAhead < end ? j + kEdgesAhead : next + (j + kEdgesAhead - end);
-    if (ahead < end || ahead < next_end) tile.prefetch(weight + a.columns[ahead] * x.out_dim);
-    const std::int64_t column = a.columns[j];
-    Accumulator<T> factor = x.value_of(j, r);
-    if (scale != nullptr) factor *= widen(scale[column]);
-    const T* from = weight + column * x.out_dim;
-#pragma GCC unroll 16
-    for (int v = 0; v < Tile::kVectors; ++v) sum[v] += factor * tile.read(from, v);
+  const auto* value = x.value != nullptr && x.value_per_slot ? x.value + r : x.value;
+  const std::int64_t stride = x.value_per_slot ? x.k : 1, begin = a.offsets[row], end = a.offsets[row + 1];
+  const std::int64_t next = a.offsets[next_row], next_end = a.offsets[next_row + 1];
+  if (x.scale != nullptr) {
+    const Entries<T, Index, true> entries{a.columns, value, stride, x.scale + expert * x.in_dim};
+    add_entries(tile, weight, x.out_dim, entries, begin, end, next, next_end, sum);
+  } else {
+    const Entries<T, Index, false> entries{a.columns, value, stride, nullptr};
+    add_entries(tile, weight, x.out_dim, entries, begin, end, next, next_end, sum);
   }
   if (x.bias == nullptr) return;
   const T* bias = x.bias + expert * x.out_dim;
@@ -53,7 +92,7 @@ void for_each_slot(const SparseExpertLinear<T, Index>& a, std::int64_t first, co
       for (std::int64_t i = slots.begin(e); i < slots.end(e); ++i) {
         const std::int64_t slot = first * k + slots.slot(i),
                            next = first * k + slots.slot(std::min(i + 1, slots.end(e) - 1));
-        Vector<A> sum[std::decay_t<decltype(tile)>::kVectors] = {};
+        Vector<A> sum[std::decay_t<decltype(tile)>::kVectors];
         sum_slot(a, tile, e, slot / k, slot % k, next / k, sum);
         f(tile, slot, sum);
       }
@@ -82,40 +121,40 @@ struct Addend {
   A factor;
 };
 
-// Of one input: for every expert the slots that have it.
+// Of one input: for every expert the slots that have it, in the order of the rows.
 template <typename T, typename Index>
 class InputSlots {
  public:
   using A = Accumulator<T>;
   explicit InputSlots(const SparseExpertLinearGrad<T, Index>& a)
-      : a_(a), end_(static_cast<std::size_t>(a.experts.num_experts)) {}
+      : a_(a), count_(static_cast<std::size_t>(a.experts.num_experts)) {
+    for (std::int64_t column = 0; column < a.num_columns; ++column) {
+      capacity_ = std::max(capacity_, (a.offsets[column + 1] - a.offsets[column]) * a.experts.k);
+    }
+    // An expert may get all slots. What is not written costs nothing.
+    addends_.reset(new Addend<A>[static_cast<std::size_t>(capacity_ * a.experts.num_experts)]);
+  }
 
   void sort(std::int64_t column) {
     const SparseExperts<T>& x = a_.experts;
-    const std::int64_t begin = a_.offsets[column], end = a_.offsets[column + 1];
-    std::fill(end_.begin(), end_.end(), std::int64_t{0});
-    for (std::int64_t p = begin; p < end; ++p) {
-      for (std::int64_t r = 0; r < x.k; ++r) ++end_[x.index[a_.rows[p] * x.k + r]];
-    }
-    std::int64_t total = 0;
-    for (std::int64_t& count : end_) count = std::exchange(total, total + count);
-    addends_.resize(static_cast<std::size_t>(total));
-    for (std::int64_t p = begin; p < end; ++p) {
-      const std::int64_t row = a_.rows[p], entry = x.value != nullptr ? a_.order[p] : 0;
+    std::fill(count_.begin(), count_.end(), std::int64_t{0});
+    for (std::int64_t p = a_.offsets[column]; p < a_.offsets[column + 1]; ++p) {
+      const std::int64_t row = a_.rows[p], entry = a_.order != nullptr ? a_.order[p] : p;
       for (std::int64_t r = 0; r < x.k; ++r) {
-        const std::int64_t slot = row * x.k + r;
+        const std::int64_t slot = row * x.k + r, e = x.index[slot];
         const A gate = x.gate != nullptr ? A{widen(x.gate[slot])} : A{1};
-        addends_[end_[x.index[slot]]++] = {x.gate != nullptr ? row : slot, gate * x.value_of(entry, r)};
+        addends_[e * capacity_ + count_[e]++] = {x.gate != nullptr ? row : slot, gate * x.value_of(entry, r)};
       }
     }
   }
-  const Addend<A>* begin(std::int64_t expert) const { return expert == 0 ? addends_.data() : end(expert - 1); }
-  const Addend<A>* end(std::int64_t expert) const { return addends_.data() + end_[expert]; }
+  const Addend<A>* begin(std::int64_t expert) const { return addends_.get() + expert * capacity_; }
+  const Addend<A>* end(std::int64_t expert) const { return begin(expert) + count_[expert]; }
 
  private:
   const SparseExpertLinearGrad<T, Index>& a_;
-  std::vector<std::int64_t> end_;  // of each expert's addends
-  std::vector<Addend<A>> addends_;
+  std::int64_t capacity_ = 0;  // of an expert
+  std::vector<std::int64_t> count_;
+  std::unique_ptr<Addend<A>[]> addends_;
 };
 
 // The gradients of an input of an expert, of which `slots` add up.

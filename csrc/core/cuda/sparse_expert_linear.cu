@@ -121,13 +121,14 @@ __device__ void sum_input(const SparseExpertLinearGrad<T, Index>& a, std::int64_
   if (column >= a.num_columns) return;
   const std::int64_t begin = clamped(a.offsets[column], 0, x.num_values);
   const std::int64_t end = clamped(a.offsets[column + 1], begin, x.num_values);
+  const std::int64_t first_index = (a.order != nullptr ? 2 : 1) * x.num_values;  // behind the positions of the others
   for (std::int64_t p = begin; p < end; ++p) {
-    const std::int64_t row = a.rows[p], entry = a.order[p];
+    const std::int64_t row = a.rows[p], entry = a.order != nullptr ? a.order[p] : p;
     if (!check_index(row, x.num_rows, p, bad)) continue;
-    if (!check_index(entry, x.num_values, x.num_values + p, bad)) continue;
+    if (a.order != nullptr && !check_index(entry, x.num_values, x.num_values + p, bad)) continue;
     for (std::int64_t r = 0; r < x.k; ++r) {
       const std::int64_t slot = row * x.k + r;
-      check_index(x.index[slot], x.num_experts, 2 * x.num_values + slot, bad);
+      check_index(x.index[slot], x.num_experts, first_index + slot, bad);
       if (x.index[slot] != e) continue;
       const A gate = x.gate != nullptr ? widened(x.gate[slot]) : A{1};
       add_pack<V>(sum, gate * x.value_of(entry, r), a.grad_y + (x.gate != nullptr ? row : slot) * x.out_dim + d);
@@ -143,7 +144,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const std::int64_t input = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id();
   const std::int64_t inputs = x.num_experts * x.in_dim;
   check_offsets(a.offsets, a.num_columns, x.num_values, input * kWarp + lane_id(),
-                divide_up(inputs, kWarps) * kWarps * kWarp, 2 * x.num_values + x.num_rows * x.k, bad);
+                divide_up(inputs, kWarps) * kWarps * kWarp,
+                (a.order != nullptr ? 2 : 1) * x.num_values + x.num_rows * x.k, bad);
   if (input >= inputs) return;
   const std::int64_t e = input / x.in_dim, column = input % x.in_dim;
   const A scale = x.scale != nullptr ? widened(x.scale[input]) : A{1};
