@@ -16,7 +16,7 @@ endif
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
-.PHONY: train test properties mutation audit sanitize cuda bench lint docs clean
+.PHONY: train test properties mutation kills audit sanitize cuda bench lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -43,6 +43,11 @@ mutation: $(VENV)/installed
 	cmake --preset address && cmake --build --preset address --target core_tests
 	build/address/core_tests mutated_files --files 1000000 --seed $(SEED)
 	$(BIN)/python -m tests.mutation --inputs 1000000 --seed $(SEED) --out build/mutation/$(SEED)
+
+# Training runs killed or stopped at any moment and continued, every task; a few minutes. Another SEED, other moments.
+KILLS ?= 120
+kills: $(VENV)/installed
+	$(BIN)/python -m tests.kills --kills $(KILLS) --seed $(SEED) --out build/kills
 
 # Known vulnerabilities of what is installed.
 audit: $(VENV)/dev $(VENV)/docs

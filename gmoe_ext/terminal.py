@@ -151,8 +151,11 @@ def report_error(error: Exception) -> int:
     return 3 if isinstance(error, DataError | OSError) else 1
 
 
-class Interrupted(Exception):
-    """The command was asked to stop; finished work is on disk. `exit_code` is 128 + the signal's number."""
+class Interrupted(BaseException):
+    """The command was asked to stop; finished work is on disk. `exit_code` is 128 + the signal's number.
+
+    As KeyboardInterrupt it is no Exception: a library that turns every Exception into an error of its own lets it pass.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)

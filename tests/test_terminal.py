@@ -1,11 +1,13 @@
-"""What a command shows: bars on a terminal, a line per tenth of the way elsewhere."""
+"""What a command shows, bars on a terminal and a line per tenth of the way elsewhere, and how signals stop it."""
 
 import io
+import os
+import signal
 import sys
 
 import pytest
 
-from gmoe_ext.terminal import Progress
+from gmoe_ext.terminal import Interrupted, Progress, catch_signals
 
 
 class Terminal(io.StringIO):
@@ -52,3 +54,13 @@ def test_an_interrupted_bar_keeps_its_length():
 def test_a_terminal_without_rich_gets_lines(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     assert show(Terminal(), 100, 100) == show(io.StringIO(), 100, 100)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_code_that_catches_every_exception_does_not_catch_a_signal(number):
+    with pytest.raises(Interrupted) as interrupted, catch_signals():
+        try:
+            os.kill(os.getpid(), number)
+        except Exception as error:
+            raise ValueError("what jsonargparse makes of an error in a default") from error
+    assert interrupted.value.exit_code == 128 + number

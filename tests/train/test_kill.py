@@ -1,78 +1,74 @@
-"""A run killed at any step and continued ends with the weights of one that was not, bit for bit."""
+"""A run killed or stopped at any moment and continued is the run that nobody disturbed, bit for bit."""
 
+import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from .files import write_molecules
+from gmoe_ext import checkpoint
+from tests import kills
 
-EPOCHS, BATCHES = 5, 8
-# Sends itself a signal when a step is done, before anything is written about it.
-DRIVER = """
-import os, sys
-from gmoe_ext.train import run, __main__
-kill_at, number = int(sys.argv[1]), int(sys.argv[2])
-step_done = run.Run.step_done
-def hit(self, task, train, state):
-    if state.steps == kill_at:
-        os.kill(os.getpid(), number)
-    step_done(self, task, train, state)
-run.Run.step_done = hit
-sys.exit(__main__.main(sys.argv[3:]))
-"""
-
-
-def start(root, run_dir, kill_at=-1, number=signal.SIGKILL, checkpoint_s=0.0):
-    flags = ["--data.root", str(root), "--data.name", "tinymol", "--model.name", "gmoe-gcn", "--model.hidden_dim", "8"]
-    flags += ["--model.num_experts", "4", "--model.num_hop1", "2", "--model.k", "2", "--device", "cpu"]
-    flags += ["--train.epochs", str(EPOCHS), "--train.batch_size", "4", "--train.checkpoint_s", str(checkpoint_s)]
-    flags += ["--run_dir", str(run_dir), "--resume", "auto"]
-    command = [sys.executable, "-c", DRIVER, str(kill_at), str(int(number)), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def final(run_dir):
-    return load_file(run_dir / "checkpoints" / "gmoe-gcn.safetensors")
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert differing == []
+TASKS = ("nodes", "molecules", "rbm")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    root = tmp_path_factory.mktemp("whole")
-    write_molecules(root)
-    done = start(root, root / "run")
-    assert done.returncode == 0, done.stderr
-    return root
+def rounds(tmp_path_factory, repository):
+    """The folder of a few rounds, and what the tool printed."""
+    folder = tmp_path_factory.mktemp("kills")
+    command = [sys.executable, "-m", "tests.kills", "--kills", "9", "--tasks", ",".join(TASKS), "--out", str(folder)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
 
 
-def test_sigkill_at_three_random_steps_changes_no_bit(whole, tmp_path):
-    seed = random.randrange(10**6)
-    for step in sorted(random.Random(seed).sample(range(2, EPOCHS * BATCHES), 3)):
-        killed = start(whole, tmp_path, step)
-        assert killed.returncode == -signal.SIGKILL, f"seed {seed}, step {step}: {killed.stderr}"
-    assert start(whole, tmp_path).returncode == 0
-    assert_same(final(tmp_path), final(whole / "run"))
-    records = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert len(records) == EPOCHS
+def test_kills_and_stops_change_no_bit(rounds):
+    count = int(rounds[1].split()[0])
+    assert count >= 9 and rounds[1].endswith(f"of {len(TASKS)} tasks, 0 differences\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_leaves_a_checkpoint_and_goes_on(whole, tmp_path, number, code):
-    stopped = start(whole, tmp_path, 11, number, checkpoint_s=1000.0)
-    assert stopped.returncode == code, stopped.stderr
-    assert "--resume auto" in stopped.stdout
-    rest = start(whole, tmp_path, checkpoint_s=1000.0)
-    assert "continues after step 11 (epoch 1, batch 3)" in rest.stdout
-    assert_same(final(tmp_path), final(whole / "run"))
+@pytest.mark.parametrize("changed", ["weights", "epoch twice", "result", "file", "draft"])
+def test_what_a_kill_might_change_is_found(rounds, tmp_path, changed):
+    whole, run = rounds[0] / "nodes" / "run", tmp_path / "run"
+    shutil.copytree(whole, run)
+    assert kills.differences(whole, run) == []
+    metrics, weights = run / "metrics.jsonl", run / "checkpoints" / "gcn.safetensors"
+    if changed == "weights":
+        tensors, scalars = checkpoint.load(weights)
+        name = next(name for name in tensors if name.startswith("weights/"))
+        tensors[name].flatten()[0] += 1e-6
+        checkpoint.save(weights, tensors, scalars)
+    elif changed == "epoch twice":
+        metrics.write_text(metrics.read_text() + metrics.read_text().splitlines()[-1] + "\n")
+    elif changed == "result":
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(result | {"best_epoch": 99}))
+    else:
+        (run / {"file": "checkpoints/other.json", "draft": ".result.json.tmp"}[changed]).touch()
+    assert kills.differences(whole, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_stopped_says_how_to_go_on(rounds, tmp_path, number):
+    flags = ["--data.root", str(rounds[0] / "data"), "--run_dir", str(tmp_path), "--device", "cpu"]
+    flags += [*kills.TASKS["nodes"], "--train.epochs", "1000000", "--train.checkpoint_s", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gmoe_ext.train", *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, "")
+    assert f"stopped    by {signal.Signals(number).name}" in out and "--resume auto" in out
+    _, scalars = checkpoint.load(tmp_path / "checkpoints" / "gcn.safetensors")
+    assert scalars["fit"]["epochs"] == len((tmp_path / "metrics.jsonl").read_text().splitlines()) > 0
