@@ -29,10 +29,15 @@ def atomic_write(path: Path, keep: Path | None = None) -> Iterator[Path]:
             is not empty is an error.
         keep: where the replaced file goes, None drops it. A kill between the two moves leaves it there.
 
+    Raises:
+        ConfigError: the target is a device, a pipe or a socket, which the draft would replace.
+
     Examples:
         >>> with atomic_write(Path("result.json")) as draft:
         ...     draft.write_text("{}")
     """
+    if _is_special(path):
+        raise ConfigError(f"{path}: expected a file to write, got a device, a pipe or a socket")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_drafts(path.parent)
     draft = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -77,14 +82,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def refuse_input(path: Path, option: str, *inputs: Path) -> None:
     """Check that a file to be written is none of the files that are read, by whatever name, and can be written.
 
     Raises:
-        ConfigError: it is one of them, a directory, or in a directory that does not exist.
+        ConfigError: it is one of them, a directory, a device, or in a directory that does not exist.
     """
     if path.is_dir():
         raise ConfigError(f"{option} {path}: expected a file, got a directory")
+    if _is_special(path):
+        raise ConfigError(f"{option} {path}: expected a file, got a device, a pipe or a socket")
     if not path.parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no directory {path.parent}")
     for given in inputs:

@@ -5,7 +5,6 @@ Exit codes: 0 the runs are equal, 1 they differ, 2 settings, 3 a run is missing 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,8 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
-from .errors import ConfigError, DataError
+from . import arguments, checkpoint
+from .errors import DataError, GmoeError
 from .terminal import report_error
 from .train.config import flatten
 from .train.parse import load_recipe
@@ -28,12 +27,14 @@ _OF_THE_CLOCK = {"wall_s"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare two runs and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.report", description="Compare two training runs.")
-    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), required=True, help="their run directories")
-    options = parser.parse_args(argv)
+    parser = arguments.Parser(prog="python -m gmoe_ext.report", description="Compare two training runs.")
+    parser.add_argument(
+        "--diff", nargs=2, type=arguments.path, metavar=("A", "B"), required=True, help="their run directories"
+    )
     try:
+        options = parser.parse_args(argv)
         lines = differences(*options.diff)
-    except (ConfigError, DataError) as error:
+    except (GmoeError, OSError) as error:
         return report_error(error)
     print("\n".join(lines) if lines else "equal: settings, every recorded epoch, and all weights")
     return 1 if lines else 0

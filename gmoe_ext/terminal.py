@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import TextIO
 
-from .errors import ConfigError, DataError, MissingExtraError
+from .errors import ConfigError, DataError, GmoeError, MissingExtraError
 
 NAME_WIDTH = 10
 _LINE_EVERY_S = 10.0  # where the length of the way is not known
@@ -47,7 +47,7 @@ class Progress:
     def write(self, text: str) -> None:
         """Print one line as it is."""
         if not self._quiet:
-            print(text, file=self.out, flush=True)
+            tell(text, self.out)
 
     @contextmanager
     def phase(self, name: str, unit: str, total: int | None, done: int = 0) -> Iterator[None]:
@@ -143,9 +143,17 @@ class _Lines:
             self._progress.line(self._name, self._unprinted)
 
 
+def tell(text: str, out: TextIO | None = None) -> None:
+    """Print a line; what the stream cannot encode, such as a file's name that is not UTF-8, is shown escaped."""
+    out = out or sys.stdout
+    encoding = out.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
+
+
 def report_error(error: Exception) -> int:
     """Print an error as one line of a command, and return the exit code: 2 settings, 3 data or a file, else 1."""
-    print(f"error: {error}", file=sys.stderr)
+    text = error if isinstance(error, GmoeError) else GmoeError(str(error))  # escaped, and cut where it has no end
+    print(f"error: {text}", file=sys.stderr)
     if isinstance(error, ConfigError | MissingExtraError):
         return 2
     return 3 if isinstance(error, DataError | OSError) else 1

@@ -1,12 +1,16 @@
 """Files appear whole or not at all, and a checkpoint reads back as it was saved."""
 
+import os
+from contextlib import nullcontext
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from gmoe_ext import checkpoint
-from gmoe_ext.atomic_write import atomic_write
+from gmoe_ext.atomic_write import atomic_write, refuse_input
 from gmoe_ext.checkpoint import CheckpointError
+from gmoe_ext.errors import ConfigError
 
 
 def test_an_error_leaves_the_old_file_and_no_draft(tmp_path):
@@ -31,6 +35,16 @@ def test_a_directory_appears_whole(tmp_path):
         (draft / "edge.csv").write_text("0,1")
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        for write in (atomic_write(tmp_path / name), nullcontext(refuse_input)):
+            with pytest.raises(ConfigError, match="got a device, a pipe or a socket"), write as refuse:
+                refuse(tmp_path / name, "--output")
+    assert (tmp_path / "pipe").is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
 
 def test_a_checkpoint_reads_back_as_it_was_saved(tmp_path):

@@ -101,7 +101,8 @@ class Crc32 {
 
 MappedFile::MappedFile(const std::string& path) {
   const auto fail = [](const char* what) { throw std::system_error(errno, std::generic_category(), what); };
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK a pipe would keep the caller waiting for somebody to write into it.
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) fail("open");
   struct stat status{};
   const bool known = ::fstat(file, &status) == 0;

@@ -1,4 +1,6 @@
 // The packed student: its kernels and its answers against plain loops, and its files, sound and damaged.
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <system_error>
 #include <thread>
@@ -344,18 +346,21 @@ GMOE_TEST(headers_that_contradict_themselves_are_refused) {
 
 GMOE_TEST(a_path_that_cannot_be_opened_is_a_system_error) {
   const TemporaryFile file;
+  const std::string pipe = file.path() + ".pipe";  // to which nobody writes
+  CHECK(::mkfifo(pipe.c_str(), 0600) == 0);
   for (const std::string& path :
-       {file.path() + ".missing", std::string(), std::filesystem::temp_directory_path().string()}) {
+       {file.path() + ".missing", std::string(), std::filesystem::temp_directory_path().string(), pipe}) {
     bool refused = false;
     try {
       const PackedStudent student(path);
     } catch (const std::system_error&) {
       refused = true;
     } catch (const runtime::FormatError&) {
-      refused = true;  // a directory
+      refused = true;  // a directory, a pipe
     }
     CHECK(refused);
   }
+  std::filesystem::remove(pipe);
 }
 
 // The text as a JSON string, or "refused".

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from .. import arguments
 from ..collect_env import processor
 from ..errors import ConfigError, GmoeError
-from ..terminal import report_error
+from ..terminal import report_error, tell
 from ..timing import Samples, duration, in_bursts
 from .contestants import TEACHER, line_up
 from .report import Findings, write
@@ -27,30 +28,37 @@ _FETCHES = 64  # requests whose neighbourhood is counted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and report; return the exit code (0 done, 1 failed, 2 settings, 3 data)."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m gmoe_ext.bench_student", description="Measure the latency of a packed student."
     )
-    parser.add_argument("student", type=Path, help="a packed file, or a run directory of gmoe_ext.train")
-    parser.add_argument("--run", type=Path, help="the file's run, for its teacher (default: the directory it lies in)")
+    parser.add_argument("student", type=arguments.path, help="a packed file, or a run directory of gmoe_ext.train")
     parser.add_argument(
-        "--data_root", type=Path, help="where the run's data are (default: where they were during training)"
+        "--run", type=arguments.path, help="the file's run, for its teacher (default: the directory it lies in)"
     )
-    parser.add_argument("--out", type=Path, help="directory of latency.md, .json, .png (default: beside the student)")
-    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="rows per request")
-    parser.add_argument("--threads", type=int, nargs="+", help="for the throughput (default: 1, 2, 4, ... all cores)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each contestant and batch or thread count")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the requests")
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--data_root", type=arguments.path, help="where the run's data are (default: where they were during training)"
+    )
+    parser.add_argument(
+        "--out", type=arguments.path, help="directory of latency.md, .json, .png (default: beside the student)"
+    )
+    rows, threads = arguments.whole(1, 1 << 20), arguments.whole(1, 1024)
+    parser.add_argument("--batch", type=rows, nargs="+", default=list(BATCHES), help="rows per request")
+    parser.add_argument(
+        "--threads", type=threads, nargs="+", help="for the throughput (default: 1, 2, 4, ... all cores)"
+    )
+    parser.add_argument(
+        "--seconds", type=arguments.positive(3600), default=3.0, help="for each contestant and batch or thread count"
+    )
+    parser.add_argument("--seed", type=arguments.whole(0), default=0, help="seed of the requests")
     before = torch.get_num_threads()
     try:
+        options = parser.parse_args(argv)
         with tempfile.TemporaryDirectory() as scratch:
-            _check(options)
-            folder = options.out or (options.student if options.student.is_dir() else options.student.parent)
-            folder.mkdir(parents=True, exist_ok=True)  # before anything is measured
+            folder = _folder(options)
             subject = load(options.student, options.run, options.data_root, Path(scratch))
             findings = measure(subject, options, Path(scratch))
         for path in write(findings, folder):
-            print(f"written    {path}")
+            tell(f"written    {path}")
     except (GmoeError, ValueError, OSError) as error:
         return report_error(error)
     finally:
@@ -62,7 +70,7 @@ def measure(subject: Subject, options: argparse.Namespace, scratch: Path) -> Fin
     """Measure latency by batch on one thread, then throughput of the largest batch by threads."""
     findings = Findings(facts(subject))
     for name, text in findings.facts.items():
-        print(f"{name:10} {text}", flush=True)
+        tell(f"{name:10} {text}")
     for batch in options.batch:
         requests = subject.requests(batch, options.seed)
         wall, own = time.perf_counter(), time.process_time()
@@ -70,12 +78,12 @@ def measure(subject: Subject, options: argparse.Namespace, scratch: Path) -> Fin
         findings.share[batch] = (time.process_time() - own) / (time.perf_counter() - wall)
         if subject.teacher is not None and requests.ids is not None:
             findings.fetched[batch] = fetched(subject, requests)
-        _tell(f"{batch:,} rows", findings.latency[batch])
+        _tell_times(f"{batch:,} rows", findings.latency[batch])
     findings.throughput_batch = max(options.batch)
     requests = subject.requests(findings.throughput_batch, options.seed)
     for threads in options.threads or default_threads():
         findings.throughput[threads] = _round(subject, requests, threads, options.seconds, scratch, findings)
-        _tell(f"{threads} threads", findings.throughput[threads])
+        _tell_times(f"{threads} threads", findings.throughput[threads])
     return findings
 
 
@@ -128,16 +136,20 @@ def default_threads() -> list[int]:
     return sorted({*(1 << i for i in range(cores.bit_length()) if 1 << i <= cores), cores})
 
 
-def _check(options: argparse.Namespace) -> None:
-    for name, values, most in (("batch", options.batch, 1 << 20), ("threads", options.threads or [1], 1024)):
-        if min(values) < 1 or max(values) > most:
-            raise ConfigError(f"--{name}: expected 1 to {most}, got {' '.join(map(str, values))}")
-    if not 0 < options.seconds <= 3600 or options.seed < 0:
-        raise ConfigError("expected --seconds above 0 and up to 3600, and --seed of at least 0")
+def _folder(options: argparse.Namespace) -> Path:
+    """Check that the student is there, and make the directory of the report before anything is measured."""
+    if not options.student.is_dir():
+        arguments.check_file(options.student, "student")
+    folder: Path = options.out or (options.student if options.student.is_dir() else options.student.parent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot make this directory ({error.strerror})") from error
+    return folder
 
 
-def _tell(what: str, times: dict[str, Samples]) -> None:
-    print(f"{what:10} " + ", ".join(f"{name} {duration(one.median)}" for name, one in times.items()), flush=True)
+def _tell_times(what: str, times: dict[str, Samples]) -> None:
+    tell(f"{what:10} " + ", ".join(f"{name} {duration(one.median)}" for name, one in times.items()))
 
 
 if __name__ == "__main__":

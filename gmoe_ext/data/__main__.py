@@ -5,39 +5,42 @@ Exit codes: 0 done, 2 settings, 3 data.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import DataError
-from ..terminal import report_error
-from .load import SYNTHETIC, load, resolve_root
+from .. import arguments
+from ..errors import DataError, GmoeError
+from ..terminal import report_error, tell
+from .load import SYNTHETIC, read, resolve_root
 from .ogb_raw import is_raw_folder
 from .sources import SOURCES, get
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.data", description="Data sets: list, info, get.")
+    parser = arguments.Parser(prog="python -m gmoe_ext.data", description="Data sets: list, info, get.")
     commands = parser.add_subparsers(dest="command", required=True)
     root_help = "data folder (default: environment variable GMOE_EXT_DATA, else 'data')"
     commands.add_parser("list", help="data sets that are present or can be fetched")
     commands.add_parser("info", help="counts, split and checksums of one").add_argument("name", help="data set")
     commands.add_parser("get", help="fetch one from its official source").add_argument("name", help="data set")
     for sub in commands.choices.values():
-        sub.add_argument("--root", help=root_help)
-    options = parser.parse_args(argv)
-    root = resolve_root(options.root)
+        sub.add_argument("--root", type=arguments.path, help=root_help)
     try:
+        options = parser.parse_args(argv)
+        root = resolve_root(options.root)
+        there = next(path for path in (root, *root.parents) if path.exists())
+        if not there.is_dir():
+            raise DataError(f"data folder {root}: expected a directory, but {there} is none")
         if options.command == "list":
             _list(root)
         elif options.command == "info":
             _info(options.name, root)
         else:
             path = get(options.name, root)
-            print(f"written    {path}\nnext       python -m gmoe_ext.data info {options.name} --root {root}")
-    except DataError as error:
+            tell(f"written    {path}\nnext       python -m gmoe_ext.data info {options.name} --root {root}")
+    except (GmoeError, OSError) as error:
         return report_error(error)
     return 0
 
@@ -52,22 +55,22 @@ def found(root: Path) -> dict[str, str]:
 
 def _list(root: Path) -> None:
     here = found(root)
-    print(f"root       {root}")
+    tell(f"root       {root}")
     for name in SYNTHETIC:
         if name not in here:
-            print(f"built in   {name}")
+            tell(f"built in   {name}")
     for name, file in here.items():
-        print(f"present    {name:<24} {file}")
+        tell(f"present    {name:<24} {file}")
     for name in SOURCES:
         if name not in here:
-            print(f"available  {name:<24} python -m gmoe_ext.data get {name} --root {root}")
+            tell(f"available  {name:<24} python -m gmoe_ext.data get {name} --root {root}")
 
 
 def _info(name: str, root: Path) -> None:
-    data = load(name, root)
-    print(f"data       {data.name}: {data.summary()}")
+    data = read(name, root)
+    tell(f"data       {data.name}: {data.summary()}")
     for file, digest in data.sha256.items():
-        print(f"sha256     {digest}  {file}")
+        tell(f"sha256     {digest}  {file}")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,34 @@ def load(
         >>> data.num_classes
         8
     """
+    data = read(
+        name,
+        root,
+        split=split,
+        split_seed=split_seed,
+        train_per_class=train_per_class,
+        val_per_class=val_per_class,
+        metric=metric,
+        row_normalize=row_normalize,
+        allow_partial=allow_partial,
+    )
+    tell(name, data.remarks)
+    return data
+
+
+def read(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "auto",
+    split_seed: int = 0,
+    train_per_class: int = 20,
+    val_per_class: int = 30,
+    metric: str | None = None,
+    row_normalize: bool = False,
+    allow_partial: bool = False,
+) -> NodeData | MoleculeData | LinkData:
+    """Load as `load` without a warning, for commands: they print the data's summary, which has the remarks."""
     folder = resolve_root(root)
     if not name or {"/", "\\", "\0"} & set(name):
         raise DataError(f"data '{name}': expected a name, not a path\n  fix: pass the folder as --data.root DIR")
@@ -82,7 +110,6 @@ def load(
         refuse_options(name, "of molecules", given, ("split", "metric", "train_per_class", "val_per_class"))
     elif metric not in (None, data.metric):
         raise DataError(f"data '{name}' is scored by '{data.metric}', got metric '{metric}'\n  fix: drop --data.metric")
-    tell(name, data.remarks)
     return data.row_normalized() if row_normalize and isinstance(data, NodeData) else data
 
 

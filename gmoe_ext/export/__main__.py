@@ -5,18 +5,17 @@ Exit codes: 0 done, 1 failed, 2 settings, 3 data.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from .. import extras
+from .. import arguments, extras
 from ..atomic_write import atomic_write, refuse_input
-from ..errors import ConfigError, GmoeError
+from ..errors import ConfigError, DataError, GmoeError
 from ..runtime import PackedStudent
-from ..terminal import report_error
+from ..terminal import report_error, tell
 from .compare import Served, compare, random_rows, read_rows
 from .fold import Content
 from .graphs import load_onnx, load_pt2, save_onnx, save_pt2
@@ -35,9 +34,9 @@ _NEXT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gmoe_ext.export", description="Write the best student of a run.")
-    parser.add_argument("run_dir", type=Path, help="run directory written by gmoe_ext.train")
-    parser.add_argument("--output", type=Path, help="file to write (default: RUN_DIR/student.*)")
+    parser = arguments.Parser(prog="python -m gmoe_ext.export", description="Write the best student of a run.")
+    parser.add_argument("run_dir", type=arguments.path, help="run directory written by gmoe_ext.train")
+    parser.add_argument("--output", type=arguments.path, help="file to write (default: RUN_DIR/student.*)")
     parser.add_argument(
         "--format",
         choices=FILES,
@@ -45,15 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="packed: for gmoe_ext.runtime (default); onnx: a graph for ONNX Runtime; pt2: a torch.export archive",
     )
     parser.add_argument("--dtype", choices=WEIGHTS, default="float32", help="type of the weights; packed files only")
-    parser.add_argument("--rows", type=Path, help="also compare on these rows: .npz with x, nodes, y (classes)")
+    parser.add_argument(
+        "--rows", type=arguments.path, help="also compare on these rows: .npz with x, nodes, y (classes)"
+    )
     parser.add_argument(
         "--feature_names",
-        type=Path,
+        type=arguments.path,
         help="text file: names of the feature columns in their order, one per line",
     )
-    options = parser.parse_args(argv)
-    output = options.output or options.run_dir / FILES[options.format]
     try:
+        options = parser.parse_args(argv)
+        output = options.output or options.run_dir / FILES[options.format]
         export(options.run_dir, output, options.format, options.dtype, options.rows, options.feature_names)
     except (GmoeError, ValueError, OSError) as error:
         return report_error(error)
@@ -73,10 +74,14 @@ def export(
         raise ConfigError(f"--dtype {dtype} is only for --format packed; {format} files are float32")
     if format == "onnx":
         extras.load("onnxruntime")  # before anything is written
-    inputs = [path for path in (rows, feature_names) if path is not None]
-    refuse_input(output, "--output", *(run_dir / "checkpoints").glob("*"), *inputs)
+    given_files = {"--rows": rows, "--feature_names": feature_names}
+    inputs = {option: path for option, path in given_files.items() if path is not None}
+    for option, path in inputs.items():
+        arguments.check_file(path, option)
+    records = (run_dir / name for name in ("config.yaml", "metrics.jsonl", "result.json"))
+    refuse_input(output, "--output", *(run_dir / "checkpoints").glob("*"), *records, *inputs.values())
     given = None if rows is None else read_rows(rows)
-    names = None if feature_names is None else feature_names.read_text(encoding="utf-8").splitlines()
+    names = None if feature_names is None else _read_names(feature_names)
     student = load_student(run_dir)
     if given is not None:
         given.check(student.model.config["out_dim"], 0 if student.positions is None else len(student.positions))
@@ -89,16 +94,23 @@ def export(
         if not found.largest_difference <= (TOLERANCE if dtype == "float32" else math.inf):
             raise GmoeError(f"{output}: the exported student differs from its model: {found}")
         on_given = None if given is None else compare(student.model, served, given, student.positions)
-    arguments = ["x"] if student.positions is None else ["x", "nodes"]
-    feed = "{" + ", ".join(f"'{name}': {name}" for name in arguments) + "}"
+    fed = ["x"] if student.positions is None else ["x", "nodes"]
+    feed = "{" + ", ".join(f"'{name}': {name}" for name in fed) + "}"
     nodes = "none" if student.positions is None else f"{len(student.positions):,} nodes"
     normalize, size = student.content["normalize"], output.stat().st_size / 1e6
-    print(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {normalize}")
-    print(f"{format:10} {output} ({size:.1f} MB, {dtype} weights, positions: {nodes})")
-    print(f"random     {found}")
+    tell(f"student    {student.phase}, validation {student.val_best:.4f}, normalisation {normalize}")
+    tell(f"{format:10} {output} ({size:.1f} MB, {dtype} weights, positions: {nodes})")
+    tell(f"random     {found}")
     if on_given is not None:
-        print(f"given      {on_given}")
-    print("next       " + _NEXT[format].format(path=str(output), names=", ".join(arguments), inputs=feed))
+        tell(f"given      {on_given}")
+    tell("next       " + _NEXT[format].format(path=str(output), names=", ".join(fed), inputs=feed))
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--feature_names {path}: expected a text in UTF-8, a name a line ({error})") from error
 
 
 def _write(

@@ -15,23 +15,23 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
+from .. import arguments
 from ..errors import DataError, GmoeError
-from ..terminal import Interrupted, Progress, catch_signals, report_error
+from ..terminal import Interrupted, Progress, catch_signals, report_error, tell
 from .answers import CHOSEN, csv_header, csv_lines, to_records
 from .score import answer_question, load_student, open_rows, score
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer the rows of a file and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m gmoe_ext.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--student", type=Path, required=True, help="file written by export.pack")
-    parser.add_argument("--input", type=Path, required=True, help="rows: .npy, .npz, .csv or .parquet")
+    parser.add_argument("--student", type=arguments.path, required=True, help="file written by export.pack")
+    parser.add_argument("--input", type=arguments.path, required=True, help="rows: .npy, .npz, .csv or .parquet")
     parser.add_argument(
-        "--output", type=Path, help="answers: .csv, .parquet or .npy (logits); default: standard output"
+        "--output", type=arguments.path, help="answers: .csv, .parquet or .npy (logits); default: standard output"
     )
     parser.add_argument(
         "--header",
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="whether the first line of a .csv file names the columns (default: by its cells)",
     )
     parser.add_argument("--resume", choices=["auto", "never"], default="auto", help="never: start over")
-    parser.add_argument("--threads", type=int, help="most threads to use (default: all)")
-    args = parser.parse_args(argv)
+    parser.add_argument("--threads", type=arguments.whole(1, 1024), help="most threads to use (default: all)")
     try:
+        args = parser.parse_args(argv)
         with catch_signals():
             if args.output is None:
                 _print_answers(args)
@@ -71,17 +71,17 @@ def _write_answers(args: argparse.Namespace) -> None:
     options = {"resume": args.resume == "auto", "threads": args.threads, "header": args.header}
     with ExitStack() as phase:
         done = score(args.student, args.input, args.output, **options, on_rows=on_rows)
-    _tell(done.notes)
+    _note(done.notes)
     resumed = f", {done.resumed_at:,} of them in an earlier run" if done.resumed_at else ""
-    print(f"answers    {args.output} ({done.rows:,} rows{resumed}, {time.perf_counter() - start:.1f} s)")
+    tell(f"answers    {args.output} ({done.rows:,} rows{resumed}, {time.perf_counter() - start:.1f} s)")
     if done.bad_rows_path is not None:
-        print(f"warning    {done.bad_rows:,} rows have no answer: {done.bad_rows_path}", file=sys.stderr)
+        tell(f"warning    {done.bad_rows:,} rows have no answer: {done.bad_rows_path}", sys.stderr)
 
 
 def _print_answers(args: argparse.Namespace) -> None:
     student = load_student(args.student, args.threads)
     question = open_rows(student, args.input, args.header)
-    _tell(question.notes)
+    _note(question.notes)
     classes, rows, problems = student.classes, 0, 0
     sys.stdout.write(csv_header(classes))
     for some in answer_question(question):
@@ -95,6 +95,6 @@ def _print_answers(args: argparse.Namespace) -> None:
         raise DataError(f"--input {args.input}: none of its {rows:,} rows has an answer")
 
 
-def _tell(notes: Sequence[str]) -> None:
+def _note(notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"note       {note}", file=sys.stderr)
+        tell(f"note       {note}", sys.stderr)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import extras
+from ..arguments import check_file
 from ..atomic_write import atomic_write, refuse_input
 from ..errors import ConfigError, DataError
 from ..runtime import PackedStudent
@@ -107,8 +108,7 @@ def open_rows(student: PackedStudent, path: Path, header: Header = "auto") -> Qu
         raise DataError(f"--input {path}: expected a file named *{', *'.join(_READERS)}")
     if header != "auto" and path.suffix != ".csv":
         raise ConfigError(f"--header {header} is for .csv files, got --input {path}")
-    if not path.is_file():
-        raise DataError(f"--input {path}: no such file")
+    check_file(path, "--input")
     with _named(path):
         reader = CsvReader(path, header) if path.suffix == ".csv" else _READERS[path.suffix](path)
         order, notes = _order(student, reader)
@@ -151,6 +151,7 @@ def load_student(path: str | os.PathLike[str], threads: int | None = None) -> Pa
     """Load a packed student that answers with at most ``threads`` threads."""
     if threads is not None and not 1 <= threads <= 1024:
         raise ConfigError(f"--threads {threads}: expected 1 to 1024")
+    check_file(Path(path), "--student")
     student = PackedStudent.load(path)
     if threads is not None:
         student.num_threads = threads

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, NativeError
+from ..errors import ArgumentError, DataError, NativeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,10 @@ class PackedStudent:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._native = library.PackedStudent(os.fsencode(path))
+        name = os.fsencode(path)
+        if b"\0" in name:
+            raise ArgumentError(f"PackedStudent: expected 'path' without null characters, got {self.path!r}")
+        self._native = library.PackedStudent(name)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedStudent:

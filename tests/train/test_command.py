@@ -2,9 +2,13 @@
 
 import json
 import sys
+import warnings
 
+import numpy as np
 import pytest
 
+from gmoe_ext.data.__main__ import main as describe
+from gmoe_ext.errors import DataWarning
 from gmoe_ext.train import recipes
 from gmoe_ext.train.__main__ import main
 from gmoe_ext.train.parse import parse
@@ -44,6 +48,25 @@ def root(tmp_path):
 
 def train(root, *flags):
     return main(["--data.root", str(root / "data"), "--run_dir", str(root / "run"), "--device", "cpu", *flags])
+
+
+NODES = ("--data.name", "tiny", "--model.name", "gcn", *SMALL)
+DISTILLED = ("--data.name", "tiny", "--teacher.model", "sage", "--student.model", "mlp", "--distill.positions", "false")
+
+
+@pytest.mark.parametrize("flags", [NODES, DISTILLED, ("--data.name", "tinymol", "--model.name", "gin", *SMALL)])
+def test_what_is_not_read_is_said_once(root, flags, capsys):
+    for path in (root / "data").glob("*.npz"):
+        with np.load(path) as held:
+            np.savez(path, **dict(held), surprise=np.zeros(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert train(root, "--dry_run", *flags) == 0
+        assert describe(["info", flags[1], "--root", str(root / "data")]) == 0
+    out, error = capsys.readouterr()
+    trained, described = out.split("dry run    everything works")
+    assert trained.count("not read: surprise") == described.count("not read: surprise") == 1
+    assert "surprise" not in error and not [one for one in caught if issubclass(one.category, DataWarning)]
 
 
 def test_a_recipe_runs_with_another_student_by_flag_alone(root, capsys):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import data
 from ...data import MoleculeData, NodeData
-from ...data.load import files_of, refuse_options, resolve_root
+from ...data.load import files_of, read, refuse_options, resolve_root
 from ...errors import ConfigError
 from ...feature_rows import Features
 from ..config import DEFAULT_DATA, Config, DataConfig
@@ -27,7 +27,7 @@ def load_data(config: Config) -> NodeData | MoleculeData:
         return _generate(config)
     if chosen.num_nodes is not None:
         raise ConfigError(f"data.num_nodes: applies to data '{DEFAULT_DATA}' only, got data '{chosen.name}'")
-    loaded = data.load(
+    loaded = read(
         chosen.name,
         chosen.root,
         split=chosen.split,
