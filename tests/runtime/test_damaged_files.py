@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from gmoe_ext import models
-from gmoe_ext.errors import DataError
+from gmoe_ext.errors import ArgumentError, DataError
 from gmoe_ext.export import pack
 from gmoe_ext.models.registry import Model
 from gmoe_ext.runtime import PackedStudent
@@ -276,6 +276,11 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
         PackedStudent.load(tmp_path / "nowhere.safetensors")
     with pytest.raises(DataError, match="not a regular file"):
         PackedStudent.load(tmp_path)
+
+
+def test_a_path_does_not_end_at_a_null_character(student_file: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"expected 'path' without null characters"):
+        PackedStudent.load(f"{student_file}\0.other")
 
 
 def mutations(sound: bytes, seed: int) -> Iterator[bytes]:
