@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ConfigError
+from .errors import ConfigError, WriteError
 
+# A disk that is full or cannot be written to; whatever else fails in a block may be a file or an address it reads.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _DRAFT = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 
 
@@ -31,6 +34,7 @@ def atomic_write(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
     Raises:
         ConfigError: the target is a device, a pipe or a socket, which the draft would replace.
+        WriteError: the disk is full or read-only, or the directory cannot be written to.
 
     Examples:
         >>> with atomic_write(Path("result.json")) as draft:
@@ -38,19 +42,49 @@ def atomic_write(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """
     if _is_special(path):
         raise ConfigError(f"{path}: expected a file to write, got a device, a pipe or a socket")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(path.parent)
     draft = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        yield draft
-        if draft.is_file():
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        draft.replace(path)
+        try:
+            yield draft
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK and error.filename != str(draft):
+                raise
+            raise _write_error(path, error) from error
+        with writing(path):
+            if draft.is_file():
+                with draft.open("rb+") as file:
+                    os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                path.replace(keep)
+            draft.replace(path)
     finally:
-        _remove(draft)
+        with writing(path):
+            _remove(draft)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of a block that does nothing but write a file into one that names it and says what to do.
+
+    Raises:
+        WriteError: the block raised an OSError.
+    """
+    try:
+        yield
+    except WriteError:  # of a file that is written on the way to this one
+        raise
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{path} cannot be written: {error.strerror or error}\n"
+        "  fix: make space on that disk or its folder writable, and repeat the command"
+    )
 
 
 def remove_drafts(directory: Path) -> None:

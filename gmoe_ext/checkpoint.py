@@ -41,7 +41,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) 
         scalars: values that JSON can hold.
 
     Raises:
-        CheckpointError: it cannot be written, for lack of space for example; an existing one is untouched.
+        CheckpointError: it cannot be written, for lack of space for example; an existing one is kept.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -53,9 +53,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) 
         with atomic_write(path, previous(path)) as draft:
             save_file(stored, draft, metadata=header)
     except (SafetensorError, OSError) as error:
+        reason = str(error.__cause__ or error)
         raise CheckpointError(
-            f"checkpoint {path} cannot be written: {error}\n"
-            "  fix: make space or the folder writable, then --resume auto; what was there is untouched"
+            f"checkpoint {path} cannot be written: {reason}\n"
+            "  fix: make space on that disk or its folder writable, then --resume auto; the one before it is kept"
         ) from error
 
 
@@ -103,7 +104,8 @@ def load_good(path: Path) -> tuple[Tensors, dict[str, Any], str] | None:
     try:
         return *load(path), ""
     except CheckpointError as error:
-        return *load(before), f"{error}; continues from the one before it, {before}"
+        why = error if path.exists() else f"checkpoint {path} is missing"  # killed between two moves
+        return *load(before), f"{why}; continues from the one before it, {before}"
 
 
 def split(tree: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:

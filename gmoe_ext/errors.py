@@ -33,6 +33,10 @@ class DataError(GmoeError, ValueError):
     """A data set is missing, damaged or inconsistent (exit code 3)."""
 
 
+class WriteError(DataError, OSError):
+    """A file cannot be written, for lack of space for example (exit code 3); an older one with its name is kept."""
+
+
 class DataWarning(UserWarning):
     """Something in a data set was not read, or was read in a way that may surprise."""
 

@@ -1,11 +1,13 @@
 """Kill training runs at any moment and continue them: ``python -m tests.kills --kills 120``.
 
-A round starts one of TASKS, ends it by SIGKILL, SIGTERM or Ctrl-C up to three times, continues it with `--resume auto`
-each time, lets it finish, and compares it with a run that nobody disturbed. Moments are drawn from --seed and the
-round's number: before or after any call in the package's code, before or after any call that changes files, or any time
-on the clock (the only kind that does not repeat exactly). Exit code 1: there are differences; --out keeps their rounds.
+A round starts one of TASKS and ends it up to three times, by SIGKILL, SIGTERM, Ctrl-C or a disk that takes no more. It
+continues the run with `--resume auto` each time, lets it finish, and compares it with a run that nobody disturbed.
+Moments are drawn from --seed and the round's number. A signal comes before or after a call in the package's code or one
+that changes files, or at a time on the clock (which does not repeat exactly). The disk fails every writing call from
+the N-th on (ENOSPC, EROFS), or the system refuses longer files (RLIMIT_FSIZE, EFBIG). Exit code 1: there are
+differences; --out keeps their rounds.
 
-Everything is imported once and every run is a fork of that process, so the import and the interpreter's exit are left
+Everything is imported once and every run is a fork of that process, so the imports and the interpreter's exit are left
 out; `tests/train/test_kill.py` stops whole processes, too.
 """
 
@@ -17,16 +19,20 @@ if __name__ == "__main__":  # before torch is imported: threads do not survive a
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import argparse
+import builtins
+import errno
 import importlib
 import io
 import json
+import re
+import resource
 import shutil
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -37,64 +43,64 @@ from gmoe_ext.train.__main__ import main as train
 from tests.train.files import write_molecules, write_nodes
 
 _HANG_S = 120.0
+_PRINTED = 4096  # bytes of the longest file at least: what a run prints goes to a file, too
 # What a run imports on its way; in every fork anew it would take most of its time, and most of the kills.
-_IMPORTED = ("gmoe_ext.train.command", "gmoe_ext.train.demo", "matplotlib.backends.backend_agg", "matplotlib.figure")
-_IMPORTED += ("gensim.models", "sklearn.cluster", "scipy.optimize", "safetensors.torch", "torch._dynamo")
-_IMPORTED += ("docstring_parser", "PIL.JpegImagePlugin")
-_NODES: tuple[str, ...] = ("--data.name", "tiny", "--train.epochs", "4")
-_TAUGHT: tuple[str, ...] = (
-    *_NODES,
-    "--teacher.model",
-    "sage",
-    "--teacher.hidden_dim",
-    "8",
-    "--student.hidden_dim",
-    "8",
-)
-_TAUGHT += ("--train.batch_size", "25", "--distill.noise_draws", "2", "--distill.power_warmup", "1")
-_ALONE: tuple[str, ...] = ("--distill.positions", "false", "--distill.reliable", "false")
-_WALKS: tuple[str, ...] = ("--distill.walk_length", "5", "--distill.num_walks", "2", "--distill.position_dim", "4")
-_EXPERTS: tuple[str, ...] = ("--student.num_experts", "3", "--student.k", "2", "--distill.pretrain_epochs", "2")
-_RBM: tuple[str, ...] = (*_EXPERTS, "--student.model", "rbm", "--distill.kmeans_restarts", "1")
-_GMOE: tuple[str, ...] = (
-    "--model.name",
-    "gmoe-gcn",
-    "--model.hidden_dim",
-    "8",
-    "--model.num_experts",
-    "4",
-    "--model.k",
-    "2",
-)
-_GMOE += ("--model.num_hop1", "2")
-_MOLECULES: tuple[str, ...] = ("--data.name", "tinymol", "--train.epochs", "3", "--train.batch_size", "8")
-TASKS: dict[str, tuple[str, ...]] = {
-    "nodes": (*_NODES, "--model.name", "gcn", "--model.hidden_dim", "8"),
-    "nodes-gmoe": (*_NODES, *_GMOE, "--data.setting", "inductive", "--train.patience", "2"),
-    "molecules": (*_MOLECULES, *_GMOE),
-    "molecules-epoch": (*_MOLECULES, "--model.name", "gin", "--model.hidden_dim", "8", "--train.step_per", "epoch"),
-    "glnn": (*_TAUGHT, *_ALONE, "--student.model", "mlp"),
-    "krd": (*_TAUGHT, "--distill.positions", "false", "--student.model", "mlp"),
-    "mlp": (*_TAUGHT, *_WALKS, "--student.model", "mlp", "--data.setting", "inductive"),
-    "ensemble": (*_TAUGHT, *_WALKS, "--student.model", "ensemble", "--student.num_members", "2"),
-    "moe": (*_TAUGHT, *_WALKS, *_EXPERTS, "--student.model", "moe"),
-    "rbm": (*_TAUGHT, *_WALKS, *_RBM),
-    "rbm-released": (*_TAUGHT, *_WALKS, *_RBM, "--distill.protocol", "released_code", "--train.batch_size", "0"),
+_IMPORTED = """gmoe_ext.train.command gmoe_ext.train.demo matplotlib.backends.backend_agg matplotlib.figure
+gensim.models sklearn.cluster scipy.optimize safetensors.torch torch._dynamo docstring_parser PIL.JpegImagePlugin"""
+_NODES = "--data.name tiny --train.epochs 4"
+_MOLECULES = "--data.name tinymol --train.epochs 3 --train.batch_size 8"
+_GMOE = "--model.name gmoe-gcn --model.hidden_dim 8 --model.num_experts 4 --model.num_hop1 2 --model.k 2"
+_TAUGHT = f"""{_NODES} --train.batch_size 25 --teacher.model sage --teacher.hidden_dim 8 --student.hidden_dim 8
+--distill.noise_draws 2 --distill.power_warmup 1
+--distill.walk_length 5 --distill.num_walks 2 --distill.position_dim 4"""
+_EXPERTS = "--student.num_experts 3 --student.k 2 --distill.pretrain_epochs 2 --distill.kmeans_restarts 1"
+TASKS = {
+    "nodes": f"{_NODES} --model.name gcn --model.hidden_dim 8",
+    "nodes-gmoe": f"{_NODES} {_GMOE} --data.setting inductive --train.patience 2",
+    "molecules": f"{_MOLECULES} {_GMOE}",
+    "molecules-epoch": f"{_MOLECULES} --model.name gin --model.hidden_dim 8 --train.step_per epoch",
+    "glnn": f"{_TAUGHT} --student.model mlp --distill.positions false --distill.reliable false",
+    "krd": f"{_TAUGHT} --student.model mlp --distill.positions false",
+    "mlp": f"{_TAUGHT} --student.model mlp --data.setting inductive",
+    "ensemble": f"{_TAUGHT} --student.model ensemble --student.num_members 2",
+    "moe": f"{_TAUGHT} {_EXPERTS} --student.model moe",
+    "rbm": f"{_TAUGHT} {_EXPERTS} --student.model rbm",
+    "rbm-released": f"{_TAUGHT} {_EXPERTS} --student.model rbm --distill.protocol released_code --train.batch_size 0",
     # Two networks, the better one of which teaches; the student is packed and served.
-    "demo": (*_TAUGHT, *_WALKS, *_RBM, "--model.name", "gcn", "--model.hidden_dim", "8"),
+    "demo": f"{_TAUGHT} {_EXPERTS} --student.model rbm --model.name gcn --model.hidden_dim 8",
 }
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_DISKS = (errno.ENOSPC, errno.EROFS, errno.EFBIG)
+_WRITING = ("replace", "rename", "mkdir", "fsync", "pwrite", "ftruncate")
 _OF_FILES = {open, os.open, os.replace, os.rename, os.fsync, os.unlink, os.mkdir, os.rmdir}
 _PACKAGE = f"{os.sep}gmoe_ext{os.sep}"
 _OF_THE_CLOCK = {"wall_s", "us_per_node", "commit"}
 
 
 class Moment(NamedTuple):
-    """When a signal comes: ``kind`` is "call", "file" or "clock", ``at`` a number of calls or seconds."""
+    """When a signal comes or the disk takes no more: ``at`` counts calls, seconds or bytes, see ``kind``."""
 
-    number: signal.Signals
-    kind: str
+    fault: str
+    number: int  # of the signal or the error
+    kind: str  # "call", "file", "clock"; of a disk: "disk", "size"
     at: float
+
+    @property
+    def of_the_disk(self) -> bool:
+        """Whether it is no signal."""
+        return self.kind in ("disk", "size")
+
+    @classmethod
+    def draw(cls, draw: Random, way: dict[str, float], left: float) -> tuple[Moment, float]:
+        """Draw a moment on the rest of a way, and return it with the share of the way until then."""
+        part, signum, number = draw.random() * left, draw.choice(_SIGNALS), draw.choice(_DISKS)
+        if draw.random() < 0.25:
+            kind, name = ("size" if number == errno.EFBIG else "disk"), errno.errorcode[number]
+        else:
+            kind, name, number = draw.choice(("call", "file", "clock")), signum.name, int(signum)
+        at = part * way[kind]
+        least = {"clock": 0.0, "size": _PRINTED}.get(kind, 1)
+        return cls(name, number, kind, max(least, at if kind == "clock" else 1 + int(at))), part
 
 
 class Ended(NamedTuple):
@@ -128,6 +134,31 @@ class Calls:
             os.kill(os.getpid(), self._moment.number)
 
 
+class Disk:
+    """Stands between this process and the disk, and takes no more after a number of calls; only for a fork."""
+
+    def __init__(self, moment: Moment | None) -> None:
+        self.counts = {"disk": 0}
+        self._moment = moment if moment is not None and moment.kind == "disk" else None
+        for name in _WRITING:
+            setattr(os, name, self._guard(getattr(os, name)))
+        if self._moment is not None and self._moment.number == errno.EROFS:  # a full disk lets files go
+            os.unlink = self._guard(os.unlink)
+        builtins.open = io.open = self._guard(io.open, opens=True)
+        if moment is not None and moment.kind == "size":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(moment.at), resource.RLIM_INFINITY))
+
+    def _guard(self, call: Callable[..., Any], opens: bool = False) -> Callable[..., Any]:
+        def guarded(*args: Any, **options: Any) -> Any:
+            if not opens or set("wax+") & set(str(options.get("mode", args[1] if len(args) > 1 else "r"))):
+                self.counts["disk"] += 1
+                if self._moment is not None and self.counts["disk"] >= self._moment.at:
+                    raise OSError(self._moment.number, os.strerror(self._moment.number))
+            return call(*args, **options)
+
+        return guarded
+
+
 def _changes_files(called: Any) -> bool:
     if called.__name__ in ("write", "truncate", "close"):
         return isinstance(called.__self__, io.IOBase)
@@ -140,9 +171,11 @@ def start(flags: Sequence[str], folder: Path, moment: Moment | None = None, coun
     files = {name: folder / f"last.{name}" for name in ("out", "err", "way")}
     files["way"].unlink(missing_ok=True)
     began = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     child = os.fork()
     if child == 0:
-        _train(flags, files, Calls(moment) if count or (moment and moment.kind != "clock") else None)
+        _train(flags, files, moment, count)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     hit = False
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         passed = time.monotonic() - began
@@ -160,15 +193,23 @@ def start(flags: Sequence[str], folder: Path, moment: Moment | None = None, coun
     )
 
 
-def _train(flags: Sequence[str], files: dict[str, Path], calls: Calls | None) -> NoReturn:
+def _train(flags: Sequence[str], files: dict[str, Path], moment: Moment | None, count: bool) -> NoReturn:
     code = 1
     try:
+        for number in _SIGNALS[1:]:  # until training has its own handlers, and once it has put them away
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(files[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
+        calls = Calls(moment) if count or (moment and moment.kind in ("call", "file")) else None
+        disk = Disk(moment) if count or (moment and moment.of_the_disk) else None
         sys.setprofile(calls)
         code = train(flags)
         sys.setprofile(None)
-        files["way"].write_text(json.dumps(calls.counts if calls else {}))
+        if calls and disk:
+            files["way"].write_text(json.dumps(calls.counts | disk.counts))
+    except SystemExit as asked:
+        code = int(str(asked.code))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -183,8 +224,9 @@ class Bench:
     def __init__(self, folder: Path, seed: int, tasks: Sequence[str]) -> None:
         self.folder, self.seed, self.tasks = folder, seed, tasks
         self.kills: Counter[str] = Counter()
+        self.disks: Counter[str] = Counter()
         self._whole: dict[str, Ended] = {}
-        for module in _IMPORTED:
+        for module in _IMPORTED.split():
             importlib.import_module(module)
         write_nodes(folder / "data")
         write_molecules(folder / "data")
@@ -197,15 +239,13 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         left, wrong = 1.0, []
         for _ in range(draw.randint(1, 3)):
-            kind, signum = draw.choice(("call", "file", "clock")), draw.choice(_SIGNALS)
-            part, seconds = draw.random() * left, draw.choice((0, 0, 1000))
-            at = part * whole.way[kind]
-            moment = Moment(signum, kind, at if kind == "clock" else 1 + int(at))
+            moment, part = Moment.draw(draw, whole.way, left)
+            seconds = draw.choice((0, 0, 1000))
             ended = start(self._flags(name, folder, seconds), folder, moment)
             wrong += [f"{moment}: {text}" for text in _wrong_end(ended, moment, folder / "run")]
             if not ended.hit:
                 break
-            self.kills[signum.name] += 1
+            (self.disks if moment.of_the_disk else self.kills)[moment.fault] += 1
             left -= part if seconds == 0 else 0.0
         ended = start(self._flags(name, folder), folder)
         wrong += _wrong_end(ended, None, folder / "run")
@@ -221,7 +261,8 @@ class Bench:
             ended, timed = (self._whole_run(name, place, place == name) for place in (name, f"{name}-again"))
             if found := differences(self.folder / name / "run", self.folder / f"{name}-again" / "run"):
                 raise SystemExit(f"{name}: two undisturbed runs differ: {found}")
-            self._whole[name] = ended._replace(way={**ended.way, "clock": timed.way["clock"]})
+            size = max(path.stat().st_size for path in (self.folder / name / "run").rglob("*") if path.is_file())
+            self._whole[name] = ended._replace(way={**ended.way, "clock": timed.way["clock"], "size": size})
         return self._whole[name]
 
     def _whole_run(self, name: str, place: str, count: bool) -> Ended:
@@ -234,17 +275,21 @@ class Bench:
 
     def _flags(self, name: str, folder: Path, seconds: int = 0) -> list[str]:
         places = ("--data.root", str(self.folder / "data"), "--run_dir", str(folder / "run"), "--device", "cpu")
-        return [*TASKS[name], *places, "--train.checkpoint_s", str(seconds), "--resume", "auto"]
+        return [*TASKS[name].split(), *places, "--train.checkpoint_s", str(seconds), "--resume", "auto"]
 
 
 def _wrong_end(ended: Ended, moment: Moment | None, run: Path) -> list[str]:
     """What is wrong with how a run ended and what it left."""
-    killed = moment is not None and moment.number == signal.SIGKILL
-    codes = {0} if not ended.hit or moment is None else {-signal.SIGKILL} if killed else {128 + moment.number}
+    fault, codes, message = "", {0}, ""
+    if moment is not None and ended.hit:
+        fault = moment.fault
+        codes = {2, 3} if moment.of_the_disk else {-moment.number if fault == "SIGKILL" else 128 + moment.number}
+        if moment.of_the_disk:
+            message = rf"error: [^\n]*{re.escape(str(run))}[^\n]*{os.strerror(moment.number)}[^\n]*\n  fix: [^\n]*\n"
     wrong = [] if ended.code in codes else [f"exit code {ended.code}, expected {codes}; {ended.out}"]
-    if ended.err:
-        wrong.append(ended.err)
-    if not killed and (drafts := [str(path) for path in run.rglob(".*.tmp")]):
+    if not re.fullmatch(message, ended.err):
+        wrong.append(f"expected {message or 'no error'}, got {ended.err}")
+    if fault not in ("SIGKILL", "EROFS") and (drafts := [str(path) for path in run.rglob(".*.tmp")]):
         wrong.append(f"left behind: {drafts}")
     return wrong
 
@@ -295,8 +340,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = bench.round(number)
         print(*found, sep="\n", end="\n" if found else "", flush=True)
         wrong, number = wrong + found, number + 1
-    kinds = ", ".join(f"{count} {name}" for name, count in sorted(bench.kills.items()))
-    print(f"{bench.kills.total()} kills ({kinds}) in {number} runs of {len(tasks)} tasks, {len(wrong)} differences")
+    kills, disks = (
+        f"{found.total()} {what} ({', '.join(f'{count} {name}' for name, count in sorted(found.items()))})"
+        for what, found in (("kills", bench.kills), ("disks that take no more", bench.disks))
+    )
+    print(f"{kills} and {disks} in {number} runs of {len(tasks)} tasks, {len(wrong)} differences")
     return 1 if wrong else 0
 
 

@@ -1,6 +1,9 @@
 """Files appear whole or not at all, and a checkpoint reads back as it was saved."""
 
+import contextlib
+import errno
 import os
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -10,7 +13,9 @@ from safetensors.torch import save_file
 from gmoe_ext import checkpoint
 from gmoe_ext.atomic_write import atomic_write, refuse_input
 from gmoe_ext.checkpoint import CheckpointError
-from gmoe_ext.errors import ConfigError
+from gmoe_ext.errors import ConfigError, WriteError
+
+from .full_disk import no_file_beyond
 
 
 def test_an_error_leaves_the_old_file_and_no_draft(tmp_path):
@@ -45,6 +50,60 @@ def test_a_pipe_is_not_replaced(tmp_path):
             with pytest.raises(ConfigError, match="got a device, a pipe or a socket"), write as refuse:
                 refuse(tmp_path / name, "--output")
     assert (tmp_path / "pipe").is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_named_with_what_to_do(tmp_path, monkeypatch, call, number):
+    target = tmp_path / "made" / "file"
+    if call != "mkdir":
+        with atomic_write(target) as draft:
+            draft.write_text("old")
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)
+    reason = f"{re.escape(str(target))} cannot be written: {os.strerror(number)}\n  fix: make space"
+    with pytest.raises(WriteError, match=reason), atomic_write(target) as draft:
+        draft.write_text("new")
+    monkeypatch.undo()
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["old"] * (call != "mkdir")
+
+
+def test_what_is_too_long_for_the_disk_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    for size in (10, 5000):
+        with contextlib.suppress(WriteError), no_file_beyond(1000), atomic_write(target) as draft:
+            draft.write_text("x" * size)
+    assert target.stat().st_size == 10 and list(tmp_path.iterdir()) == [target]
+    with (
+        pytest.raises(CheckpointError, match=r"file cannot be written: .*File too large.*\n  fix: .*before it is kept"),
+        no_file_beyond(1000),
+    ):
+        checkpoint.save(target, {"weight": torch.ones(1000)}, {})
+    assert target.stat().st_size == 10 and list(tmp_path.iterdir()) == [target]
+
+
+def test_an_error_of_what_a_block_reads_stays_what_it_is(tmp_path):
+    for error in (ConnectionResetError(104, "reset"), PermissionError(errno.EACCES, "Permission denied", "input.csv")):
+        with pytest.raises(type(error)) as raised, atomic_write(tmp_path / "file"):
+            raise error
+        assert raised.value is error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("last", ["damaged", "missing"])
+def test_the_checkpoint_before_takes_the_place_of_one_that_is_no_good(tmp_path, last):
+    path = tmp_path / "phase.safetensors"
+    for step in (1, 2):
+        checkpoint.save(path, {}, {"step": step})
+    path.write_bytes(b"") if last == "damaged" else path.unlink()
+    _, scalars, note = checkpoint.load_good(path)
+    assert scalars == {"step": 1}
+    assert re.match(
+        rf"checkpoint {re.escape(str(path))} is {last}.*; continues from the one before it, .*previous", note
+    )
 
 
 def test_a_checkpoint_reads_back_as_it_was_saved(tmp_path):

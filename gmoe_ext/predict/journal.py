@@ -19,7 +19,7 @@ from typing import IO, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic_write import atomic_write
+from ..atomic_write import atomic_write, writing
 from ..errors import ConfigError, DataError
 
 _ROWS_AT_ONCE = 1 << 16
@@ -62,9 +62,10 @@ class Journal:
             self._file.close()
             raise DataError(f"{path}: expected the answers of an unfinished run; move this file away")
         if not resume or head != identity:
-            self._file.truncate(0)
-            self._file.write(identity)
-            self._file.flush()
+            with writing(path):
+                self._file.truncate(0)
+                self._file.write(identity)
+                self._file.flush()
         self.rows = self._checksum = 0
         self._verify()
         self._file.truncate(self._begin + self.rows * record.itemsize)
@@ -104,19 +105,20 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._problems.close()
-        self._file.close()
+        with writing(self.path), self._file, self._problems:  # what could not be written is tried once more
+            pass
 
     def append(self, records: NDArray[Any], problems: Mapping[int, str]) -> None:
         """Add the records of the next rows, and the problems of some of them by their row in the file."""
         texts = ((row, problems[row].replace("\n", " ").replace("\r", " ")) for row in sorted(problems))
         lines, written = [f"{row}\t{text}\n" for row, text in texts], records.tobytes()
         self.rows, self._checksum = self.rows + len(records), self._add(written, lines)
-        self._problems.write("".join(lines) + f"={self.rows}\t{self._checksum}\n")
-        self._problems.flush()
-        self._file.write(written)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._problems.write("".join(lines) + f"={self.rows}\t{self._checksum}\n")
+            self._problems.flush()
+            self._file.write(written)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def problems(self) -> Iterator[tuple[int, str]]:
         """Yield the rows that have problems, in order."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..atomic_write import atomic_write, remove_drafts
+from ..atomic_write import atomic_write, remove_drafts, writing
 from ..errors import ConfigError
 from .parse import dump, load_recipe
 from .run import Run
@@ -30,7 +30,10 @@ def claimed(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ConfigError(f"--run_dir {directory}: cannot be written to: {error.strerror}") from error
+        raise ConfigError(
+            f"--run_dir {directory}: cannot be written to: {error.strerror}\n"
+            "  fix: make space on that disk or the folder writable, or name another --run_dir"
+        ) from error
     with open(descriptor, "r+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,9 +42,9 @@ def claimed(directory: Path) -> Iterator[None]:
                 f"--run_dir {directory}: another run is in it, {lock.read() or 'which has just started'}\n"
                 "  fix: another --run_dir, or wait until it is done"
             ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        with writing(directory / ".lock"):
+            os.ftruncate(descriptor, 0)  # without a buffer, which closing the file would try to write once more
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
 
 
@@ -65,10 +68,11 @@ def prepare(run: Run) -> None:
         source = None
     if resume != "never":
         run.check(source or checkpoints)
-    for folder in (directory, checkpoints):
-        remove_drafts(folder)
-    if resume == "never":
-        _set_aside(directory)
+    with writing(directory):
+        for folder in (directory, checkpoints):
+            remove_drafts(folder)
+        if resume == "never":
+            _set_aside(directory)
     with atomic_write(directory / "config.yaml") as draft:
         draft.write_text(dump(run.config))
     if source is not None and source.resolve() != checkpoints.resolve():

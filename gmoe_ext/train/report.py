@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _native, extras
+from ..atomic_write import atomic_write
 from ..data import MoleculeData, NodeData
 from ..models.registry import Model
 from .config import Config, config_hash
@@ -124,7 +125,8 @@ def plot_curves(metrics: Path, path: Path, metric: str) -> None:
         lower.legend()
     axes[0][0].set_ylabel("training loss")
     axes[1][0].set_ylabel(metric)
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as draft:
+        figure.savefig(draft, dpi=120, format="png")
 
 
 def table(outcome: Outcome) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import checkpoint
+from ..atomic_write import writing
 from ..checkpoint import CheckpointError
 from ..data import MoleculeData, NodeData
 from ..errors import GmoeError
@@ -111,10 +112,11 @@ class Run:
             record["expert_load"] = [round(share, 4) for share in load]
         if memory is not None:
             record["gpu_bytes"] = memory
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with open(self.metrics_path, "ab") as file:
-            file.truncate(min(self._metrics_end, file.tell()))
-            file.write((json.dumps(record) + "\n").encode())
+        with writing(self.metrics_path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with open(self.metrics_path, "ab") as file:
+                file.truncate(min(self._metrics_end, file.tell()))
+                file.write((json.dumps(record) + "\n").encode())
         self._metrics_end = self.metrics_path.stat().st_size
         self._val = scores.get("val", self._val)
         text = f"loss {losses['loss']:.3f}" + ("" if self._val is None else f"  val {self._val:.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from gmoe_ext.export import pack
 from gmoe_ext.predict import score
 from gmoe_ext.predict.__main__ import main
 from gmoe_ext.runtime import PackedStudent
+from tests.full_disk import no_file_beyond
 
 COLUMNS, NODES = 6, 50
 
@@ -227,6 +229,37 @@ def test_a_killed_run_continues_to_the_same_file(
     assert output.read_bytes() == whole.read_bytes()
     assert Path(f"{output}.bad_rows.csv").read_bytes() == Path(f"{whole}.bad_rows.csv").read_bytes()
     assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("place", ["journal's head", "journal", "output", "last move"])
+def test_a_full_disk_is_one_sentence_and_the_run_continues(
+    student: Path, rows, tmp_path: Path, monkeypatch, capsys, place: str
+) -> None:
+    given, whole, output = write_npz(tmp_path / "rows", *rows), tmp_path / "whole.npy", tmp_path / "out.npy"
+    score(student, given, whole)
+    output.write_text("an earlier output")
+    command = ["--student", str(student), "--input", str(given), "--output", str(output)]
+    sizes = {"journal's head": 50, "journal": 5000, "output": 50_000}
+    with monkeypatch.context() as patch:
+        if place == "output":  # the journal is whole by then
+            patch.setattr(sys.modules[score.__module__], "write_npy", lambda file, *_: file.write(bytes(100_000)))
+        if place == "last move":
+            move = os.replace
+
+            def full(source: Path, target: Path) -> None:
+                if Path(target) == output:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                move(source, target)
+
+            patch.setattr(os, "replace", full)
+        with no_file_beyond(sizes.get(place, 1 << 30)):
+            assert main(command) == 3
+    told = capsys.readouterr().err.splitlines()[-2:]
+    assert told[0].startswith(f"error: {output}") and told[0].endswith(("File too large", "No space left on device"))
+    assert told[1].startswith("  fix: make space")
+    assert output.read_text() == "an earlier output" and not list(tmp_path.glob(".*.tmp"))
+    assert main(command) == 0
+    assert output.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial*"))
 
 
 def test_another_input_or_student_starts_over(student: Path, rows, tmp_path: Path) -> None:

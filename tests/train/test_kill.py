@@ -55,7 +55,7 @@ def test_what_a_kill_might_change_is_found(rounds, tmp_path, changed):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_says_how_to_go_on(rounds, tmp_path, number):
     flags = ["--data.root", str(rounds[0] / "data"), "--run_dir", str(tmp_path), "--device", "cpu"]
-    flags += [*kills.TASKS["nodes"], "--train.epochs", "1000000", "--train.checkpoint_s", "1000"]
+    flags += [*kills.TASKS["nodes"].split(), "--train.epochs", "1000000", "--train.checkpoint_s", "1000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "gmoe_ext.train", *flags],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -188,11 +189,43 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
         fit(task, train, run)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    task, train, run = start(tmp_path)
-    task.y[3] = float("nan")
-    with pytest.raises(GmoeError, match="loss is nan in epoch 1"):
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_batch_and_last_good_checkpoint(tmp_path, value, saved):
+    task, train, run = start(tmp_path, checkpoint_s=0.0 if saved else 1000.0)
+    losses = task.losses
+
+    def spoilt(batch):
+        found = losses(batch)
+        return found if task.steps < 6 else found | {"loss": found["loss"] * float(value)}
+
+    task.losses = spoilt
+    last = f"{run.checkpoint_path('toy')}, step 6" if saved else "none yet"
+    message = f"toy: the loss is {value} in epoch 2, batch 3, step 7; last good checkpoint: {last}\n  fix: lower"
+    with pytest.raises(GmoeError, match=re.escape(message)):
         fit(task, train, run)
+    if saved:
+        again, train, run = start(tmp_path)
+        fit(again, train, run)
+        whole, train, run = start(tmp_path / "whole")
+        fit(whole, train, run)
+        assert again.steps == 14 and torch.equal(weights(again), weights(whole))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    task, train, run = start(tmp_path, checkpoint_s=0.0)
+    after_step = task.after_step
+
+    def spoil():
+        after_step()
+        if task.steps == 6:
+            task.model[4].bias.data.fill_(float("nan"))
+
+    task.after_step = spoil
+    where = r"weight '4\.bias' is no longer finite after step 6 \(epoch 2, batch 2\)"
+    with pytest.raises(GmoeError, match=rf"{where}; last good checkpoint: .*, step 5\n"):
+        fit(task, train, run)
+    assert checkpoint.load(run.checkpoint_path("toy"))[1]["fit"]["steps"] == 5
 
 
 def test_patience_counts_from_the_best_epoch(tmp_path):
