@@ -45,6 +45,10 @@ class ArgumentError(GmoeError, ValueError):
     """An argument has the wrong shape, value or device."""
 
 
+class NotFiniteError(ArgumentError):
+    """Predictions with NaN or infinity were given to a metric: they have no score, and training probably diverged."""
+
+
 class ArgumentTypeError(GmoeError, TypeError):
     """An argument has the wrong type or dtype."""
 

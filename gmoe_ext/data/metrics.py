@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ArgumentError, ConfigError, DataError, NotFiniteError
 from .arrays import Array
 
 
@@ -26,7 +26,7 @@ def accuracy(prediction: Tensor, y: Tensor) -> float:
         _check_finite("accuracy", prediction)
         prediction = prediction.argmax(1)
     if prediction.shape != y.shape or len(y) == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"metrics.accuracy: expected one prediction per label, got {list(prediction.shape)} and {list(y.shape)}"
         )
     return float((prediction == y).double().mean())
@@ -151,7 +151,7 @@ def _pair(name: str, prediction: Tensor, y: Tensor) -> tuple[Array, Array]:
     _check_finite(name, prediction)
     prediction, y = (values.unsqueeze(1) if values.ndim == 1 else values for values in (prediction, y))
     if prediction.shape != y.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"metrics.{name}: expected 'prediction' in the shape of 'y', "
             f"got {list(prediction.shape)} and {list(y.shape)}"
         )
@@ -161,4 +161,4 @@ def _pair(name: str, prediction: Tensor, y: Tensor) -> tuple[Array, Array]:
 def _check_finite(name: str, prediction: Tensor) -> None:
     # A diverged model must not get a score: argmax and sort would rank NaN like a number.
     if not bool(torch.isfinite(prediction).all()):
-        raise ValueError(f"metrics.{name}: expected finite predictions, got NaN or infinity; did training diverge?")
+        raise NotFiniteError(f"metrics.{name}: expected finite predictions, got NaN or infinity; did training diverge?")

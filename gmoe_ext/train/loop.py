@@ -22,11 +22,13 @@ import torch
 
 from .._native import raise_index_faults
 from ..data import metrics
-from ..errors import GmoeError
+from ..errors import GmoeError, NotFiniteError
 from .config import TrainConfig
 from .device import autocast
 from .fit_state import FitResult, FitState, Task
 from .run import Run
+
+_LOWER = "fix: lower the learning rate, or check the features"
 
 
 def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
@@ -53,7 +55,7 @@ def fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
             state.epochs, state.batches, state.sums = state.epochs + 1, 0, {}
             scores = {}
             if state.epochs % train.eval_every == 0 or state.epochs == train.epochs:
-                scores = _evaluate(task)
+                scores = _evaluate(task, state, run)
                 _select(task, train, state, scores)
             run.epoch_done(task, train, state, losses, scores)
         run.save(task, state)
@@ -126,11 +128,17 @@ def _means(state: FitState) -> dict[str, float]:
     return dict(zip(state.sums, sums.tolist(), strict=True))
 
 
-def _evaluate(task: Task) -> dict[str, float]:
+def _evaluate(task: Task, state: FitState, run: Run) -> dict[str, float]:
     task.model.eval()
-    with torch.no_grad():
-        scores = task.evaluate()
-        task.after_evaluation()
+    try:
+        with torch.no_grad():
+            scores = task.evaluate()
+            task.after_evaluation()
+    except NotFiniteError as error:  # the step after the last finite loss
+        raise GmoeError(
+            f"{task.phase}: predictions are NaN or infinite after epoch {state.epochs}, step {state.steps}; "
+            f"last good checkpoint: {run.last_good}\n  {_LOWER}"
+        ) from error
     return scores
 
 
@@ -161,7 +169,7 @@ def _check_finite(loss: float, where: str, task: Task, state: FitState, run: Run
     got = "undefined, for lack of a batch to train on," if where == "0 batches" else loss
     raise GmoeError(
         f"{task.phase}: the loss is {got} in epoch {state.epochs + 1}, {where}, step {state.steps + 1}; "
-        f"last good checkpoint: {run.last_good}\n  fix: lower the learning rate, or check the features"
+        f"last good checkpoint: {run.last_good}\n  {_LOWER}"
     )
 
 
@@ -172,7 +180,7 @@ def _dry_fit(task: Task, train: TrainConfig, run: Run) -> FitResult:
     task.enter_epoch(0)
     losses = _backward(task, train, task.device, task.load(next(iter(task.batches(0)))))
     _step(task, state)
-    scores = _evaluate(task)
+    scores = _evaluate(task, state, run)
     state.val_best, state.test_at_best_val, state.test_best = scores["val"], scores["test"], scores["test"]
     run.progress.line(task.phase, f"one step: loss {losses['loss'].item():.3f}  val {scores['val']:.3f}")
     return state.result()
