@@ -104,6 +104,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     examples = [kept["examples"] for kept in passed if "examples" in kept]
     if examples:
         terminalreporter.write_line(f"{sum(examples):,} examples of {len(examples)} properties")
+    values = [kept["values"] for kept in passed if "values" in kept]
+    if values:
+        terminalreporter.write_line(f"{sum(values):,} values of settings")
 
 
 def is_native() -> bool:

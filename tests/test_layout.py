@@ -33,7 +33,7 @@ MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60
 # Totals only go down: lower them when code goes; to raise one, say in the commit what the new lines are worth.
 MAX_NATIVE_LINES = 16_500  # csrc without csrc/tests
-MAX_PYTHON_LINES = 17_500  # gmoe_ext
+MAX_PYTHON_LINES = 17_650  # gmoe_ext
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 
 

@@ -21,7 +21,7 @@ from ..terminal import Interrupted, Progress, Stop, catch_signals, report_error
 from . import report
 from .config import Config
 from .device import describe_backend, keep_freed_memory, out_of_memory, resolve
-from .directory import claimed, prepare
+from .directory import claimed, find_source, prepare
 from .parse import default_directory, parse, published
 from .run import Run
 from .tasks import distill, molecule, node
@@ -56,6 +56,7 @@ def job(config: Config, progress: Progress, stop: Stop) -> None:
     from .. import __version__
 
     device = resolve(config.device)
+    find_source(config.resume)  # a dry run tells of a wrong one, too
     directory = Path(config.run_dir or default_directory(config))
     where = "dry run, writes nothing" if config.dry_run else str(directory)
     how = f"{describe_backend()} | {device} | {config.train.precision}"

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError
-from .ranges import Section, within
+from .ranges import LAST, Allowed, Section, allowed, refusal, within
 
 DEFAULT_DATA = "synthetic"  # data.name of the embedded default; needs no file
-LAST_SEED = 2**63 - 1
 _TEACHER_TRAINING = ("epochs", "lr", "weight_decay", "patience")
 _NO_OPTIONS = ("name", "model", *_TEACHER_TRAINING)  # fields of networks that `models.build` does not get
 
@@ -45,7 +44,7 @@ class DataConfig(Section):
     root: str | None = None
     setting: Literal["transductive", "inductive"] = "transductive"
     split: str = "auto"
-    split_seed: int | None = within(None, 0, LAST_SEED)
+    split_seed: int | None = within(None, 0, LAST)
     train_per_class: int = within(20, 1)
     val_per_class: int = within(30, 1)
     row_normalize: bool = False
@@ -295,7 +294,7 @@ class Config(Section):
     train: TrainConfig = field(default_factory=TrainConfig)
     recipe: str | None = None
     run_dir: str | None = None
-    seed: int = within(0, 0, LAST_SEED)
+    seed: int = within(0, 0, LAST)
     device: str = "auto"
     resume: str = "never"
     dry_run: bool = False
@@ -356,15 +355,30 @@ def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def expected(key: str) -> Allowed | None:
+    """Return what the setting or section ``key``, such as "train.lr", may be; None: there is none of this name."""
+    section, _, name = key.rpartition(".")
+    whole = allowed(Config)
+    if not section:
+        return whole.get(name)
+    kind: Any = whole[section].kind if section in whole else None
+    return None if kind in (None, bool, int, float, str) else allowed(kind).get(name)
+
+
 def from_dict(values: dict[str, Any]) -> Config:
     """Make a Config from nested dictionaries, as `dataclasses.asdict` returns them.
 
     Raises:
-        ConfigError: an unknown section or key.
+        ConfigError: an unknown section or key, or a value of another type or outside its range.
     """
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config) if callable(f.default_factory)}
+    sections = {name: one for name, one in allowed(Config).items() if issubclass(one.kind, Section)}
+    for name, value in values.items():
+        if name not in allowed(Config):
+            raise ConfigError(f"settings do not fit this version: unknown key '{name}'")
+        if name in sections and not isinstance(value, dict):
+            raise refusal(name, sections[name], value)
     try:
-        parts = {k: type(sections[k]())(**v) if k in sections else v for k, v in values.items()}
+        parts = {k: sections[k].kind(**v) if k in sections else v for k, v in values.items()}
         return Config(**parts)
     except TypeError as error:
         raise ConfigError(f"settings do not fit this version: {error}") from error

@@ -61,7 +61,7 @@ def prepare(run: Run) -> None:
     """
     directory, resume = run.directory, run.config.resume
     checkpoints = directory / "checkpoints"
-    source = None if resume in ("auto", "never") else _source(resume)
+    source = find_source(resume)
     if source is not None and checkpoints.exists() and source.resolve() != checkpoints.resolve():
         _check_continues(directory, resume)
         run.progress.line("resume", f"{directory} has continued {resume} already, and goes on from there")
@@ -83,14 +83,24 @@ def prepare(run: Run) -> None:
             shutil.copytree(source, draft, ignore=shutil.ignore_patterns(".*"))
 
 
-def _source(resume: str) -> Path:
-    """Find the checkpoints that --resume names by a run, by their folder, or by one of them."""
+def find_source(resume: str) -> Path | None:
+    """Find the checkpoints that --resume names by a run, by their folder, or by one of them; None: it names none.
+
+    Raises:
+        ConfigError: there are no checkpoints.
+    """
+    if resume in ("auto", "never"):
+        return None
     source = Path(resume)
     if source.suffix == ".safetensors":
         source = source.parent
     if source.name != "checkpoints":
         source = source / "checkpoints"
-    if not any(source.glob("*.safetensors")):
+    try:
+        found = any(source.glob("*.safetensors"))
+    except OSError as error:
+        raise ConfigError(f"--resume {resume}: cannot be read: {error.strerror}") from error
+    if not found:
         raise ConfigError(f"--resume {resume}: expected auto, never or a run directory with checkpoints")
     return source
 

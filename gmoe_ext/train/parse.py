@@ -8,6 +8,7 @@ import re
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import yaml
 from ..errors import ConfigError
 from ..models import graph_free, names, option_names
 from . import recipes
-from .config import Config, fingerprint, flatten, from_dict, settings_hash
+from .config import Config, expected, fingerprint, flatten, from_dict, settings_hash
+from .ranges import refusal
 
 _MODEL_KEYS = {"model.name", "teacher.model", "student.model"}
 _SWITCHES = {"dry_run": "run one step of everything and write nothing", "offline": "never download data"}
@@ -48,13 +50,13 @@ def build_parser() -> jsonargparse.ArgumentParser:
         "--list",
         action=_List,
         nargs="?",
-        dest=SUPPRESS,
+        dest="list",
         default=SUPPRESS,
         metavar="WORD",
         help="list the shipped recipes (with WORD in their name) and their published figures",
     )
     parser.add_class_arguments(Config, skip={"recipe", *_SWITCHES})
-    parser.add_argument("--recipe", help=SUPPRESS)  # a key of config.yaml, see _find_recipes
+    parser.add_argument("--recipe", type=str | None, help=SUPPRESS)  # a key of config.yaml, see _find_recipes
     for name, text in _SWITCHES.items():
         parser.add_argument(f"--{name}", nargs="?", const=True, default=False, type=bool, help=text)
     return parser
@@ -167,24 +169,36 @@ def check(config: Config) -> None:
 
 def explain(message: str) -> str:
     """Say jsonargparse's message in one plain line, with the closest known key where one is unknown."""
+    wrong = re.search(r'(?:Parser key "([\w.]+)"|argument --([\w.]+)):', message)
+    one = expected(wrong[1] or wrong[2]) if wrong else None
+    if wrong and one is not None:
+        return str(refusal(wrong[1] or wrong[2], one, _value(message)))
     message = " ".join(message.split())
     flag = re.search(r"unrecognized arguments: (\S+)", message)
     group = re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", message)
     other = re.search(r"(?:key|option) [\"']([\w.]+)[\"'] is not (?:expected|accepted)", message, re.IGNORECASE)
+    other = other or re.search(r"Key must be a string, got: (.*)\.", message)
     if flag:
         name = flag[1].lstrip("-").split("=")[0]
         return f"unknown flag {flag[1].split('=')[0]}" + _suggest(name, "--")
     if group or other:
         name = f"{group[1]}.{group[2]}" if group else other[1] if other else ""
         return f"unknown key '{name}'" + _suggest(name, "")
-    message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
-    message = re.sub(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"expected one of \1, got '\2'", message)
-    return re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2", message)
+    return re.sub(r'^Parser key "([\w.]+)":', r"\1:", message)
+
+
+def _value(message: str) -> str:
+    """Find the value that one of jsonargparse's messages is about; it quotes it at the end, if there is one."""
+    found = re.search(r"(?:.*(?:Got|Given) value: ?|.*Unable to load config [\"'])(.*?)[\"']?\s*$", message, re.DOTALL)
+    return {"None": "null", "True": "true", "False": "false"}.get(found[1], found[1]) if found else "nothing"
+
+
+_parser = cache(build_parser)  # a command parses several times, and most of a parse is building this
 
 
 def _read(args: list[str]) -> Config:
     try:
-        values = build_parser().parse_args(args).as_dict()
+        values = _parser().parse_args(args).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(explain(str(error))) from error
     values.pop("config", None)
@@ -209,7 +223,7 @@ def _unknown_to_new_models(args: list[str]) -> dict[str, list[str]]:
 
 def _suggest(name: str, prefix: str) -> str:
     """Suggest known keys: those of the same name in another section, else similar ones."""
-    keys = [*flatten(Config()), "config", "print_config", "list"]
+    keys = [*flatten(Config()), *(("config", "print_config", "list") if prefix else ())]
     leaf = name.split(".")[-1]
     close = [key for key in keys if key.split(".")[-1] == leaf] or get_close_matches(name, keys, n=2, cutoff=0.6)
     if not close:
@@ -221,13 +235,23 @@ def _find_recipes(args: list[str]) -> list[str]:
     """Replace the name of a shipped recipe by its settings; a file that exists as given comes first."""
     found = list(args)
     for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
+        if arg == "--config" and i + 1 < len(args) and not args[i + 1].startswith("--"):
             found[i + 1] = _recipe(args[i + 1])
         elif arg.startswith("--config="):
             found[i] = "--config=" + _recipe(arg.removeprefix("--config="))
         elif arg.split("=")[0] == "--recipe":
             raise ConfigError("unknown flag --recipe\n  did you mean --config?")
+        else:
+            _refuse_endless_number(arg if "=" in arg else f"{args[i - 1]}={arg}")
     return found
+
+
+def _refuse_endless_number(arg: str) -> None:
+    """Refuse what jsonargparse makes an int and then cannot turn into a float."""
+    flag, _, text = arg.partition("=")
+    one = expected(flag.removeprefix("--"))
+    if one is not None and len(text) > recipes.MOST_DIGITS and text.removeprefix("-").isdigit():
+        raise refusal(flag.removeprefix("--"), one, text)
 
 
 def _recipe(name: str) -> str:

@@ -32,6 +32,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT = "default"  # what runs without arguments
 MOST_CHARACTERS = 2**15  # PyYAML reads them in less than a second
 MOST_VALUES = 10_000
+MOST_DIGITS = 250  # of a whole number, which then fits a float in any base
 
 Settings = dict[str, Any]
 
@@ -136,7 +137,24 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Settings:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose dates stay text and whose 1e-3 is a number, as JSON's is."""
+    """YAML whose dates stay text, whose 1e-3 is a number, as JSON's is, and whose numbers are finite."""
+
+    def whole(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number."""
+        if len(node.value) > MOST_DIGITS:
+            raise self._error(node, f"expected a number of at most {MOST_DIGITS} digits, got {len(node.value):,}")
+        return self.construct_yaml_int(node)
+
+    def number(self, node: yaml.ScalarNode) -> float:
+        """Read a number with a point or an exponent."""
+        value: float = self.construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise self._error(node, f"expected a finite number, got {node.value[:MOST_DIGITS]}")
+        return value
+
+    @staticmethod
+    def _error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+        return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -145,6 +163,8 @@ _Loader.yaml_implicit_resolvers = {
 }
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 
 
 def load_yaml(text: str, name: str) -> Any:
@@ -163,6 +183,10 @@ def load_yaml(text: str, name: str) -> Any:
         if _count(node, name, {}) > MOST_VALUES:
             raise ConfigError(f"{name}: expected at most {MOST_VALUES:,} settings; its aliases stand for more")
         return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        where = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{name}{where}: {what}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"{name}: {error}") from error
     except RecursionError as error:
