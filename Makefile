@@ -16,7 +16,7 @@ endif
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -path csrc/tests -prune -o -type f -print)
 
-.PHONY: train test properties mutation kills audit sanitize cuda bench lint docs clean
+.PHONY: train test properties settings mutation kills coverage audit sanitize cuda bench lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -32,6 +32,11 @@ properties: export GMOE_EXT_PROPERTIES := nightly
 properties: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -o timeout=0 \
 	    tests/properties tests/data/test_molecules.py tests/data/test_metrics.py
+
+# Every setting with every kind of value by every way in, and runs of one step with what is right; two minutes.
+settings: export GMOE_EXT_PROPERTIES := nightly
+settings: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -o timeout=0 tests/train/test_settings.py
 
 # A million damaged files for the readers, and a million damaged students for the one in C++, under AddressSanitizer and
 # UndefinedBehaviorSanitizer. Another SEED, other files.
@@ -49,10 +54,15 @@ KILLS ?= 120
 kills: $(VENV)/installed
 	$(BIN)/python -m tests.kills --kills $(KILLS) --seed $(SEED) --out build/kills
 
-# Known vulnerabilities of what is installed.
+# Known vulnerabilities of what is installed. pip-audit ends in a traceback where it cannot reach the database.
 audit: $(VENV)/dev $(VENV)/docs
 	$(BIN)/python -m pip install --quiet "pip-audit>=2.7"
-	$(BIN)/pip-audit --local --skip-editable --vulnerability-service osv
+	mkdir -p build
+	$(BIN)/pip-audit --local --skip-editable --vulnerability-service osv --progress-spinner off 2>build/audit.log || { \
+	    if grep -q 'exceptions\.\(ConnectionError\|ConnectTimeout\|ReadTimeout\|ProxyError\)' build/audit.log; then \
+	        echo "error: https://api.osv.dev cannot be reached, so nothing was audited; see build/audit.log" >&2; \
+	    else cat build/audit.log >&2; fi; exit 1; }
+	cat build/audit.log >&2
 
 # The C++ tests of core and runtime: AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer.
 sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -60,6 +70,17 @@ sanitize: export CMAKE_BUILD_PARALLEL_LEVEL := $(MAX_JOBS)
 sanitize: $(VENV)/cmake
 	cmake --workflow --preset address
 	cmake --workflow --preset thread
+
+# Lines of core and runtime that the C++ tests run, on each instruction set of this processor; build/coverage.txt.
+coverage: export PATH := $(CURDIR)/$(BIN):$(PATH)
+coverage: export CMAKE_BUILD_PARALLEL_LEVEL := $(MAX_JOBS)
+coverage: $(VENV)/cmake
+	$(BIN)/python -m pip install --quiet "gcovr>=8.8"
+	find build/coverage -name '*.gcda' -delete 2>/dev/null || true
+	cmake --workflow --preset coverage
+	gcovr --root . --filter csrc/core/ --filter csrc/runtime/ --merge-lines \
+	    --gcov-ignore-parse-errors=negative_hits.warn_once_per_file \
+	    --fail-under-line 85 --txt build/coverage.txt --print-summary build/coverage
 
 # The CUDA kernels by nvcc, for every target: no warning, no spilled register; bench/results/cuda_resources.json.
 cuda: $(VENV)/cmake
