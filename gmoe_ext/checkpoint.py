@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .atomic_write import atomic_write
-from .errors import DataError
+from .errors import DataError, WriteError
 
 FORMAT = "gmoe_ext.checkpoint/2"
 
@@ -43,21 +43,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) 
     Raises:
         CheckpointError: it cannot be written, for lack of space for example; an existing one is kept.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(scalars, sort_keys=True)
     header = {"format": FORMAT, "crc32": _crc32(stored, text), "scalars": text}
     try:
         with atomic_write(path, previous(path)) as draft:
-            save_file(stored, draft, metadata=header)
-    except (SafetensorError, OSError) as error:
-        reason = str(error.__cause__ or error)
-        raise CheckpointError(
-            f"checkpoint {path} cannot be written: {reason}\n"
-            "  fix: make space on that disk or its folder writable, then --resume auto; the one before it is kept"
-        ) from error
+            # Not save_file, which leaves a temporary file of its own behind when it is killed.
+            draft.write_bytes(serialize(stored, metadata=header))
+    except WriteError as error:
+        raise CheckpointError(f"checkpoint {error}, with --resume auto; the checkpoint before is kept") from error
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:

@@ -4,8 +4,8 @@ A round starts one of TASKS and ends it up to three times, by SIGKILL, SIGTERM, 
 continues the run with `--resume auto` each time, lets it finish, and compares it with a run that nobody disturbed.
 Moments are drawn from --seed and the round's number. A signal comes before or after a call in the package's code or one
 that changes files, or at a time on the clock (which does not repeat exactly). The disk fails every writing call from
-the N-th on (ENOSPC, EROFS), or the system refuses longer files (RLIMIT_FSIZE, EFBIG). Exit code 1: there are
-differences; --out keeps their rounds.
+the N-th on (ENOSPC, EROFS), or the system refuses longer files (RLIMIT_FSIZE): a write fails (EFBIG), or the process is
+killed in the middle of it (SIGXFSZ). Exit code 1: there are differences; --out keeps their rounds.
 
 Everything is imported once and every run is a fork of that process, so the imports and the interpreter's exit are left
 out; `tests/train/test_kill.py` stops whole processes, too.
@@ -69,7 +69,8 @@ TASKS = {
     # Two networks, the better one of which teaches; the student is packed and served.
     "demo": f"{_TAUGHT} {_EXPERTS} --student.model rbm --model.name gcn --model.hidden_dim 8",
 }
-_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGXFSZ)
+_CAUGHT = (signal.SIGTERM, signal.SIGINT)
 _DISKS = (errno.ENOSPC, errno.EROFS, errno.EFBIG)
 _WRITING = ("replace", "rename", "mkdir", "fsync", "pwrite", "ftruncate")
 _OF_FILES = {open, os.open, os.replace, os.rename, os.fsync, os.unlink, os.mkdir, os.rmdir}
@@ -88,7 +89,12 @@ class Moment(NamedTuple):
     @property
     def of_the_disk(self) -> bool:
         """Whether it is no signal."""
-        return self.kind in ("disk", "size")
+        return self.fault in ("ENOSPC", "EROFS", "EFBIG")
+
+    @property
+    def kills(self) -> bool:
+        """Whether the process ends on the spot."""
+        return self.fault in ("SIGKILL", "SIGXFSZ")
 
     @classmethod
     def draw(cls, draw: Random, way: dict[str, float], left: float) -> tuple[Moment, float]:
@@ -98,17 +104,19 @@ class Moment(NamedTuple):
             kind, name = ("size" if number == errno.EFBIG else "disk"), errno.errorcode[number]
         else:
             kind, name, number = draw.choice(("call", "file", "clock")), signum.name, int(signum)
+            kind = "size" if signum == signal.SIGXFSZ else kind
         at = part * way[kind]
         least = {"clock": 0.0, "size": _PRINTED}.get(kind, 1)
         return cls(name, number, kind, max(least, at if kind == "clock" else 1 + int(at))), part
 
 
 class Ended(NamedTuple):
-    """A run that ended: exit code (-N: by signal N), the length of its way by kind of moment, and what it printed."""
+    """A run that ended: exit code (-N: by signal N), way by kind of moment, new temporary files, what it printed."""
 
     code: int
     hit: bool
     way: dict[str, float]
+    left: list[str]
     out: str
     err: str
 
@@ -147,16 +155,23 @@ class Disk:
         builtins.open = io.open = self._guard(io.open, opens=True)
         if moment is not None and moment.kind == "size":
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(moment.at), resource.RLIM_INFINITY))
+            if moment.kills:  # Python ignores it otherwise
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
     def _guard(self, call: Callable[..., Any], opens: bool = False) -> Callable[..., Any]:
         def guarded(*args: Any, **options: Any) -> Any:
-            if not opens or set("wax+") & set(str(options.get("mode", args[1] if len(args) > 1 else "r"))):
+            if not opens or _opens_to_write(*args, **options):
                 self.counts["disk"] += 1
                 if self._moment is not None and self.counts["disk"] >= self._moment.at:
                     raise OSError(self._moment.number, os.strerror(self._moment.number))
             return call(*args, **options)
 
         return guarded
+
+
+def _opens_to_write(file: Any, mode: str = "r", *_: Any, **__: Any) -> bool:
+    return not isinstance(file, int) and bool(set(mode) & set("wax+"))  # a descriptor is open already
 
 
 def _changes_files(called: Any) -> bool:
@@ -169,13 +184,14 @@ def start(flags: Sequence[str], folder: Path, moment: Moment | None = None, coun
     """Run training in a fork, with what it prints in files in ``folder``; end it at a moment, or count its calls."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"last.{name}" for name in ("out", "err", "way")}
-    files["way"].unlink(missing_ok=True)
-    began = time.monotonic()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for path in files.values():
+        path.write_text("")
+    drafts, began = set(folder.rglob(".*tmp*")), time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
     child = os.fork()
     if child == 0:
         _train(flags, files, moment, count)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
     hit = False
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         passed = time.monotonic() - began
@@ -186,23 +202,23 @@ def start(flags: Sequence[str], folder: Path, moment: Moment | None = None, coun
             os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
     status = os.waitstatus_to_exitcode(ended[1])
-    way = json.loads(files["way"].read_text()) if files["way"].exists() else {}
+    way = json.loads(files["way"].read_text() or "{}")
     hit = status != 0 and moment is not None and (hit or moment.kind != "clock")
-    return Ended(
-        status, hit, {**way, "clock": time.monotonic() - began}, *(files[n].read_text() for n in ("out", "err"))
-    )
+    left = sorted(str(path) for path in set(folder.rglob(".*tmp*")) - drafts)
+    way["clock"] = time.monotonic() - began
+    return Ended(status, hit, way, left, files["out"].read_text(), files["err"].read_text())
 
 
 def _train(flags: Sequence[str], files: dict[str, Path], moment: Moment | None, count: bool) -> NoReturn:
     code = 1
     try:
-        for number in _SIGNALS[1:]:  # until training has its own handlers, and once it has put them away
+        for number in _CAUGHT:  # until training has its own handlers, and once it has put them away
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(files[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
         calls = Calls(moment) if count or (moment and moment.kind in ("call", "file")) else None
-        disk = Disk(moment) if count or (moment and moment.of_the_disk) else None
+        disk = Disk(moment) if count or (moment and moment.kind in ("disk", "size")) else None
         sys.setprofile(calls)
         code = train(flags)
         sys.setprofile(None)
@@ -283,14 +299,14 @@ def _wrong_end(ended: Ended, moment: Moment | None, run: Path) -> list[str]:
     fault, codes, message = "", {0}, ""
     if moment is not None and ended.hit:
         fault = moment.fault
-        codes = {2, 3} if moment.of_the_disk else {-moment.number if fault == "SIGKILL" else 128 + moment.number}
+        codes = {2, 3} if moment.of_the_disk else {-moment.number if moment.kills else 128 + moment.number}
         if moment.of_the_disk:
             message = rf"error: [^\n]*{re.escape(str(run))}[^\n]*{os.strerror(moment.number)}[^\n]*\n  fix: [^\n]*\n"
     wrong = [] if ended.code in codes else [f"exit code {ended.code}, expected {codes}; {ended.out}"]
     if not re.fullmatch(message, ended.err):
         wrong.append(f"expected {message or 'no error'}, got {ended.err}")
-    if fault not in ("SIGKILL", "EROFS") and (drafts := [str(path) for path in run.rglob(".*.tmp")]):
-        wrong.append(f"left behind: {drafts}")
+    if fault not in ("SIGKILL", "SIGXFSZ", "EROFS") and ended.left:
+        wrong.append(f"left behind: {ended.left}")
     return wrong
 
 

@@ -4,6 +4,9 @@ import contextlib
 import errno
 import os
 import re
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -78,11 +81,26 @@ def test_what_is_too_long_for_the_disk_leaves_the_old_file(tmp_path):
             draft.write_text("x" * size)
     assert target.stat().st_size == 10 and list(tmp_path.iterdir()) == [target]
     with (
-        pytest.raises(CheckpointError, match=r"file cannot be written: .*File too large.*\n  fix: .*before it is kept"),
+        pytest.raises(
+            CheckpointError, match=r"file cannot be written: .*File too large\n  fix: .*checkpoint before is kept"
+        ),
         no_file_beyond(1000),
     ):
         checkpoint.save(target, {"weight": torch.ones(1000)}, {})
     assert target.stat().st_size == 10 and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_nothing_for_long(tmp_path):
+    """The system kills a process that writes beyond a limit, if it does not ignore the signal."""
+    code = "import resource, signal, sys, torch; from pathlib import Path; from gmoe_ext import checkpoint\n"
+    code += "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+    code += "checkpoint.save(Path(sys.argv[1]), {'weight': torch.ones(1000)}, {})"
+    target = tmp_path / "phase.safetensors"
+    killed = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert killed.returncode == -signal.SIGXFSZ and len(list(tmp_path.iterdir())) == 1
+    checkpoint.save(target, {"weight": torch.ones(1000)}, {})
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_an_error_of_what_a_block_reads_stays_what_it_is(tmp_path):

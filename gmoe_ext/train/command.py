@@ -16,7 +16,7 @@ import torch
 from .. import extras
 from ..atomic_write import atomic_write
 from ..data import MoleculeData
-from ..errors import ConfigError, GmoeError, MissingExtraError
+from ..errors import ConfigError, GmoeError, MissingExtraError, WriteError
 from ..terminal import Interrupted, Progress, Stop, catch_signals, report_error
 from . import report
 from .config import Config
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         progress.write(f"stopped    by {interrupted}; to continue, run the same command with --resume auto")
         return interrupted.exit_code
+    except WriteError as error:
+        return report_error(WriteError(f"{error}, with --resume auto"))
     except (GmoeError, OSError) as error:
         return report_error(error)
     except (MemoryError, RuntimeError) as error:

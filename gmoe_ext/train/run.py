@@ -178,7 +178,8 @@ class Run:
         fit_state.check_same(path, settings, self.settings)
         if note and not check_only:
             self.progress.line(path.stem, note)
-            checkpoint.previous(path).replace(path)
+            with writing(path):
+                checkpoint.previous(path).replace(path)
         return checkpoint.join(tensors, scalars)
 
     def check(self, checkpoints: Path) -> None:
