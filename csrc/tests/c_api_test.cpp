@@ -131,6 +131,8 @@ GMOE_TEST(c_api_refuses_arguments_that_do_not_fit) {
     CHECK(gmoe_top_classes(s, &x, k, out, index, nullptr) == GMOE_ERROR_ARGUMENT);
   }
   for (const int threads : {0, -1, 1025}) CHECK(gmoe_student_set_threads(s, threads, nullptr) == GMOE_ERROR_ARGUMENT);
+  CHECK(gmoe_student_set_threads(s, 2, nullptr) == GMOE_OK);
+  CHECK(gmoe_abi_version() == GMOE_ABI_VERSION && std::strlen(gmoe_version()) > 0);
   const char* name = "";
   CHECK(gmoe_student_class_name(s, 0, &name, nullptr) == GMOE_OK && name == nullptr);
   CHECK(gmoe_student_class_name(s, kOutputs, &name, nullptr) == GMOE_ERROR_ARGUMENT);

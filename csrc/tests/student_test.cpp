@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstring>
 #include <system_error>
 #include <thread>
 
@@ -281,6 +282,23 @@ GMOE_TEST(damaged_files_are_refused_or_served) {
   }
 }
 
+// What a file consists of behind the length of its header.
+struct Parts {
+  explicit Parts(const std::string& bytes) {
+    std::uint64_t length = 0;
+    std::memcpy(&length, bytes.data(), sizeof length);
+    header = bytes.substr(8, length);
+    data = bytes.substr(8 + length);
+  }
+  std::string header, data;
+};
+
+std::string replaced(std::string text, const std::string& part, const std::string& other) {
+  const std::size_t at = text.find(part);
+  CHECK(at != std::string::npos);
+  return at == std::string::npos ? text : text.replace(at, part.size(), other);
+}
+
 GMOE_TEST(headers_that_contradict_themselves_are_refused) {
   struct Case {
     std::string sound, damaged;
@@ -324,23 +342,68 @@ GMOE_TEST(headers_that_contradict_themselves_are_refused) {
                         {R"(\"k\": 1)", R"(\"k\": 3)"},
                         {R"(\"k\": 1)", R"(\"k\": 0)"},
                         {R"(\"nodes\": 2)", R"(\"nodes\": 3)"},
+                        {R"(\"cosine\")", R"(\"projected\")"},
+                        {R"(\"columns\": 2)", R"(\"columns\": 2, \"names\": [\"a\"])"},
+                        {R"(\"columns\": 2)", R"(\"columns\": 2, \"names\": [\"a\", \"a\"])"},
                         {R"(\"classes\": null)", R"(\"classes\": [\"a\"])"},
                         {R"(\"layers\": [)", R"(\"layers\": [[[[[[[[[[[[)"},
                         {R"(\"layers\": [)", R"(\"layers\": [], \"layers\": [)"}};
   Random random(4);
   const TemporaryFile file;
-  const std::string sound = random_student(random, kFiled).bytes();
-  std::uint64_t length = 0;
-  std::memcpy(&length, sound.data(), sizeof length);
-  const std::string header = sound.substr(8, length), data = sound.substr(8 + length);
+  const Parts sound(random_student(random, kFiled).bytes());
   for (const Case& c : cases) {
     set_case(c.sound, " made ", c.damaged);
-    const std::size_t at = header.find(c.sound);
-    CHECK(at != std::string::npos);
-    if (at == std::string::npos) continue;
-    std::string damaged = header;
-    damaged.replace(at, c.sound.size(), c.damaged);
-    CHECK(!loads(file, with_header(damaged, data)));
+    CHECK(!loads(file, with_header(replaced(sound.header, c.sound, c.damaged), sound.data)));
+  }
+  set_case("two feature names");
+  const char* named = R"(\"columns\": 2, \"names\": [\"a\", \"b\"])";
+  CHECK(loads(file, with_header(replaced(sound.header, R"(\"columns\": 2)", named), sound.data)));
+}
+
+GMOE_TEST(tensors_and_members_that_do_not_fit_are_refused) {
+  Random random(5);
+  const TemporaryFile file;
+  Student student = random_student(random, kFiled);
+  student.tensors.push_back({"layers.7.bias", "F32", "[1]", std::string(4, '\0')});
+  CHECK(!loads(file, student.bytes()));
+  const auto two_members = [&](std::int64_t last_out) {
+    return random_student(random, {4, 0, 0, Normalize::none, {{4, 3, 1, 1, false}, {4, last_out, 1, 1, false}}, 2});
+  };
+  CHECK(loads(file, two_members(3).bytes()));
+  CHECK(!loads(file, two_members(2).bytes()));
+}
+
+// CRC-32 by its definition, a bit at a time.
+std::uint32_t crc32(const std::string& bytes) {
+  std::uint32_t crc = ~0u;
+  for (const char byte : bytes) {
+    crc ^= static_cast<unsigned char>(byte);
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xEDB88320u : 0u);
+  }
+  return ~crc;
+}
+
+GMOE_TEST(a_checksum_covers_the_document_and_every_byte_of_the_weights) {
+  Random random(6);
+  const TemporaryFile file;
+  const Parts sound(random_student(random, kFiled).bytes());
+  const std::size_t begin = sound.header.find('{', 2 + std::strlen(R"("__metadata__": {)"));
+  const std::size_t end = sound.header.find("}\"", begin) + 1;
+  std::string document = sound.header.substr(begin, end - begin);
+  document.erase(std::remove(document.begin(), document.end(), '\\'), document.end());
+  const auto sealed = [&](std::uint32_t crc, const std::string& data) {
+    return with_header(replaced(sound.header, "}\"", join("}\", \"", runtime::kChecksumKey, "\": \"", crc, "\"")),
+                       data);
+  };
+  const std::uint32_t crc = crc32(document + sound.data);
+  CHECK(loads(file, sealed(crc, sound.data)));
+  CHECK(!loads(file, sealed(crc + 1, sound.data)));
+  CHECK(!loads(file, replaced(sealed(crc, sound.data), R"(\"test\")", R"(\"tent\")")));
+  for (std::size_t at = 0; at < sound.data.size(); ++at) {
+    set_case("byte ", at);
+    std::string data = sound.data;
+    data[at] = static_cast<char>(data[at] ^ 1);
+    CHECK(!loads(file, sealed(crc, data)));
   }
 }
 
