@@ -9,7 +9,8 @@ import torch
 
 from gmoe_ext import _native
 
-from .opinfo import OPS, OpSpec
+from .opinfo import OPS
+from .opspec import OpSpec
 from .samples import Sample, assert_identical, emulated, outputs
 from .test_contract_forward import assert_agrees
 from .test_contract_gradient import gradients

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from .opinfo import OPS, OpSpec
+from .opinfo import OPS
+from .opspec import OpSpec
 from .samples import Sample, assert_identical, outputs
 
 # The others need a size that only the device knows.

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from .opinfo import OPS, OpSpec
+from .opinfo import OPS
+from .opspec import OpSpec
 from .samples import TOLERANCE, Random, Sample, assert_close, assert_identical, outputs
 
 FLOATING_OPS = [spec for spec in OPS if spec.floating]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from gmoe_ext import ops
 
-from .opinfo import OPS, OpSpec
+from .opinfo import OPS
+from .opspec import OpSpec
 from .test_contract_dispatch import raw_calls
 
 

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 
 from gmoe_ext.errors import DerivativeError
 
-from .opinfo import OPS, OpSpec
+from .opinfo import OPS
+from .opspec import OpSpec
 from .samples import Sample, assert_identical, outputs
 from .test_contract_dispatch import FLOATING_OPS, raw_calls
 

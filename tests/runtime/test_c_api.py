@@ -238,7 +238,7 @@ def test_the_command_says_what_is_installed(student_file: Path, tmp_path: Path, 
     assert main(["--student", str(student_file)]) == 0
     assert '"model": "rbm"' in capsys.readouterr().out
     assert main(["--student", str(tmp_path / "none")]) == 3
-    assert "No such file" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_the_command_needs_no_torch() -> None:

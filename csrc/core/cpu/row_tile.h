@@ -14,7 +14,11 @@ namespace gmoe::core::GMOE_ISA {
 
 // Sums that stay in registers: half the registers of most instruction sets, enough to hide the latency of an addition.
 // 16 on AVX-512 would double the compile time of every kernel over tiles.
+#ifdef GMOE_FEW_INSTANCES
+inline constexpr int kMaxVectors = 3;
+#else
 inline constexpr int kMaxVectors = 8;
+#endif
 #if defined(__AVX512F__)
 inline constexpr bool kMaskedLoads = true;  // a masked load costs no more than a plain one
 #else

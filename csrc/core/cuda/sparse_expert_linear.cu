@@ -10,6 +10,7 @@ namespace gmoe::core::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kBlocksAtOnce = 2;  // of registers, which the compiler would spill for more
 
 template <int V, typename A, typename T>
 __device__ __forceinline__ void add_pack(A (&sum)[V], A factor, const T* row) {
@@ -65,7 +66,7 @@ __device__ std::int64_t own_row(const SparseExpertLinear<T, Index>& a, BadIndex*
 }
 
 template <int V, typename T, typename Index>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
     sparse_expert_linear_kernel(SparseExpertLinear<T, Index> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }
 
 template <int V, typename T, typename Index>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
     sparse_expert_linear_grad_gate_kernel(SparseExpertLinear<T, Index> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
@@ -137,7 +138,7 @@ __device__ void sum_input(const SparseExpertLinearGrad<T, Index>& a, std::int64_
 }
 
 template <int V, typename T, typename Index>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
     sparse_expert_linear_grad_weight_kernel(SparseExpertLinearGrad<T, Index> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
