@@ -143,6 +143,10 @@ def sparse_linear(rows: int, columns: int, values: int) -> tuple[Any, ...]:
     return feature_rows(rows, columns, values), weight, normal(128, seed=5)
 
 
+def torch_dropout(x: Tensor, _seed: Tensor, rate: float, slots: int) -> Call:
+    return lambda: torch.nn.functional.dropout(x.repeat_interleave(slots, dim=0), rate)
+
+
 OPERATORS: dict[str, Bench] = {
     "aggregate": Bench(
         ((800, 2_500, 150), (20_000, 500_000, 128), (170_000, 1_200_000, 128)),
@@ -160,6 +164,13 @@ OPERATORS: dict[str, Bench] = {
         ((1, 256), (1_000, 256), (20_000, 256), (170_000, 256)),
         "{}x{}, E=8, k=3",
         lambda rows, dim: (normal(rows, dim, seed=0), normal(8, dim, seed=1), 3),
+    ),
+    "dropout": Bench(
+        ((1_024, 256), (20_000, 256)),
+        "{}x{}, rate 0.5, 3 slots",
+        lambda rows, dim: (normal(rows, dim, seed=0), torch.tensor([0]), 0.5, 3),
+        leaves=(0,),
+        rivals={"torch": torch_dropout},
     ),
     "edge_aggregate": Bench(
         ((800, 2_500, 300), (26_000, 80_000, 300), (20_000, 500_000, 128)),

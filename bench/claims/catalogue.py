@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from . import dispatch, gradients, layers, routing, sparse, student, training
+from . import dispatch, features, gradients, layers, routing, sparse, student, training
 from .claim import Experiment
 from .settings import Settings
 
 
 def experiments(settings: Settings) -> list[Experiment]:
     """List every experiment of the CPU."""
-    found = (routing, dispatch, sparse, layers, student, training)
+    found = (routing, dispatch, sparse, layers, student, training, features)
     return [experiment for module in found for experiment in module.experiments(settings)]
 
 

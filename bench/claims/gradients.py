@@ -72,6 +72,11 @@ def _noisy_topk(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     return call, [clean, sigma]
 
 
+def _dropout(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
+    x, seed = _normal(settings, settings.size(20_000, 200), 256, seed=0), torch.tensor([7], device=settings.device)
+    return lambda package, x: package.dropout(x, seed, 0.5, K), [x]
+
+
 def _expert_linear(settings: Settings) -> tuple[Callable[..., Any], list[Tensor]]:
     rows, dim = settings.size(20_000, 200), settings.size(256, 16)
     gate, index = inputs.routing(rows, NUM_EXPERTS, K, seed=3)
@@ -149,6 +154,7 @@ OPERATORS: dict[str, Make] = {
     "cosine_topk": _cosine_topk,
     "topk_softmax": _topk_softmax,
     "noisy_topk": _noisy_topk,
+    "dropout": _dropout,
     "expert_linear": _expert_linear,
     "sparse_expert_linear": _sparse_expert_linear,
     "sparse_linear": _sparse_linear,

@@ -91,10 +91,10 @@ def amazon_photo(settings: Settings) -> Task:
     )
     rows = student_inputs(nodes.x, inputs.normal(len(nodes.x), config.distill.position_dim, seed=1))
     net = models.build("rbm", in_dim=rows.shape[1], out_dim=nodes.num_classes, **config.student.build_args())
-    return _routed(build_task(net, scene, rows, find_targets(config, scene, teacher), config))
+    return routed(build_task(net, scene, rows, find_targets(config, scene, teacher), config))
 
 
-def _routed(task: StudentTask) -> StudentTask:
+def routed(task: StudentTask) -> StudentTask:
     task.routing = True  # instead of starting from k-means: where memories lie does not change the time
     return task
 
@@ -110,7 +110,7 @@ def epochs(settings: Settings, make: Make) -> Variants:
     """
     ours, before = make(settings), make(settings)
     _compare_first_steps(ours, before)
-    return {"ours": Variant(partial(_epoch, ours)), "reference": Variant(_on_reference(partial(_epoch, before)))}
+    return {"ours": Variant(partial(epoch, ours)), "reference": Variant(_on_reference(partial(epoch, before)))}
 
 
 def _compare_first_steps(ours: Task, before: Task) -> None:
@@ -127,7 +127,7 @@ def _on_reference(call: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def _epoch(task: Task) -> None:
+def epoch(task: Task) -> None:
     """Take the steps of one epoch as gmoe_ext.train does, without its records."""
     task.model.train()
     task.enter_epoch(first_epoch(task))
@@ -205,7 +205,7 @@ def arxiv_like_rbm(settings: Settings) -> Task:
     net = models.build("rbm", in_dim=nodes.num_features, out_dim=nodes.num_classes, **shape).to(settings.device)
     targets = StudentTargets(inputs.normal(nodes.num_nodes, nodes.num_classes, seed=2).to(settings.device))
     scene = Scene.of(config, nodes)
-    return _routed(build_task(net, scene, nodes.x, targets, config))
+    return routed(build_task(net, scene, nodes.x, targets, config))
 
 
 def _arxiv(settings: Settings) -> NodeData:

@@ -1,16 +1,13 @@
-"""Dropout with cheap random numbers: on the CPU, drawing a double per element costs more than a small layer."""
+"""Dropout whose numbers come from one drawn seed, so that every device and any number of threads drops the same."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from .. import ops
 from ..errors import ArgumentError
 from ..feature_rows import FeatureRows, Features
-
-# One 64-bit draw decides four elements, so the drop rate is a multiple of 2^-16; the scale matches that exact rate.
-_LEVELS = 1 << 16
 
 
 def drop_features(x: Features, rate: float, slots: int | None = None) -> Features:
@@ -24,14 +21,14 @@ def drop_features(x: Features, rate: float, slots: int | None = None) -> Feature
     Returns:
         Features like x; with slots FeatureRows of values [V, K], or a tensor [N * K, D].
     """
-    if isinstance(x, FeatureRows):
-        values = torch.ones_like(x.columns, dtype=x.dtype) if x.values is None else x.values
-        dense = x.dense
-        if slots is not None:
-            values = values.unsqueeze(1).expand(-1, slots)
-            dense = None if dense is None else dense.unsqueeze(1).expand(-1, slots, -1)
-        return x.with_values(dropout(values, rate), None if dense is None else dropout(dense, rate))
-    return dropout(x if slots is None else x.repeat_interleave(slots, dim=0), rate)
+    if not isinstance(x, FeatureRows):
+        return dropout(x, rate) if slots is None else _drop(x, rate, slots)
+    values = torch.ones_like(x.columns, dtype=x.dtype) if x.values is None else x.values
+    if slots is None:
+        return x.with_values(dropout(values, rate), None if x.dense is None else dropout(x.dense, rate))
+    values = _drop(values.unsqueeze(1), rate, slots).view(-1, slots)
+    dense = None if x.dense is None else _drop(x.dense, rate, slots).view(len(x.dense), slots, -1)
+    return x.with_values(values, dense)
 
 
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
@@ -39,7 +36,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
 
     Args:
         x: floating tensor of any shape.
-        rate: in [0, 1); on the CPU, unless compiled, rounded to a multiple of 2^-16.
+        rate: in [0, 1), taken as the nearest multiple of 2^-16 below 1.
         training: False returns ``x``.
 
     Returns:
@@ -48,7 +45,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     Raises:
         ValueError: the rate is out of its range.
 
-    Determinism: draws from torch's global generator on x's device; a compiled call draws other numbers.
+    Determinism: draws a seed from torch's global generator on x's device; see ``ops.dropout``.
 
     Examples:
         >>> dropout(torch.ones(4), 0.5)
@@ -58,12 +55,9 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
         raise ArgumentError(f"dropout: expected 'rate' in [0, 1), got {rate}")
     if not training or rate == 0.0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a traced random_ is not supported
-        return functional.dropout(x, rate)
-    dropped = round(rate * _LEVELS)
-    if dropped == _LEVELS:
-        return x * 0.0
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    level = words.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = (level >= dropped - _LEVELS // 2).to(x.dtype)
-    return x * kept.mul_(_LEVELS / (_LEVELS - dropped))
+    return _drop(x if x.dim() == 2 else x.reshape(1, -1), rate).view(x.shape)
+
+
+def _drop(x_ND: Tensor, rate: float, slots: int = 1) -> Tensor:
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x_ND.device)
+    return ops.dropout(x_ND, seed, rate, slots)

@@ -3,6 +3,7 @@
 from .aggregate import aggregate
 from .cosine_topk import cosine_topk
 from .cosine_topk_update import cosine_topk_update
+from .dropout import dropout
 from .edge_aggregate import edge_aggregate
 from .expert_linear import expert_linear
 from .expert_norm import expert_norm
@@ -21,6 +22,7 @@ __all__ = [
     "aggregate",
     "cosine_topk",
     "cosine_topk_update",
+    "dropout",
     "edge_aggregate",
     "expert_linear",
     "expert_norm",

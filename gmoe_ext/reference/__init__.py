@@ -1,5 +1,6 @@
 """Naive PyTorch versions of every operator with the same names and signatures, differentiable and float64-capable."""
 
+from .dropout import dropout
 from .edges import aggregate, edge_aggregate, routed_edge_aggregate, routed_edge_mixture
 from .experts import expert_linear, expert_norm, expert_plan, sparse_expert_linear, sparse_linear
 from .graphs import random_walk, two_hop_graph
@@ -9,6 +10,7 @@ __all__ = [
     "aggregate",
     "cosine_topk",
     "cosine_topk_update",
+    "dropout",
     "edge_aggregate",
     "expert_linear",
     "expert_norm",

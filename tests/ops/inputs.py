@@ -57,6 +57,19 @@ def cosine_update_samples() -> Iterator[Sample]:
     yield from (cosine_update(9, 5, 3, 1, rate=rate) for rate in (0.0, 0.5, 1.0))
 
 
+def drop(rows: int, width: int, rate: float, slots: int) -> Sample:
+    label = f"N{rows}-D{width}-rate{rate}-slots{slots}"
+    x = Random("dropout " + label).normal(rows, width)
+    return Sample(label, {"x": x, "seed": torch.tensor([-17 * rows]), "rate": rate, "slots": slots})
+
+
+def dropout_samples() -> Iterator[Sample]:
+    for rows, width, slots in zip(SIZES, WIDTHS, (1, 2, 3, 1, 2, 1), strict=True):
+        yield drop(rows, width, 0.5, slots)
+    yield from (drop(7, 13, rate, 2) for rate in (0.0, 1e-9, 0.3, 0.999999))
+    yield drop(3, 0, 0.5, 2)
+
+
 def topk(rows: int, experts: int, k: int) -> Sample:
     label = f"N{rows}-E{experts}-k{k}"
     return Sample(label, {"logits": 3 * Random("topk_softmax " + label).normal(rows, experts), "k": k})

@@ -6,18 +6,12 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "core/splitmix64.h"
 
 namespace gmoe::core::GMOE_ISA {
 namespace {
 
 constexpr std::int64_t kWalksTogether = 32;  // more than the outstanding misses of a core, few enough for its L1
-
-std::uint64_t splitmix64(std::uint64_t state) {
-  std::uint64_t z = state + 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
 
 template <typename Index>
 void walk_together(const RandomWalk<Index>& a, std::int64_t first, std::int64_t count) {

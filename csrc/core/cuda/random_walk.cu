@@ -4,6 +4,7 @@
 #include "core/random_walk.h"
 
 #include "core/cuda/row_segments.cuh"
+#include "core/splitmix64.h"
 
 namespace gmoe::core::cuda {
 namespace {
@@ -11,13 +12,6 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kStepsPerTile = 16;           // 128 bytes of a walk
 constexpr int kStride = kStepsPerTile + 1;  // lanes write to different banks
-
-__device__ std::uint64_t splitmix64(std::uint64_t state) {
-  std::uint64_t z = state + 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
 
 template <typename Index>
 struct Walks {
