@@ -139,6 +139,38 @@ def test_evaluation_without_gradients_gives_the_same(base, n, m, k, norm, rows_a
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize(("n", "m", "k"), [(4, 2, 2), (4, 4, 1)])
+def test_evaluation_transforms_only_rows_that_a_node_reads(n, m, k, molecules, device, monkeypatch):
+    if device.type != "cpu":
+        pytest.skip("on a device all rows are transformed, so that nothing waits for their number")
+    conv, x = make("gcn", True, n, m, k, "routed").eval(), torch.randn(24, DIM, dtype=torch.float64)
+    index_NK, transformed = routing_of(conv, x)[1], []
+    graphs = [molecules.graph] * m + [molecules.two_hop] * (n - m)
+    needed = set()
+    for e, graph in enumerate(graphs):
+        source, target = graph.edge_index().tolist()
+        for j, i in [*zip(source, target, strict=True), *((i, i) for i in range(24))]:
+            if e in index_NK[i]:
+                needed.add((e, j))
+
+    def spy(x, weight, bias, plan, *others):
+        transformed.append(len(plan.order))
+        return expert_linear(x, weight, bias, plan, *others)
+
+    expert_linear = experts.ops.expert_linear
+    monkeypatch.setattr(experts.ops, "expert_linear", spy)
+    expected = run(conv, x, molecules, True)[0]
+    transformed.clear()
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with NaN
+    try:
+        with torch.no_grad():
+            actual = run(conv, x, molecules, True)[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert sum(transformed) == len(needed) < n * 24
+    close(actual, expected)
+
+
 def test_evaluation_under_autocast(molecules):
     conv, x = make("gcn", True, 4, 2, 2, "routed").float().eval(), torch.randn(24, DIM)
     with torch.no_grad():
