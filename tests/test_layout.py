@@ -32,8 +32,8 @@ COMPOSED = {"edge_aggregate": "routed_edge_aggregate", "sparse_linear": "aggrega
 MAX_LINES = {".py": 400, ".cpp": 500, ".h": 500, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60
 # Totals only go down: lower them when code goes; to raise one, say in the commit what the new lines are worth.
-MAX_NATIVE_LINES = 16_500  # csrc without csrc/tests
-MAX_PYTHON_LINES = 17_650  # gmoe_ext
+MAX_NATIVE_LINES = 17_000  # csrc without csrc/tests
+MAX_PYTHON_LINES = 17_750  # gmoe_ext
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".yaml", ".yml")
 
 

@@ -28,21 +28,21 @@ struct SparseExperts {
   }
 };
 
-template <typename T, typename Index>
+template <typename T>
 struct SparseExpertLinear {
   SparseExperts<T> experts;
   const std::int64_t* offsets;  // [num_rows + 1]
-  const Index* columns;         // [num_values]
+  const std::int32_t* columns;  // [num_values]
   const T* grad_y;              // of the gradient of the gates: [num_rows, out_dim]
   T* out;  // y [num_rows, out_dim], without gate [num_rows, k, out_dim]; or the gates' gradient [num_rows, k]
 };
 
 // By columns: entry p of column c is that of row rows[p]. Its value is value[order[p]], or without order value[p].
-template <typename T, typename Index>
+template <typename T>
 struct SparseExpertLinearGrad {
   SparseExperts<T> experts;
   const std::int64_t* offsets;  // [num_columns + 1]
-  const Index* rows;            // [num_values]
+  const std::int32_t* rows;     // [num_values]
   const std::int64_t* order;    // [num_values] or null
   std::int64_t num_columns;     // at most in_dim; the gradient of the other inputs is 0
   const T* grad_y;              // [num_rows, out_dim], without gate [num_rows, k, out_dim]
@@ -50,23 +50,20 @@ struct SparseExpertLinearGrad {
   T* grad_scale;                // [num_experts, in_dim] or null
 };
 
-GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
-                     void sparse_expert_linear(const SparseExpertLinear<T, Index>& a))
-GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
-                     void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>& a))
-GMOE_DECLARE_PER_ISA(template <typename T, typename Index>
-                     void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a))
+GMOE_DECLARE_PER_ISA(template <typename T> void sparse_expert_linear(const SparseExpertLinear<T>& a))
+GMOE_DECLARE_PER_ISA(template <typename T> void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>& a))
+GMOE_DECLARE_PER_ISA(template <typename T> void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>& a))
 
-template <typename T, typename Index>
-void sparse_expert_linear(const SparseExpertLinear<T, Index>& a) {
+template <typename T>
+void sparse_expert_linear(const SparseExpertLinear<T>& a) {
   GMOE_CALL_ACTIVE_ISA(sparse_expert_linear(a));
 }
-template <typename T, typename Index>
-void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>& a) {
+template <typename T>
+void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>& a) {
   GMOE_CALL_ACTIVE_ISA(sparse_expert_linear_grad_gate(a));
 }
-template <typename T, typename Index>
-void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a) {
+template <typename T>
+void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>& a) {
   GMOE_CALL_ACTIVE_ISA(sparse_expert_linear_grad_weight(a));
 }
 
@@ -75,13 +72,13 @@ void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a)
 // Arguments point to device memory. A bad index is left out and noted at its position.
 namespace gmoe::core::cuda {
 
-template <typename T, typename Index>
-void sparse_expert_linear(const SparseExpertLinear<T, Index>& a, const Call& call);
+template <typename T>
+void sparse_expert_linear(const SparseExpertLinear<T>& a, const Call& call);
 
-template <typename T, typename Index>
-void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>& a, const Call& call);
+template <typename T>
+void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>& a, const Call& call);
 
-template <typename T, typename Index>
-void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a, const Call& call);
+template <typename T>
+void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>& a, const Call& call);
 
 }  // namespace gmoe::core::cuda

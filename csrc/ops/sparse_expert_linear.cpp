@@ -96,22 +96,27 @@ void with_rows(const char* op, const OptionalTensor& value, const Tensor& offset
   call.follow_rows(offsets, columns, weight.size(1));
   const Experts experts(call, value, weight, scale, bias, index, gate);
   const OptionalTensor grad_y = call.read("grad_y", grad_y_in);
-  dispatch_rows(op, weight, columns, [&](auto type, auto index_type) {
+  dispatch_floating(op, weight.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    using Index = typename decltype(index_type)::type;
-    f(core::SparseExpertLinear<T, Index>{.experts = experts.arguments<T>(columns.size(0)),
-                                         .offsets = data<std::int64_t>(offsets),
-                                         .columns = data<Index>(columns),
-                                         .grad_y = data<T>(grad_y),
-                                         .out = mutable_data<T>(out)},
+    f(core::SparseExpertLinear<T>{.experts = experts.arguments<T>(columns.size(0)),
+                                  .offsets = data<std::int64_t>(offsets),
+                                  .columns = data<std::int32_t>(columns),
+                                  .grad_y = data<T>(grad_y),
+                                  .out = mutable_data<T>(out)},
       call);
   });
+}
+
+// Of FeatureRows, whose columns and rows are int32.
+void check_int32_rows(const char* op, const Tensor& offsets, const char* name, const Tensor& columns) {
+  check_rows(op, offsets, columns);
+  check(columns.scalar_type() == ScalarType::Int, op, ": expected '", name, "' of dtype int32");
 }
 
 void check_sparse_rows(const char* op, const OptionalTensor& value, const Tensor& offsets, const Tensor& columns,
                        const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& bias,
                        const Tensor& index, const OptionalTensor& gate) {
-  check_rows(op, offsets, columns);
+  check_int32_rows(op, offsets, "columns", columns);
   check_experts(op, value, columns.size(0), weight, scale, bias, index, gate);
   check_size(op, "index", index, 0, offsets.size(0) - 1, "the rows of 'x'");
   check_has_experts(op, weight, index);
@@ -160,7 +165,7 @@ std::tuple<Tensor, Tensor> sparse_expert_linear_grad_weight(const Tensor& grad_y
                                                             const OptionalTensor& scale, const Tensor& index,
                                                             const OptionalTensor& gate) {
   constexpr const char* op = "gmoe::sparse_expert_linear_grad_weight";
-  check_rows(op, offsets_in, rows_in);
+  check_int32_rows(op, offsets_in, "rows", rows_in);
   if (order_in) check_edges(op, "order", *order_in, rows_in);
   check_experts(op, value, rows_in.size(0), weight, scale, std::nullopt, index, gate);
   check(offsets_in.size(0) - 1 <= weight.size(1), op, ": expected 'offsets' of at most the inputs of 'weight', ",
@@ -176,17 +181,16 @@ std::tuple<Tensor, Tensor> sparse_expert_linear_grad_weight(const Tensor& grad_y
   const Experts experts(call, value, weight, scale, std::nullopt, index, gate);
   Tensor grad_weight = new_like(weight, {weight.size(0), weight.size(1), weight.size(2)});
   Tensor grad_scale = new_like(weight, {scale ? weight.size(0) : 0, weight.size(1)});
-  dispatch_rows(op, weight, rows, [&](auto type, auto index_type) {
+  dispatch_floating(op, weight.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    using Index = typename decltype(index_type)::type;
-    const core::SparseExpertLinearGrad<T, Index> a{.experts = experts.arguments<T>(rows.size(0)),
-                                                   .offsets = data<std::int64_t>(offsets),
-                                                   .rows = data<Index>(rows),
-                                                   .order = data<std::int64_t>(order),
-                                                   .num_columns = offsets.size(0) - 1,
-                                                   .grad_y = data<T>(grad_y),
-                                                   .grad_weight = mutable_data<T>(grad_weight),
-                                                   .grad_scale = scale ? mutable_data<T>(grad_scale) : nullptr};
+    const core::SparseExpertLinearGrad<T> a{.experts = experts.arguments<T>(rows.size(0)),
+                                            .offsets = data<std::int64_t>(offsets),
+                                            .rows = data<std::int32_t>(rows),
+                                            .order = data<std::int64_t>(order),
+                                            .num_columns = offsets.size(0) - 1,
+                                            .grad_y = data<T>(grad_y),
+                                            .grad_weight = mutable_data<T>(grad_weight),
+                                            .grad_scale = scale ? mutable_data<T>(grad_scale) : nullptr};
     if constexpr (kOnDevice) {
       core::cuda::sparse_expert_linear_grad_weight(a, call.launch());
     } else {

@@ -8,6 +8,16 @@ namespace {
 
 constexpr std::int64_t kBlockFloats = 1 << 16;  // a block's rows of the widest layer: 256 KiB
 constexpr std::int64_t kMinBlockRows = 32, kMaxBlockRows = 256;
+// Non-zeros of dense rows from which on reading all weights once is faster than reading each value's for itself.
+constexpr double kSparseBelow = 0.15;
+
+// Whether rows [begin, end) are sparse or mostly zeros.
+bool is_sparse(const StudentFile& file, const Rows& rows, std::int64_t begin, std::int64_t end) {
+  if (rows.dense == nullptr) return true;
+  std::int64_t values = (end - begin) * (file.num_inputs() - rows.columns);  // positions
+  for (std::int64_t j = begin * rows.columns; j < end * rows.columns; ++j) values += rows.dense[j] != 0.0f ? 1 : 0;
+  return static_cast<double>(values) < kSparseBelow * static_cast<double>((end - begin) * file.num_inputs());
+}
 
 }  // namespace
 
@@ -78,8 +88,34 @@ void BlockPath::choose(std::size_t l, const float* x, std::int64_t stride, std::
   }
 }
 
-// Logits of one member, [end - begin, padded(num_outputs)]; `input` is null for sparse rows. Those go through the first
-// layer one by one: grouping them would mean reading the weights of features they lack.
+// y[end - begin, padded(out)] after layer l, the first of a member, by the rows' non-zero features and their positions,
+// which rarely have a zero.
+void BlockPath::sparse_layer(const Rows& rows, std::int64_t begin, std::int64_t end, std::size_t l,
+                             RowBuffers& row_buffers, BlockBuffers& buffers, float* y) const {
+  const std::int64_t k = layers_[l].k, features = file_.features.columns, positions = file_.num_inputs() - features;
+  buffers.value.clear();
+  buffers.column.clear();
+  buffers.row.assign(1, 0);
+  buffers.tail.assign(static_cast<std::size_t>((end - begin) * positions), 0.0f);
+  for (std::int64_t i = begin; i < end; ++i) {
+    const core::SparseRow x = row_path_.start(rows, i, l, row_buffers);
+    const std::int64_t split = std::lower_bound(x.column, x.column + x.count, features) - x.column;
+    buffers.value.insert(buffers.value.end(), x.value, x.value + split);
+    buffers.column.insert(buffers.column.end(), x.column, x.column + split);
+    for (std::int64_t n = split; n < x.count; ++n) {
+      buffers.tail[static_cast<std::size_t>((i - begin) * positions + x.column[n] - features)] = x.value[n];
+    }
+    buffers.row.push_back(static_cast<std::int64_t>(buffers.value.size()));
+    std::copy_n(row_buffers.gate.data(), k, buffers.gate.data() + (i - begin) * k);
+    std::copy_n(row_buffers.index.data(), k, buffers.index.data() + (i - begin) * k);
+  }
+  const core::SparseRows x{buffers.row.data(), buffers.value.data(), buffers.column.data(), buffers.tail.data(),
+                           positions};
+  core::routed_sparse_block(layers_[l], x, end - begin, buffers.gate.data(), buffers.index.data(), buffers.scratch(),
+                            y);
+}
+
+// Logits of one member, [end - begin, padded(num_outputs)]; `input` is null for sparse rows.
 const float* BlockPath::member(const Rows& rows, std::int64_t begin, std::int64_t end, const float* input,
                                std::size_t first, RowBuffers& row_buffers, BlockBuffers& buffers) const {
   float *from = buffers.x.data(), *to = buffers.y.data();
@@ -87,11 +123,9 @@ const float* BlockPath::member(const Rows& rows, std::int64_t begin, std::int64_
   std::int64_t stride = file_.num_inputs();
   std::size_t l = first;
   if (input == nullptr) {
+    sparse_layer(rows, begin, end, l, row_buffers, buffers, from);
     x = from;
     stride = core::padded(file_.layers[l].out);
-    for (std::int64_t i = begin; i < end; ++i) {
-      row_path_.first_layer(rows, i, l, row_buffers, from + (i - begin) * stride);
-    }
     ++l;
   }
   for (; l < first + file_.depth(); ++l) {
@@ -107,7 +141,7 @@ const float* BlockPath::member(const Rows& rows, std::int64_t begin, std::int64_
 
 void BlockPath::predict(const Rows& rows, std::int64_t begin, std::int64_t end, RowBuffers& row_buffers,
                         BlockBuffers& buffers, float* logits) const {
-  const float* input = rows.dense == nullptr ? nullptr : dense_input(rows, begin, end, buffers);
+  const float* input = is_sparse(file_, rows, begin, end) ? nullptr : dense_input(rows, begin, end, buffers);
   const std::int64_t count = end - begin, outputs = file_.layers.back().out;
   for (std::size_t first = 0; first < file_.layers.size(); first += file_.depth()) {
     const float* votes = member(rows, begin, end, input, first, row_buffers, buffers);

@@ -18,6 +18,10 @@ struct BlockBuffers {
 
   std::vector<float> input, projected, x, y, scaled, gate;
   std::vector<std::int64_t> index, slots, offsets;
+  // The non-zeros of sparse rows, and their positions.
+  std::vector<float> value, tail;
+  std::vector<std::int32_t> column;
+  std::vector<std::int64_t> row;
 };
 
 class BlockPath {
@@ -35,6 +39,8 @@ class BlockPath {
   const float* dense_input(const Rows& rows, std::int64_t begin, std::int64_t end, BlockBuffers& buffers) const;
   const float* member(const Rows& rows, std::int64_t begin, std::int64_t end, const float* input, std::size_t first,
                       RowBuffers& row_buffers, BlockBuffers& buffers) const;
+  void sparse_layer(const Rows& rows, std::int64_t begin, std::int64_t end, std::size_t l, RowBuffers& row_buffers,
+                    BlockBuffers& buffers, float* y) const;
   void choose(std::size_t l, const float* x, std::int64_t stride, std::int64_t count, RowBuffers& row_buffers,
               BlockBuffers& buffers) const;
 

@@ -17,8 +17,9 @@ constexpr std::int64_t kFewRows = 6;    // fewer rows are cheaper one by one tha
 constexpr std::int64_t kMostRows = 32;  // more rows are always grouped, and may be shared among threads
 constexpr double kRowReading = 0.6;     // relative time per byte of weights: one row prefetches them, a block does not
 constexpr double kHiddenDensity = 0.5;  // assumed share of a hidden row that its ReLU leaves
-constexpr double kWorkPerThread = 1 << 23;  // multiply-adds that take much longer than starting a thread
-constexpr std::int64_t kRowsAtOnce = 4096;  // whose probabilities top_classes keeps at a time
+constexpr std::int64_t kFewestRowsOfThread = 32;  // to read the weights for
+constexpr double kWorkPerThread = 1 << 23;        // multiply-adds that take much longer than starting a thread
+constexpr std::int64_t kRowsAtOnce = 4096;        // whose probabilities top_classes keeps at a time
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -196,8 +197,11 @@ PackedStudent::~PackedStudent() = default;
 // pool would not survive a fork, and starting a thread takes a small part of the time that its work takes.
 template <typename F>
 void PackedStudent::for_each_block(std::int64_t count, const F& block) const {
-  const std::int64_t rows = block_path_.rows_per_block(), blocks = core::divide_up(count, rows);
-  const double worth = static_cast<double>(blocks * std::min(count, rows)) * work_per_row_ / kWorkPerThread;
+  // Smaller blocks than fit the cache, if that gives every thread one.
+  const std::int64_t each = core::divide_up(count, num_threads_.load());
+  const std::int64_t rows = std::min(block_path_.rows_per_block(), std::max(each, kFewestRowsOfThread));
+  const std::int64_t blocks = core::divide_up(count, rows);
+  const double worth = static_cast<double>(count) * work_per_row_ / kWorkPerThread;
   const auto wanted = static_cast<std::int64_t>(
       std::min({static_cast<double>(num_threads_.load()), static_cast<double>(blocks), worth}));
   const auto run_block = [&](std::int64_t b, Workspace& work) {

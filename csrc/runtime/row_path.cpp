@@ -165,8 +165,10 @@ void RowPath::route(const Rows& rows, std::int64_t i, std::size_t layer, RowBuff
   std::copy_n(buffers.index.data(), file_.layers[layer].k, index);
 }
 
-void RowPath::first_layer(const Rows& rows, std::int64_t i, std::size_t l, RowBuffers& buffers, float* y) const {
-  apply(l, take(rows, i, buffers), buffers, y);
+core::SparseRow RowPath::start(const Rows& rows, std::int64_t i, std::size_t l, RowBuffers& buffers) const {
+  const Input x = take(rows, i, buffers);
+  choose(l, x, buffers);
+  return x.sparse;
 }
 
 }  // namespace gmoe::runtime

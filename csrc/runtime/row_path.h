@@ -49,8 +49,8 @@ class RowPath {
   // gate[k] and index[k] of row i in one layer.
   void route(const Rows& rows, std::int64_t i, std::size_t layer, RowBuffers& buffers, float* gate,
              std::int64_t* index) const;
-  // y[out] of row i after layer l, the first of a member.
-  void first_layer(const Rows& rows, std::int64_t i, std::size_t l, RowBuffers& buffers, float* y) const;
+  // The non-zeros of row i, in the buffers, which also hold its gates and experts in layer l, the first of a member.
+  core::SparseRow start(const Rows& rows, std::int64_t i, std::size_t l, RowBuffers& buffers) const;
 
  private:
   // A row that a layer takes: its non-zeros, and all its values if available.

@@ -109,12 +109,12 @@ GMOE_PARALLEL_TEST(aggregate_grad_weight) {
 
 GMOE_SMALL_TEST(aggregate_of_two_hops_is_two_calls) {
   Random random(2);
-  const auto rows = random_rows<std::int32_t>(random, 70, 70, 300, 150);
+  const auto rows = random_rows<std::int64_t>(random, 70, 70, 300, 150);
   const auto x = random.values<double>(70 * 6);
   const auto hop = [&](const std::vector<double>& from) {
     std::vector<double> to = unwritten<double>(70 * 6);
     Device device;
-    run(core::Aggregate<double, std::int32_t>{from.data(), rows.offsets.data(), rows.columns.data(), nullptr, 70,
+    run(core::Aggregate<double, std::int64_t>{from.data(), rows.offsets.data(), rows.columns.data(), nullptr, 70,
                                               rows.num_edges(), 6, to.data()},
         70, device);
     return to;

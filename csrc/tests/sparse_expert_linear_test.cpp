@@ -17,17 +17,16 @@ constexpr Sizes kSizes[] = {{0, 3, 0, 0, 2, 4, 1},    {1, 1, 1, 0, 1, 1, 1},    
 constexpr Sizes kLarge = {20000, 50, 60000, 0, 3, 40, 1};
 
 // The entries of every column, in the order of the rows.
-template <typename Index>
 struct ByColumn {
   std::vector<std::int64_t> offsets{0}, order;
-  std::vector<Index> rows;
+  std::vector<std::int32_t> rows;
 
-  ByColumn(const CompressedRows<Index>& of, std::int64_t num_columns) {
+  ByColumn(const CompressedRows<std::int32_t>& of, std::int64_t num_columns) {
     for (std::int64_t column = 0; column < num_columns; ++column) {
       for (std::int64_t row = 0; row < of.num_rows(); ++row) {
         for (std::int64_t e = of.offsets[row]; e < of.offsets[row + 1]; ++e) {
-          if (of.columns[e] != static_cast<Index>(column)) continue;
-          rows.push_back(static_cast<Index>(row));
+          if (of.columns[e] != static_cast<std::int32_t>(column)) continue;
+          rows.push_back(static_cast<std::int32_t>(row));
           order.push_back(e);
         }
       }
@@ -36,12 +35,12 @@ struct ByColumn {
   }
 };
 
-template <typename T, typename Index>
+template <typename T>
 struct Case {
   using A = core::Accumulator<T>;
   Sizes s;
   bool per_slot, gated, plain;  // plain: no values, scale or bias
-  CompressedRows<Index> rows;
+  CompressedRows<std::int32_t> rows;
   std::vector<A> value;
   std::vector<T> weight, scale, bias, gate, grad_y;
   std::vector<std::int64_t> index;
@@ -51,7 +50,8 @@ struct Case {
         per_slot(per_slot),
         gated(gated),
         plain(plain),
-        rows(s.rows > 0 ? random_rows<Index>(random, s.rows, s.in, s.values, s.hub) : CompressedRows<Index>{{0}, {}}),
+        rows(s.rows > 0 ? random_rows<std::int32_t>(random, s.rows, s.in, s.values, s.hub)
+                        : CompressedRows<std::int32_t>{{0}, {}}),
         value(random.values<A>(rows.num_edges() * (per_slot ? s.k : 1))),
         weight(random.values<T>(s.experts * in_dim() * s.out)),
         scale(random.values<T>(s.experts * in_dim())),
@@ -76,7 +76,7 @@ struct Case {
             .out_dim = s.out,
             .k = s.k};
   }
-  core::SparseExpertLinear<T, Index> call(T* out) const {
+  core::SparseExpertLinear<T> call(T* out) const {
     return {experts(), rows.offsets.data(), rows.columns.data(), grad_y.data(), out};
   }
   double gate_of(std::int64_t slot) const { return gated ? wide(gate[slot]) : 1; }
@@ -110,24 +110,24 @@ struct Case {
   }
 };
 
-template <typename T, typename Index>
-void run(const core::SparseExpertLinear<T, Index>& a, Device& device) {
+template <typename T>
+void run(const core::SparseExpertLinear<T>& a, Device& device) {
   if constexpr (kOnDevice) {
     core::cuda::sparse_expert_linear(a, device.call());
   } else {
     core::sparse_expert_linear(a);
   }
 }
-template <typename T, typename Index>
-void run_grad_gate(const core::SparseExpertLinear<T, Index>& a, Device& device) {
+template <typename T>
+void run_grad_gate(const core::SparseExpertLinear<T>& a, Device& device) {
   if constexpr (kOnDevice) {
     core::cuda::sparse_expert_linear_grad_gate(a, device.call());
   } else {
     core::sparse_expert_linear_grad_gate(a);
   }
 }
-template <typename T, typename Index>
-void run(const core::SparseExpertLinearGrad<T, Index>& a, Device& device) {
+template <typename T>
+void run(const core::SparseExpertLinearGrad<T>& a, Device& device) {
   if constexpr (kOnDevice) {
     core::cuda::sparse_expert_linear_grad_weight(a, device.call());
   } else {
@@ -139,22 +139,21 @@ void run(const core::SparseExpertLinearGrad<T, Index>& a, Device& device) {
 template <typename F>
 void for_each_case(const F& f) {
   Random random(1);
-  for_each_row_type([&](auto type, auto index_type) {
+  for_each_floating([&](auto type) {
     using T = typename decltype(type)::type;
-    using Index = typename decltype(index_type)::type;
     for (const Sizes& s : kSizes) {
       for (const int choice : {0, 1, 2}) {
         set_case(sizeof(T), " bytes, ", s.rows, " rows, ", s.in, " + ", s.more, " inputs, ", s.values, " values, ",
                  s.out, " outputs, k ", s.k, ", choice ", choice);
-        f(Case<T, Index>(random, s, choice == 1, choice != 2, choice == 2));
+        f(Case<T>(random, s, choice == 1, choice != 2, choice == 2));
       }
     }
   });
-  if constexpr (!kOnDevice) f(Case<float, std::int32_t>(random, kLarge, false, true, false));
+  if constexpr (!kOnDevice) f(Case<float>(random, kLarge, false, true, false));
 }
 
 GMOE_PARALLEL_TEST(sparse_expert_linear) {
-  for_each_case([]<typename T, typename Index>(const Case<T, Index>& c) {
+  for_each_case([]<typename T>(const Case<T>& c) {
     const std::int64_t per_row = c.gated ? 1 : c.s.k;
     std::vector<T> y = unwritten<T>(c.s.rows * per_row * c.s.out);
     Device device;
@@ -171,7 +170,7 @@ GMOE_PARALLEL_TEST(sparse_expert_linear) {
 }
 
 GMOE_PARALLEL_TEST(sparse_expert_linear_grad_gate) {
-  for_each_case([]<typename T, typename Index>(const Case<T, Index>& c) {
+  for_each_case([]<typename T>(const Case<T>& c) {
     if (!c.gated) return;
     std::vector<T> grad = unwritten<T>(c.s.rows * c.s.k);
     Device device;
@@ -186,8 +185,8 @@ GMOE_PARALLEL_TEST(sparse_expert_linear_grad_gate) {
 }
 
 GMOE_PARALLEL_TEST(sparse_expert_linear_grad_weight) {
-  for_each_case([]<typename T, typename Index>(const Case<T, Index>& c) {
-    const ByColumn<Index> columns(c.rows, c.s.in);
+  for_each_case([]<typename T>(const Case<T>& c) {
+    const ByColumn columns(c.rows, c.s.in);
     const std::int64_t inputs = c.s.experts * c.in_dim();
     std::vector<T> grad_weight = unwritten<T>(inputs * c.s.out), grad_scale = unwritten<T>(c.plain ? 0 : inputs);
     // Values that the slots of a row share come in the order of the columns.
@@ -196,9 +195,9 @@ GMOE_PARALLEL_TEST(sparse_expert_linear_grad_weight) {
     for (const std::int64_t entry : columns.order) sorted.push_back(c.plain ? 1 : c.value[entry]);
     if (!c.per_slot && !c.plain) experts.value = sorted.data();
     Device device;
-    run(core::SparseExpertLinearGrad<T, Index>{experts, columns.offsets.data(), columns.rows.data(),
-                                               c.per_slot ? columns.order.data() : nullptr, c.s.in, c.grad_y.data(),
-                                               grad_weight.data(), c.plain ? nullptr : grad_scale.data()},
+    run(core::SparseExpertLinearGrad<T>{experts, columns.offsets.data(), columns.rows.data(),
+                                        c.per_slot ? columns.order.data() : nullptr, c.s.in, c.grad_y.data(),
+                                        grad_weight.data(), c.plain ? nullptr : grad_scale.data()},
         device);
     CHECK(device.bad_index() == -1);
     std::vector<double> want = zeros(inputs * c.s.out), want_scale = zeros(c.plain ? 0 : inputs);
@@ -218,7 +217,7 @@ GMOE_PARALLEL_TEST(sparse_expert_linear_grad_weight) {
 GMOE_SMALL_TEST(sparse_expert_linear_leaves_bad_indices_out_on_a_device) {
   if constexpr (kOnDevice) {
     Random random(2);
-    Case<float, std::int32_t> c(random, {9, 11, 40, 0, 3, 8, 2}, false, true, false);
+    Case<float> c(random, {9, 11, 40, 0, 3, 8, 2}, false, true, false);
     const std::int64_t values = c.rows.num_edges();
     std::vector<float> y = unwritten<float>(9 * 8);
     for (const bool bad_column : {false, true}) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +13,9 @@ from .. import extras
 from ..errors import DataError
 from ..feature_rows import FeatureRows, Features
 from ..models import RbM
+
+# Rows on which restarts compete; the best of them goes on with all rows.
+SAMPLE_ROWS = 2048
 
 
 @torch.no_grad()
@@ -24,7 +28,7 @@ def kmeans_start(model: RbM, x_ND: Features, seed: int, restarts: int = 10) -> N
         model: a pre-trained RbM; changed in place, it routes afterwards.
         x_ND: all inputs that training may see.
         seed: seeds k-means++.
-        restarts: runs of k-means, of which the one with the lowest inertia is used.
+        restarts: runs of ``kmeans``.
 
     Raises:
         DataError: fewer rows than experts.
@@ -46,19 +50,31 @@ def kmeans_start(model: RbM, x_ND: Features, seed: int, restarts: int = 10) -> N
 
 
 def kmeans(x_ND: Features, num_clusters: int, seed: int, restarts: int = 10) -> Tensor:
-    """Compute the centres [num_clusters, D] of Lloyd's k-means from k-means++ starts, in x's dtype and device."""
-    cluster = extras.load("sklearn.cluster")
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # installed with scikit-learn
+    """Compute the centres [num_clusters, D] of Lloyd's k-means from k-means++ starts, in x's dtype and device.
 
+    Restarts compete by their inertia on a random sample of ``SAMPLE_ROWS`` rows; the centres of the best one are where
+    k-means of all rows starts.
+    """
     if x_ND.shape[0] < num_clusters:
         raise DataError(
             f"k-means start: expected at least as many rows as experts, got {x_ND.shape[0]} rows for {num_clusters}\n"
             "  fix: lower --student.num_experts"
         )
-    clusters = cluster.KMeans(n_clusters=num_clusters, n_init=restarts, random_state=seed & 0xFFFFFFFF)
+    rows: Any = _csr(x_ND) if isinstance(x_ND, FeatureRows) else x_ND.detach().cpu().numpy()
+    seed &= 0xFFFFFFFF
+    start: Any = "k-means++"
+    if restarts > 1 and len(x_ND) > max(SAMPLE_ROWS, num_clusters):
+        sample = np.sort(np.random.default_rng(seed).choice(len(x_ND), max(SAMPLE_ROWS, num_clusters), replace=False))
+        start, restarts = _lloyd(rows[sample], num_clusters, start, restarts, seed), 1
+    return torch.from_numpy(_lloyd(rows, num_clusters, start, restarts, seed)).to(x_ND.device, x_ND.dtype)
+
+
+def _lloyd(rows: Any, num_clusters: int, start: Any, restarts: int, seed: int) -> Any:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # installed with scikit-learn
+
+    cluster = extras.load("sklearn.cluster")
     with threadpool_limits(limits=1):
-        clusters.fit(_csr(x_ND) if isinstance(x_ND, FeatureRows) else x_ND.detach().cpu().numpy())
-    return torch.from_numpy(clusters.cluster_centers_).to(x_ND.device, x_ND.dtype)
+        return cluster.KMeans(num_clusters, init=start, n_init=restarts, random_state=seed).fit(rows).cluster_centers_
 
 
 def _csr(x: FeatureRows) -> Any:

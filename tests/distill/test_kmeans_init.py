@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from gmoe_ext import models
-from gmoe_ext.distill import kmeans_start
+from gmoe_ext.distill import kmeans_init, kmeans_start
 from gmoe_ext.distill.kmeans_init import kmeans
 from gmoe_ext.errors import DataError
 
@@ -58,6 +58,18 @@ def test_the_same_seed_places_the_same_memories():
     kmeans_start(left, blobs(), seed=7)
     kmeans_start(right, blobs(), seed=7)
     assert all(torch.equal(left.state_dict()[name], value) for name, value in right.state_dict().items())
+
+
+def test_restarts_on_a_sample_are_as_good_as_those_on_all_rows(monkeypatch):
+    torch.manual_seed(0)
+    x = F.normalize(torch.randn(3000, 5) + 2 * torch.eye(5).repeat(600, 1), dim=1)
+
+    def inertia(seed):
+        return float(torch.cdist(x, kmeans(x, 5, seed)).square().amin(1).sum())
+
+    sampled = [inertia(seed) for seed in range(4)]
+    monkeypatch.setattr(kmeans_init, "SAMPLE_ROWS", len(x))
+    assert max(sampled) < 1.002 * min(inertia(seed) for seed in range(4))
 
 
 def test_fewer_rows_than_experts_is_a_data_error():

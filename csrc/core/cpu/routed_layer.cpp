@@ -1,7 +1,8 @@
 // A student layer for serving. One row: the products of its non-zero features with the chosen experts' rows, all
 // outputs in registers, so that every weight is read once and a ReLU's zeros cost nothing; the floor is the time to
 // stream k experts' used rows. Many rows: grouped by expert inside a block that stays in the second-level cache, then a
-// register tile over panels of the weights. Both add in one order (experts ascending, bias first, features ascending,
+// register tile over panels of the weights, or of rows that are mostly zeros the products of a single row, one expert
+// after another. All add in one order (experts ascending, bias first, features ascending,
 // the gate and then an int8 row's scale multiplied into the feature), so a row's result does not depend on its batch.
 // Narrow weights are widened in registers; bfloat16 dot products would round differently, and run at half the rate of
 // float32 on Zen 4.
@@ -43,11 +44,14 @@ inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
+// A row and those of its choices that are added now.
 struct Row {
   const RoutedLayer& layer;
   const SparseRow& x;
-  const float* gate;
-  const std::int64_t* index;
+  const float* gate;          // [k]
+  const std::int64_t* index;  // [k]
+  std::int64_t k;
+  bool onto;  // what y holds, which is not the last of it
 };
 
 // The factor of feature n's weights for choice r.
@@ -65,7 +69,10 @@ void wide_columns(const Row& row, std::int64_t column, std::int64_t width, float
   const std::int64_t last = width - kLane;
   const auto offset = [last](int v) { return v == N - 1 ? last : std::int64_t{v} * kLane; };
   V sum[N] = {};
-  for (std::int64_t r = 0; r < a.k; ++r) {
+  if (row.onto) {
+    for (int v = 0; v < N; ++v) sum[v] = load(y + column + offset(v));
+  }
+  for (std::int64_t r = 0; r < row.k; ++r) {
     const float gate = row.gate[r];
     const W* weight = static_cast<const W*>(a.weight) + row.index[r] * a.in * a.out + column;
     const float* bias = a.bias + row.index[r] * a.out + column;
@@ -78,7 +85,8 @@ void wide_columns(const Row& row, std::int64_t column, std::int64_t width, float
       for (int v = 0; v < N; ++v) sum[v] += value * load(from + offset(v));
     }
   }
-  for (int v = 0; v < N; ++v) store(y + column + offset(v), a.relu ? relu(sum[v]) : sum[v]);
+  const bool rectify = a.relu && !row.onto;
+  for (int v = 0; v < N; ++v) store(y + column + offset(v), rectify ? relu(sum[v]) : sum[v]);
 }
 
 // All N outputs of a layer narrower than one vector.
@@ -86,7 +94,8 @@ template <typename W, int N>
 void narrow_columns(const Row& row, std::int64_t, std::int64_t, float* y) {
   const RoutedLayer& a = row.layer;
   float sum[N] = {};
-  for (std::int64_t r = 0; r < a.k; ++r) {
+  if (row.onto) std::copy_n(y, N, sum);
+  for (std::int64_t r = 0; r < row.k; ++r) {
     const float gate = row.gate[r];
     const W* weight = static_cast<const W*>(a.weight) + row.index[r] * a.in * N;
     const float* bias = a.bias + row.index[r] * N;
@@ -97,7 +106,7 @@ void narrow_columns(const Row& row, std::int64_t, std::int64_t, float* y) {
       for (int c = 0; c < N; ++c) sum[c] = multiply_add(value, widen(from[c]), sum[c]);
     }
   }
-  for (int c = 0; c < N; ++c) y[c] = a.relu ? relu(sum[c]) : sum[c];
+  for (int c = 0; c < N; ++c) y[c] = a.relu && !row.onto ? relu(sum[c]) : sum[c];
 }
 
 using Columns = void (*)(const Row&, std::int64_t, std::int64_t, float*);
@@ -182,14 +191,16 @@ void gates_of(const RoutedLayer& a, float norm, float* cosine, float* gate, std:
   for (std::int64_t r = 0; r < a.k; ++r) gate[r] /= sum;
 }
 
-// R rows times one panel of N vectors: y[rows[i]] += gate[i] * bias + scaled[i] W.
+// R rows times one panel of N vectors: y[rows[i]] += gate[i] * bias + scaled[i] W. Null is no bias.
 template <int R, int N>
-void tile(const float* scaled, std::int64_t in, const float* panel, const float* gate, float* const* y) {
+void tile(const float* scaled, std::int64_t in, const float* bias, const float* weight, const float* gate,
+          float* const* y) {
   V sum[R][N];
   for (int i = 0; i < R; ++i) {
-    for (int v = 0; v < N; ++v) sum[i][v] = load(y[i] + v * kLane) + gate[i] * load(panel + v * kLane);
+    for (int v = 0; v < N; ++v) sum[i][v] = load(y[i] + v * kLane);
+    if (bias == nullptr) continue;
+    for (int v = 0; v < N; ++v) sum[i][v] += gate[i] * load(bias + v * kLane);
   }
-  const float* weight = panel + N * kLane;
   for (std::int64_t j = 0; j < in; ++j, weight += N * kLane) {
     V column[N];
     for (int v = 0; v < N; ++v) column[v] = load(weight + v * kLane);
@@ -203,7 +214,7 @@ void tile(const float* scaled, std::int64_t in, const float* panel, const float*
   }
 }
 
-using Tile = void (*)(const float*, std::int64_t, const float*, const float*, float* const*);
+using Tile = void (*)(const float*, std::int64_t, const float*, const float*, const float*, float* const*);
 
 template <int... I>
 constexpr std::array<Tile, sizeof...(I)> tile_table(std::integer_sequence<int, I...>) {
@@ -211,13 +222,29 @@ constexpr std::array<Tile, sizeof...(I)> tile_table(std::integer_sequence<int, I
 }
 constexpr auto kTile = tile_table(std::make_integer_sequence<int, kTileRows * kTileVectors>{});
 
-// Rows of one expert, gathered and scaled, through all panels of its weights.
+// Columns [first, in) of x in the rows of one expert, times their gates.
+void scale_rows(const RoutedLayer& a, std::int64_t expert, const std::int64_t* slots, std::int64_t count,
+                const float* gate, const float* x, std::int64_t stride, std::int64_t first, float* scaled) {
+  const std::int64_t width = a.in - first;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float* from = x + slots[i] / a.k * stride;
+    const float row_gate = gate[slots[i]];
+    float* to = scaled + i * width;
+    for (std::int64_t j = 0; j < width; ++j) to[j] = row_gate * from[j];
+    if (a.weight_scale == nullptr) continue;
+    const float* scale = a.weight_scale + expert * a.in + first;
+    for (std::int64_t j = 0; j < width; ++j) to[j] *= scale[j];
+  }
+}
+
+// Those columns, and maybe the bias before them, through all panels of the expert's weights.
 void expert_rows(const RoutedLayer& a, std::int64_t expert, const std::int64_t* slots, std::int64_t count,
-                 const float* gate, const float* scaled, float* y) {
+                 const float* gate, const float* scaled, std::int64_t first, bool with_bias, float* y) {
   const std::int64_t width = padded(a.out);
   const float* panels = a.panels + expert * (a.in + 1) * width;
   for (std::int64_t column = 0; column < width; column += kTileVectors * kLane) {
     const std::int64_t vectors = std::min<std::int64_t>(kTileVectors, (width - column) / kLane);
+    const float* bias = panels + (a.in + 1) * column;
     for (std::int64_t i = 0; i < count; i += kTileRows) {
       const std::int64_t rows = std::min<std::int64_t>(kTileRows, count - i);
       float* to[kTileRows];
@@ -227,7 +254,8 @@ void expert_rows(const RoutedLayer& a, std::int64_t expert, const std::int64_t* 
         row_gate[t] = gate[slots[i + t]];
       }
       kTile[static_cast<std::size_t>((rows - 1) * kTileVectors + vectors - 1)](
-          scaled + i * a.in, a.in, panels + (a.in + 1) * column, row_gate, to);
+          scaled + i * (a.in - first), a.in - first, with_bias ? bias : nullptr, bias + (1 + first) * vectors * kLane,
+          row_gate, to);
     }
   }
 }
@@ -287,7 +315,7 @@ void route_sparse_row(const RoutedLayer& a, const SparseRow& x, float* cosine, f
 
 void routed_row(const RoutedLayer& a, const SparseRow& x, float* gate, std::int64_t* index, float* y) {
   sort_by_expert(a.k, gate, index);
-  const Row row{a, x, gate, index};
+  const Row row{a, x, gate, index, a.k, false};
   with_weight_type(a.type, [&](auto* kind) { all_columns<std::remove_cvref_t<decltype(*kind)>>(row, y); });
 }
 
@@ -295,28 +323,48 @@ void pack_panels(const RoutedLayer& a, float* panels) {
   with_weight_type(a.type, [&](auto* kind) { pack_panels_of(a, static_cast<decltype(kind)>(a.weight), panels); });
 }
 
-void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, std::int64_t rows, const float* gate,
-                  const std::int64_t* index, const BlockScratch& scratch, float* y) {
+namespace {
+
+// f(expert, slots, count) for every expert, after y was set to zero; then the layer's ReLU.
+template <typename F>
+void by_expert(const RoutedLayer& a, std::int64_t rows, const std::int64_t* index, const BlockScratch& scratch,
+               float* y, const F& f) {
   const std::int64_t size = rows * padded(a.out);
   std::fill(y, y + size, 0.0f);
   counting_sort(index, rows * a.k, a.experts, scratch.offsets, scratch.slots);  // slots: row * k + choice
   for (std::int64_t e = 0; e < a.experts; ++e) {
-    const std::int64_t* slots = scratch.slots + scratch.offsets[e];
-    const std::int64_t count = scratch.offsets[e + 1] - scratch.offsets[e];
-    for (std::int64_t i = 0; i < count; ++i) {
-      const float* from = x + slots[i] / a.k * x_stride;
-      const float row_gate = gate[slots[i]];
-      float* to = scratch.scaled + i * a.in;
-      for (std::int64_t j = 0; j < a.in; ++j) to[j] = row_gate * from[j];
-      if (a.weight_scale == nullptr) continue;
-      const float* scale = a.weight_scale + e * a.in;
-      for (std::int64_t j = 0; j < a.in; ++j) to[j] *= scale[j];
-    }
-    expert_rows(a, e, slots, count, gate, scratch.scaled, y);
+    f(e, scratch.slots + scratch.offsets[e], scratch.offsets[e + 1] - scratch.offsets[e]);
   }
   if (a.relu) {
     for (std::int64_t i = 0; i < size; i += kLane) store(y + i, relu(load(y + i)));
   }
+}
+
+}  // namespace
+
+void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, std::int64_t rows, const float* gate,
+                  const std::int64_t* index, const BlockScratch& scratch, float* y) {
+  by_expert(a, rows, index, scratch, y, [&](std::int64_t e, const std::int64_t* slots, std::int64_t count) {
+    scale_rows(a, e, slots, count, gate, x, x_stride, 0, scratch.scaled);
+    expert_rows(a, e, slots, count, gate, scratch.scaled, 0, true, y);
+  });
+}
+
+void routed_sparse_block(const RoutedLayer& a, const SparseRows& x, std::int64_t rows, const float* gate,
+                         const std::int64_t* index, const BlockScratch& scratch, float* y) {
+  const std::int64_t first = a.in - x.tail_columns;
+  by_expert(a, rows, index, scratch, y, [&](std::int64_t e, const std::int64_t* slots, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t slot = slots[i], row = slot / a.k, begin = x.offsets[row];
+      const SparseRow values{x.value + begin, x.column + begin, x.offsets[row + 1] - begin};
+      const Row one{a, values, gate + slot, index + slot, 1, true};
+      with_weight_type(
+          a.type, [&](auto* kind) { all_columns<std::remove_cvref_t<decltype(*kind)>>(one, y + row * padded(a.out)); });
+    }
+    if (x.tail_columns == 0) return;
+    scale_rows(a, e, slots, count, gate, x.tail, x.tail_columns, first, scratch.scaled);
+    expert_rows(a, e, slots, count, gate, scratch.scaled, first, false, y);
+  });
 }
 
 }  // namespace gmoe::core::GMOE_ISA

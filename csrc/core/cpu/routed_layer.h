@@ -32,6 +32,16 @@ struct SparseRow {
   std::int64_t count;
 };
 
+// Rows as their non-zero features, one row after another, and all values of the last `tail_columns` columns, which are
+// not among them.
+struct SparseRows {
+  const std::int64_t* offsets;  // [rows + 1]
+  const float* value;
+  const std::int32_t* column;
+  const float* tail;  // [rows, tail_columns]
+  std::int64_t tail_columns;
+};
+
 // Buffers of routed_block, sized by the caller for `rows` rows of the widest layer.
 struct BlockScratch {
   float* scaled;          // [rows, in]: rows of one expert times their gates
@@ -51,7 +61,9 @@ GMOE_DECLARE_PER_ISA(
   void routed_row(const RoutedLayer& a, const SparseRow& x, float* gate, std::int64_t* index, float* y);
   void pack_panels(const RoutedLayer& a, float* panels);
   void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, std::int64_t rows, const float* gate,
-                    const std::int64_t* index, const BlockScratch& scratch, float* y))
+                    const std::int64_t* index, const BlockScratch& scratch, float* y);
+  void routed_sparse_block(const RoutedLayer& a, const SparseRows& x, std::int64_t rows, const float* gate,
+                           const std::int64_t* index, const BlockScratch& scratch, float* y))
 // clang-format on
 
 // The non-zero values of x[n] (NaN included) and their columns; returns their number.
@@ -80,6 +92,11 @@ inline void pack_panels(const RoutedLayer& a, float* panels) { GMOE_CALL_ACTIVE_
 inline void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, std::int64_t rows,
                          const float* gate, const std::int64_t* index, const BlockScratch& scratch, float* y) {
   GMOE_CALL_ACTIVE_ISA(routed_block(a, x, x_stride, rows, gate, index, scratch, y));
+}
+// The same of rows that are mostly zeros; reads the weights themselves, but for the tail the panels.
+inline void routed_sparse_block(const RoutedLayer& a, const SparseRows& x, std::int64_t rows, const float* gate,
+                                const std::int64_t* index, const BlockScratch& scratch, float* y) {
+  GMOE_CALL_ACTIVE_ISA(routed_sparse_block(a, x, rows, gate, index, scratch, y));
 }
 
 }  // namespace gmoe::core

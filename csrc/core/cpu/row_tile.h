@@ -1,4 +1,5 @@
-// Rows of any width as tiles of up to kMaxVectors vectors that stay in registers; only a row's last vector is partial.
+// Rows of any width as tiles of up to kMaxVectors<A> vectors that stay in registers; only a row's last vector is
+// partial.
 #pragma once
 
 #include <algorithm>
@@ -15,10 +16,13 @@ namespace gmoe::core::GMOE_ISA {
 // Sums that stay in registers: half the registers of most instruction sets, enough to hide the latency of an addition.
 // 16 on AVX-512 would double the compile time of every kernel over tiles.
 #ifdef GMOE_FEW_INSTANCES
-inline constexpr int kMaxVectors = 3;
+inline constexpr int kMostVectors = 3;
 #else
-inline constexpr int kMaxVectors = 8;
+inline constexpr int kMostVectors = 8;
 #endif
+// Of doubles, which are there to check gradients, few: wide tiles would be a fifth of the build.
+template <typename A>
+inline constexpr int kMaxVectors = sizeof(A) == 4 ? kMostVectors : 2;
 #if defined(__AVX512F__)
 inline constexpr bool kMaskedLoads = true;  // a masked load costs no more than a plain one
 #else
@@ -76,11 +80,11 @@ void call_tile(std::int64_t begin, std::int64_t last, int vectors, const F& f, s
 template <typename A, typename F>
 void for_each_tile(std::int64_t begin, std::int64_t dim, const F& f) {
   std::int64_t vectors = divide_up(dim - begin, kLanes<A>);
-  for (std::int64_t tiles = divide_up(vectors, kMaxVectors); tiles > 0; --tiles) {
+  for (std::int64_t tiles = divide_up(vectors, kMaxVectors<A>); tiles > 0; --tiles) {
     const std::int64_t width = divide_up(vectors, tiles);
     const std::int64_t end = begin + width * kLanes<A>;
     const std::int64_t last = end <= dim ? kLanes<A> : dim - (end - kLanes<A>);
-    call_tile<A>(begin, last, static_cast<int>(width), f, std::make_integer_sequence<int, kMaxVectors>{});
+    call_tile<A>(begin, last, static_cast<int>(width), f, std::make_integer_sequence<int, kMaxVectors<A>>{});
     begin = end;
     vectors -= width;
   }
@@ -136,7 +140,7 @@ template <typename T, typename F>
 void for_each_tile_of(std::int64_t dim, const F& f) {
   std::int64_t begin = 0;
   if constexpr (std::is_same_v<T, bfloat16>) {
-    constexpr int kMaxPairs = kMaxVectors / 2;
+    constexpr int kMaxPairs = kMaxVectors<float> / 2;
     for (std::int64_t pairs = dim / kPairedColumns; pairs > 0; pairs -= kMaxPairs) {
       const std::int64_t taken = pairs < kMaxPairs ? pairs : kMaxPairs;
       call_pair_tile(begin, taken, f, std::make_integer_sequence<int, kMaxPairs>{});

@@ -19,10 +19,10 @@ namespace {
 constexpr std::int64_t kMostBlockRows = 16384, kLeastBlockRows = 64;
 
 // The entries of a row, and their factors for one slot; the values of null are 1.
-template <typename T, typename Index, bool Scaled>
+template <typename T, bool Scaled>
 struct Entries {
   using A = Accumulator<T>;
-  const Index* columns;
+  const std::int32_t* columns;
   const A* value;
   std::int64_t stride;  // of values
   const T* scale;       // of the inputs of the slot's expert
@@ -34,12 +34,12 @@ struct Entries {
 };
 
 // out = the weights of the entries [begin, end), times their factors. The entries of [next, next_end) come afterwards.
-template <typename Tile, typename T, typename Index, bool Scaled>
-void add_entries(const Tile& tile, const T* weight, std::int64_t width, const Entries<T, Index, Scaled>& entries,
+template <typename Tile, typename T, bool Scaled>
+void add_entries(const Tile& tile, const T* weight, std::int64_t width, const Entries<T, Scaled>& entries,
                  std::int64_t begin, std::int64_t end, std::int64_t next, std::int64_t next_end,
                  Vector<Accumulator<T>> (&out)[Tile::kVectors]) {
   Vector<Accumulator<T>> sum[Tile::kVectors] = {};  // its own, so that it stays in registers
-  const Index* columns = entries.columns;
+  const std::int32_t* columns = entries.columns;
   const auto add = [&](std::int64_t j) {
     const T* from = weight + columns[j] * width;
     const Accumulator<T> factor = entries.factor(j);
@@ -61,19 +61,19 @@ void add_entries(const Tile& tile, const T* weight, std::int64_t width, const En
 
 // sum = W_e S_e x_i + b_e in a tile of outputs, for slot r of row i. A slot of the same expert in `next_row` comes
 // afterwards.
-template <typename Tile, typename T, typename Index>
-void sum_slot(const SparseExpertLinear<T, Index>& a, const Tile& tile, std::int64_t expert, std::int64_t row,
-              std::int64_t r, std::int64_t next_row, Vector<Accumulator<T>> (&sum)[Tile::kVectors]) {
+template <typename Tile, typename T>
+void sum_slot(const SparseExpertLinear<T>& a, const Tile& tile, std::int64_t expert, std::int64_t row, std::int64_t r,
+              std::int64_t next_row, Vector<Accumulator<T>> (&sum)[Tile::kVectors]) {
   const SparseExperts<T>& x = a.experts;
   const T* weight = x.weight + expert * x.in_dim * x.out_dim;
   const auto* value = x.value != nullptr && x.value_per_slot ? x.value + r : x.value;
   const std::int64_t stride = x.value_per_slot ? x.k : 1, begin = a.offsets[row], end = a.offsets[row + 1];
   const std::int64_t next = a.offsets[next_row], next_end = a.offsets[next_row + 1];
   if (x.scale != nullptr) {
-    const Entries<T, Index, true> entries{a.columns, value, stride, x.scale + expert * x.in_dim};
+    const Entries<T, true> entries{a.columns, value, stride, x.scale + expert * x.in_dim};
     add_entries(tile, weight, x.out_dim, entries, begin, end, next, next_end, sum);
   } else {
-    const Entries<T, Index, false> entries{a.columns, value, stride, nullptr};
+    const Entries<T, false> entries{a.columns, value, stride, nullptr};
     add_entries(tile, weight, x.out_dim, entries, begin, end, next, next_end, sum);
   }
   if (x.bias == nullptr) return;
@@ -83,8 +83,8 @@ void sum_slot(const SparseExpertLinear<T, Index>& a, const Tile& tile, std::int6
 }
 
 // f(tile, slot, sum) for every tile of outputs of every slot of `count` rows from `first` on, expert by expert.
-template <typename T, typename Index, typename F>
-void for_each_slot(const SparseExpertLinear<T, Index>& a, std::int64_t first, const SlotOrder& slots, const F& f) {
+template <typename T, typename F>
+void for_each_slot(const SparseExpertLinear<T>& a, std::int64_t first, const SlotOrder& slots, const F& f) {
   using A = Accumulator<T>;
   const std::int64_t k = a.experts.k;
   for_each_tile<A>(a.experts.out_dim, [&](const auto& tile) {
@@ -122,11 +122,11 @@ struct Addend {
 };
 
 // Of one input: for every expert the slots that have it, in the order of the rows.
-template <typename T, typename Index>
+template <typename T>
 class InputSlots {
  public:
   using A = Accumulator<T>;
-  explicit InputSlots(const SparseExpertLinearGrad<T, Index>& a)
+  explicit InputSlots(const SparseExpertLinearGrad<T>& a)
       : a_(a), count_(static_cast<std::size_t>(a.experts.num_experts)) {
     for (std::int64_t column = 0; column < a.num_columns; ++column) {
       capacity_ = std::max(capacity_, (a.offsets[column + 1] - a.offsets[column]) * a.experts.k);
@@ -151,15 +151,15 @@ class InputSlots {
   const Addend<A>* end(std::int64_t expert) const { return begin(expert) + count_[expert]; }
 
  private:
-  const SparseExpertLinearGrad<T, Index>& a_;
+  const SparseExpertLinearGrad<T>& a_;
   std::int64_t capacity_ = 0;  // of an expert
   std::vector<std::int64_t> count_;
   std::unique_ptr<Addend<A>[]> addends_;
 };
 
 // The gradients of an input of an expert, of which `slots` add up.
-template <typename T, typename Index>
-void finish_input(const SparseExpertLinearGrad<T, Index>& a, std::int64_t expert, std::int64_t column,
+template <typename T>
+void finish_input(const SparseExpertLinearGrad<T>& a, std::int64_t expert, std::int64_t column,
                   const Addend<Accumulator<T>>* begin, const Addend<Accumulator<T>>* end) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
@@ -187,8 +187,8 @@ void finish_input(const SparseExpertLinearGrad<T, Index>& a, std::int64_t expert
 
 }  // namespace
 
-template <typename T, typename Index>
-void sparse_expert_linear(const SparseExpertLinear<T, Index>& a) {
+template <typename T>
+void sparse_expert_linear(const SparseExpertLinear<T>& a) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
   for_each_block(x, [&](std::int64_t first, std::int64_t count, const SlotOrder& slots) {
@@ -206,8 +206,8 @@ void sparse_expert_linear(const SparseExpertLinear<T, Index>& a) {
   });
 }
 
-template <typename T, typename Index>
-void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>& a) {
+template <typename T>
+void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>& a) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
   for_each_block(x, [&](std::int64_t first, std::int64_t count, const SlotOrder& slots) {
@@ -223,12 +223,12 @@ void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>& a) {
   });
 }
 
-template <typename T, typename Index>
-void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a) {
+template <typename T>
+void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>& a) {
   const SparseExperts<T>& x = a.experts;
   const RowLine line(a.offsets, a.num_columns);
   parallel_for(pieces_of(line), grain_pieces(x.k * x.out_dim), [&](std::int64_t first, std::int64_t last) {
-    InputSlots<T, Index> slots(a);
+    InputSlots<T> slots(a);
     const std::int64_t end = line.first_row(last * kPieceCost);
     for (std::int64_t column = line.first_row(first * kPieceCost); column < end; ++column) {
       slots.sort(column);
@@ -236,15 +236,17 @@ void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a)
     }
   });
   for (std::int64_t column = a.num_columns; column < x.in_dim; ++column) {
-    for (std::int64_t e = 0; e < x.num_experts; ++e) finish_input<T, Index>(a, e, column, nullptr, nullptr);
+    for (std::int64_t e = 0; e < x.num_experts; ++e) finish_input<T>(a, e, column, nullptr, nullptr);
   }
 }
 
-#define GMOE_INSTANTIATE(T, Index)                                                   \
-  template void sparse_expert_linear(const SparseExpertLinear<T, Index>&);           \
-  template void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>&); \
-  template void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>&);
-GMOE_FOR_ROWS(GMOE_INSTANTIATE)
+#define GMOE_INSTANTIATE(T)                                                   \
+  template void sparse_expert_linear(const SparseExpertLinear<T>&);           \
+  template void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>&); \
+  template void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>&);
+GMOE_INSTANTIATE(float)
+GMOE_INSTANTIATE(double)
+GMOE_INSTANTIATE(bfloat16)
 #undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::GMOE_ISA

@@ -27,13 +27,13 @@ __device__ __forceinline__ void store_sum(T* row, const A (&sum)[V]) {
 }
 
 // The entries of a row and the expert of each of its slots, as far as they exist.
-template <typename T, typename Index>
+template <typename T>
 struct Row {
-  const SparseExpertLinear<T, Index>& a;
+  const SparseExpertLinear<T>& a;
   BadIndex* bad;
   std::int64_t row, begin, end;
 
-  __device__ Row(const SparseExpertLinear<T, Index>& a, std::int64_t row, BadIndex* bad) : a(a), bad(bad), row(row) {
+  __device__ Row(const SparseExpertLinear<T>& a, std::int64_t row, BadIndex* bad) : a(a), bad(bad), row(row) {
     begin = clamped(a.offsets[row], 0, a.experts.num_values);
     end = clamped(a.offsets[row + 1], begin, a.experts.num_values);
   }
@@ -56,8 +56,8 @@ struct Row {
   }
 };
 
-template <typename T, typename Index>
-__device__ std::int64_t own_row(const SparseExpertLinear<T, Index>& a, BadIndex* bad) {
+template <typename T>
+__device__ std::int64_t own_row(const SparseExpertLinear<T>& a, BadIndex* bad) {
   const SparseExperts<T>& x = a.experts;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id();
   check_offsets(a.offsets, x.num_rows, x.num_values, row * kWarp + lane_id(),
@@ -65,14 +65,14 @@ __device__ std::int64_t own_row(const SparseExpertLinear<T, Index>& a, BadIndex*
   return row;
 }
 
-template <int V, typename T, typename Index>
+template <int V, typename T>
 __global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
-    sparse_expert_linear_kernel(SparseExpertLinear<T, Index> a, BadIndex* bad) {
+    sparse_expert_linear_kernel(SparseExpertLinear<T> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
   const std::int64_t i = own_row(a, bad);
   if (i >= x.num_rows) return;
-  const Row<T, Index> row(a, i, bad);
+  const Row<T> row(a, i, bad);
   for (std::int64_t d = lane_id() * V; d < x.out_dim; d += kWarp * V) {
     A total[V] = {};
     for (std::int64_t r = 0; r < x.k; ++r) {
@@ -91,14 +91,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
   }
 }
 
-template <int V, typename T, typename Index>
+template <int V, typename T>
 __global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
-    sparse_expert_linear_grad_gate_kernel(SparseExpertLinear<T, Index> a, BadIndex* bad) {
+    sparse_expert_linear_grad_gate_kernel(SparseExpertLinear<T> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
   const std::int64_t i = own_row(a, bad);
   if (i >= x.num_rows) return;
-  const Row<T, Index> row(a, i, bad);
+  const Row<T> row(a, i, bad);
   for (std::int64_t r = 0; r < x.k; ++r) {
     const std::int64_t e = row.expert(r);
     A dot = 0;
@@ -115,9 +115,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
 }
 
 // The sum over the slots of expert e whose row has the input, in the outputs from d on.
-template <int V, typename T, typename Index, typename A>
-__device__ void sum_input(const SparseExpertLinearGrad<T, Index>& a, std::int64_t column, std::int64_t e,
-                          std::int64_t d, BadIndex* bad, A (&sum)[V]) {
+template <int V, typename T, typename A>
+__device__ void sum_input(const SparseExpertLinearGrad<T>& a, std::int64_t column, std::int64_t e, std::int64_t d,
+                          BadIndex* bad, A (&sum)[V]) {
   const SparseExperts<T>& x = a.experts;
   if (column >= a.num_columns) return;
   const std::int64_t begin = clamped(a.offsets[column], 0, x.num_values);
@@ -137,9 +137,9 @@ __device__ void sum_input(const SparseExpertLinearGrad<T, Index>& a, std::int64_
   }
 }
 
-template <int V, typename T, typename Index>
+template <int V, typename T>
 __global__ void __launch_bounds__(kWarps* kWarp, kBlocksAtOnce)
-    sparse_expert_linear_grad_weight_kernel(SparseExpertLinearGrad<T, Index> a, BadIndex* bad) {
+    sparse_expert_linear_grad_weight_kernel(SparseExpertLinearGrad<T> a, BadIndex* bad) {
   using A = Accumulator<T>;
   const SparseExperts<T>& x = a.experts;
   const std::int64_t input = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id();
@@ -175,40 +175,42 @@ void run(const char* name, Wide wide, Narrow narrow, bool packs, std::int64_t wa
 
 }  // namespace
 
-template <typename T, typename Index>
-void sparse_expert_linear(const SparseExpertLinear<T, Index>& a, const Call& call) {
+template <typename T>
+void sparse_expert_linear(const SparseExpertLinear<T>& a, const Call& call) {
   constexpr int kWide = kPack<T>;
   const SparseExperts<T>& x = a.experts;
   if (x.num_rows == 0) return;
-  run<T>("sparse_expert_linear", sparse_expert_linear_kernel<kWide, T, Index>, sparse_expert_linear_kernel<1, T, Index>,
+  run<T>("sparse_expert_linear", sparse_expert_linear_kernel<kWide, T>, sparse_expert_linear_kernel<1, T>,
          fits_packs<kWide>(x.out_dim, x.weight, x.bias, a.out), x.num_rows, a, call);
 }
 
-template <typename T, typename Index>
-void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>& a, const Call& call) {
+template <typename T>
+void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>& a, const Call& call) {
   constexpr int kWide = kPack<T>;
   const SparseExperts<T>& x = a.experts;
   if (x.num_rows == 0) return;
-  run<T>("sparse_expert_linear_grad_gate", sparse_expert_linear_grad_gate_kernel<kWide, T, Index>,
-         sparse_expert_linear_grad_gate_kernel<1, T, Index>, fits_packs<kWide>(x.out_dim, x.weight, x.bias, a.grad_y),
+  run<T>("sparse_expert_linear_grad_gate", sparse_expert_linear_grad_gate_kernel<kWide, T>,
+         sparse_expert_linear_grad_gate_kernel<1, T>, fits_packs<kWide>(x.out_dim, x.weight, x.bias, a.grad_y),
          x.num_rows, a, call);
 }
 
-template <typename T, typename Index>
-void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>& a, const Call& call) {
+template <typename T>
+void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>& a, const Call& call) {
   constexpr int kWide = kPack<T>;
   const SparseExperts<T>& x = a.experts;
   if (x.num_experts * x.in_dim == 0) return;
-  run<T>("sparse_expert_linear_grad_weight", sparse_expert_linear_grad_weight_kernel<kWide, T, Index>,
-         sparse_expert_linear_grad_weight_kernel<1, T, Index>,
-         fits_packs<kWide>(x.out_dim, x.weight, a.grad_y, a.grad_weight), x.num_experts * x.in_dim, a, call);
+  run<T>("sparse_expert_linear_grad_weight", sparse_expert_linear_grad_weight_kernel<kWide, T>,
+         sparse_expert_linear_grad_weight_kernel<1, T>, fits_packs<kWide>(x.out_dim, x.weight, a.grad_y, a.grad_weight),
+         x.num_experts * x.in_dim, a, call);
 }
 
-#define GMOE_INSTANTIATE(T, Index)                                                                \
-  template void sparse_expert_linear(const SparseExpertLinear<T, Index>&, const Call&);           \
-  template void sparse_expert_linear_grad_gate(const SparseExpertLinear<T, Index>&, const Call&); \
-  template void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T, Index>&, const Call&);
-GMOE_FOR_ROWS(GMOE_INSTANTIATE)
+#define GMOE_INSTANTIATE(T)                                                                \
+  template void sparse_expert_linear(const SparseExpertLinear<T>&, const Call&);           \
+  template void sparse_expert_linear_grad_gate(const SparseExpertLinear<T>&, const Call&); \
+  template void sparse_expert_linear_grad_weight(const SparseExpertLinearGrad<T>&, const Call&);
+GMOE_INSTANTIATE(float)
+GMOE_INSTANTIATE(double)
+GMOE_INSTANTIATE(bfloat16)
 #undef GMOE_INSTANTIATE
 
 }  // namespace gmoe::core::cuda
