@@ -151,14 +151,14 @@ np.savez("y.npz", logits=student.predict(x), proba=student.predict_proba(x), top
 
 def test_serving_starts_at_once_and_is_small(serving_python: Path, wheel: Path, tmp_path: Path) -> None:
     code = (
-        # The processor's time, which a busy machine does not stretch.
-        "from time import process_time as now\nstart = now()\nimport gmoe_ext.runtime\n"
+        # The processor's time, which a busy machine hardly stretches; NumPy, which users have loaded, takes most.
+        "import numpy\nfrom time import process_time as now\nstart = now()\nimport gmoe_ext.runtime\n"
         "print(now() - start, gmoe_ext.__file__)"
     )
     runs = [run(str(serving_python), "-I", "-c", code, cwd=tmp_path).split() for _ in range(5)]
     assert all(Path(file).is_relative_to(serving_python.parents[1]) for _, file in runs)
     seconds = [float(took) for took, _ in runs]
-    assert min(seconds) < 0.15, f"import gmoe_ext.runtime took {seconds} s"
+    assert min(seconds) < 0.08, f"import gmoe_ext.runtime took {seconds} s"
     sizes = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
     (extension,) = (size for name, size in sizes.items() if name.startswith("gmoe_ext/_runtime."))
     assert extension < 3_000_000 and sizes["gmoe_ext/libgmoe_runtime.so"] < 3_000_000
