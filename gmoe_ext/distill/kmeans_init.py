@@ -63,16 +63,17 @@ def kmeans(x_ND: Features, num_clusters: int, seed: int, restarts: int = 10) -> 
     rows: Any = _csr(x_ND) if isinstance(x_ND, FeatureRows) else x_ND.detach().cpu().numpy()
     seed &= 0xFFFFFFFF
     start: Any = "k-means++"
-    if restarts > 1 and len(x_ND) > max(SAMPLE_ROWS, num_clusters):
-        sample = np.sort(np.random.default_rng(seed).choice(len(x_ND), max(SAMPLE_ROWS, num_clusters), replace=False))
+    size = max(SAMPLE_ROWS, num_clusters)
+    if restarts > 1 and len(x_ND) > size:
+        sample = np.sort(np.random.default_rng(seed).choice(len(x_ND), size, replace=False))
         start, restarts = _lloyd(rows[sample], num_clusters, start, restarts, seed), 1
     return torch.from_numpy(_lloyd(rows, num_clusters, start, restarts, seed)).to(x_ND.device, x_ND.dtype)
 
 
 def _lloyd(rows: Any, num_clusters: int, start: Any, restarts: int, seed: int) -> Any:
+    cluster = extras.load("sklearn.cluster")
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # installed with scikit-learn
 
-    cluster = extras.load("sklearn.cluster")
     with threadpool_limits(limits=1):
         return cluster.KMeans(num_clusters, init=start, n_init=restarts, random_state=seed).fit(rows).cluster_centers_
 

@@ -1,5 +1,7 @@
 """The k-means start: clones, centres of routed inputs, determinism."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from gmoe_ext import models
 from gmoe_ext.distill import kmeans_init, kmeans_start
 from gmoe_ext.distill.kmeans_init import kmeans
-from gmoe_ext.errors import DataError
+from gmoe_ext.errors import DataError, MissingExtraError
 
 pytest.importorskip("sklearn")
 
@@ -70,6 +72,13 @@ def test_restarts_on_a_sample_are_as_good_as_those_on_all_rows(monkeypatch):
     sampled = [inertia(seed) for seed in range(4)]
     monkeypatch.setattr(kmeans_init, "SAMPLE_ROWS", len(x))
     assert max(sampled) < 1.002 * min(inertia(seed) for seed in range(4))
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    for module in ("sklearn.cluster", "threadpoolctl"):  # the second is installed with the first
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match="needs 'scikit-learn'"):
+        kmeans(torch.randn(9, 2), 3, seed=0)
 
 
 def test_fewer_rows_than_experts_is_a_data_error():
