@@ -150,7 +150,7 @@ def rows(kind: str, samples: dict[str, Samples], works: dict[str, Work]) -> list
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser("python -m bench.molecules", description="What GMoE-GCN costs beside GCN.")
-    parser.add_argument("--root", default="data", help="where molbbbp lies (default: data)")
+    parser.add_argument("--root", help="where molbbbp lies (default: GMOE_EXT_DATA, else data)")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each network (default: 10)")
     parser.add_argument("--batches", type=int, default=16, help="batches that steps take in turn (default: 16)")
     options = parser.parse_args(arguments)

@@ -53,7 +53,7 @@ SIZES = {
     "cora_planetoid": Size(2_708, 10_556, 1_433, 18, 7),
     "amazon_photo": Size(7_487, 238_086, 745, 259, 8),
 }
-# What a table of docs/performance.md says, by data set: teacher over dense and over plain, student over dense.
+# By data set: teacher over dense and over plain, student over dense.
 TARGETS = {
     "coauthor_cs": (10.0, 10.0, 8.0),
     "coauthor_physics": (10.0, 10.0, 8.0),
@@ -80,6 +80,7 @@ def experiments(settings: Settings) -> list[Experiment]:
 
 def teachers(settings: Settings, name: str) -> Variants:
     """Prepare an epoch of the recipe's teacher in three forms."""
+    keep_freed_memory()
     config, nodes = _config(settings, name), _nodes(settings, name)
     dense = dataclasses.replace(nodes, x=_dense(nodes))
     ours, before = _teacher(config, nodes), _teacher(config, dense)
@@ -95,6 +96,7 @@ def teachers(settings: Settings, name: str) -> Variants:
 
 def students(settings: Settings, name: str) -> Variants:
     """Prepare an epoch of the recipe's RbM with random positions and targets."""
+    keep_freed_memory()
     config, nodes = _config(settings, name), _nodes(settings, name)
     ours, before = _student(config, nodes), _student(config, dataclasses.replace(nodes, x=_dense(nodes)))
     return {"ours": Variant(partial(_whole_epoch, ours)), "dense": _beside(ours, before, nodes)}
@@ -173,7 +175,6 @@ def _student(config: Config, nodes: NodeData) -> Task:
 
 
 def _config(settings: Settings, name: str) -> Config:
-    keep_freed_memory()
     from gmoe_ext.train.parse import load_recipe  # its parser is missing on a machine lent for its GPU
 
     config = load_recipe(f"{name}_rbm_tran")

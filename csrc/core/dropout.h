@@ -13,23 +13,25 @@ namespace gmoe::core {
 
 // All arrays are dense and row-major.
 template <typename T>
-struct Dropout {
-  const T* x;  // [num_rows, width]
+struct DropoutMask {
   std::int64_t num_rows, width, slots;
   const std::int64_t* seed;  // [1]
   std::uint16_t dropped;     // of 2^16 levels
   Accumulator<T> scale;      // of what is kept
-  T* y;                      // [num_rows, slots, width] out
+};
+
+template <typename T>
+struct Dropout {
+  DropoutMask<T> mask;
+  const T* x;  // [num_rows, width]
+  T* y;        // [num_rows, slots, width] out
 };
 
 template <typename T>
 struct DropoutGradX {
+  DropoutMask<T> mask;
   const T* grad_y;  // [num_rows, slots, width]
-  std::int64_t num_rows, width, slots;
-  const std::int64_t* seed;
-  std::uint16_t dropped;
-  Accumulator<T> scale;
-  T* grad_x;  // [num_rows, width] out
+  T* grad_x;        // [num_rows, width] out
 };
 
 GMOE_DECLARE_PER_ISA(template <typename T> void dropout(const Dropout<T>& a))

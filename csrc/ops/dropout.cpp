@@ -21,13 +21,17 @@ void check_arguments(const char* op, const char* name, const Tensor& rows, const
   check(slots >= 1, op, ": expected 'slots' >= 1, got ", slots);
 }
 
-// Levels that drop an element: as near to the rate as leaves something.
-std::uint16_t dropped_levels(double rate) {
-  return static_cast<std::uint16_t>(std::min<std::int64_t>(std::llround(rate * kLevels), kLevels - 1));
-}
-template <typename A>
-A scale_of(std::uint16_t dropped) {
-  return static_cast<A>(kLevels) / static_cast<A>(kLevels - dropped);
+// Drops the levels that come nearest to the rate and leave something.
+template <typename T>
+core::DropoutMask<T> mask_of(const Tensor& rows, std::int64_t slots, const Tensor& seed, double rate) {
+  using A = core::Accumulator<T>;
+  const std::int64_t dropped = std::min<std::int64_t>(std::llround(rate * kLevels), kLevels - 1);
+  return {.num_rows = rows.size(0),
+          .width = rows.size(1),
+          .slots = slots,
+          .seed = data<std::int64_t>(seed),
+          .dropped = static_cast<std::uint16_t>(dropped),
+          .scale = static_cast<A>(kLevels) / static_cast<A>(kLevels - dropped)};
 }
 
 Tensor dropout(const Tensor& x_in, const Tensor& seed_in, double rate, std::int64_t slots) {
@@ -38,15 +42,7 @@ Tensor dropout(const Tensor& x_in, const Tensor& seed_in, double rate, std::int6
   Tensor y = new_like(x, {x.size(0) * slots, x.size(1)});
   dispatch_floating(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    const std::uint16_t dropped = dropped_levels(rate);
-    const core::Dropout<T> a{.x = data<T>(x),
-                             .num_rows = x.size(0),
-                             .width = x.size(1),
-                             .slots = slots,
-                             .seed = data<std::int64_t>(seed),
-                             .dropped = dropped,
-                             .scale = scale_of<core::Accumulator<T>>(dropped),
-                             .y = mutable_data<T>(y)};
+    const core::Dropout<T> a{mask_of<T>(x, slots, seed, rate), data<T>(x), mutable_data<T>(y)};
     if constexpr (kOnDevice) {
       core::cuda::dropout(a, call.launch());
     } else {
@@ -66,15 +62,7 @@ Tensor dropout_grad_x(const Tensor& grad_y_in, const Tensor& seed_in, double rat
   Tensor grad_x = new_like(grad_y, {grad_y.size(0) / slots, grad_y.size(1)});
   dispatch_floating(op, grad_y.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    const std::uint16_t dropped = dropped_levels(rate);
-    const core::DropoutGradX<T> a{.grad_y = data<T>(grad_y),
-                                  .num_rows = grad_x.size(0),
-                                  .width = grad_x.size(1),
-                                  .slots = slots,
-                                  .seed = data<std::int64_t>(seed),
-                                  .dropped = dropped,
-                                  .scale = scale_of<core::Accumulator<T>>(dropped),
-                                  .grad_x = mutable_data<T>(grad_x)};
+    const core::DropoutGradX<T> a{mask_of<T>(grad_x, slots, seed, rate), data<T>(grad_y), mutable_data<T>(grad_x)};
     if constexpr (kOnDevice) {
       core::cuda::dropout_grad_x(a, call.launch());
     } else {

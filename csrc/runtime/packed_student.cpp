@@ -74,14 +74,6 @@ std::int64_t weight_bytes(core::WeightType type) {
   return type == core::WeightType::float32 ? 4 : type == core::WeightType::bfloat16 ? 2 : 1;
 }
 
-// The share of dense rows that is not zero; positions from the table count as dense.
-double dense_share(const Rows& rows, std::int64_t inputs) {
-  const std::int64_t size = rows.count * rows.columns;
-  std::int64_t values = rows.count * (inputs - rows.columns);
-  for (std::int64_t i = 0; i < size; ++i) values += rows.dense[i] != 0.0f ? 1 : 0;
-  return static_cast<double>(values) / static_cast<double>(rows.count * inputs);
-}
-
 void softmax_row(float* row, std::int64_t n) {
   const float top = *std::max_element(row, row + n);
   float sum = 0;
@@ -198,12 +190,13 @@ PackedStudent::~PackedStudent() = default;
 template <typename F>
 void PackedStudent::for_each_block(std::int64_t count, const F& block) const {
   // Smaller blocks than fit the cache, if that gives every thread one.
-  const std::int64_t each = core::divide_up(count, num_threads_.load());
+  const std::int64_t threads_granted = num_threads_.load();
+  const std::int64_t each = core::divide_up(count, threads_granted);
   const std::int64_t rows = std::min(block_path_.rows_per_block(), std::max(each, kFewestRowsOfThread));
   const std::int64_t blocks = core::divide_up(count, rows);
   const double worth = static_cast<double>(count) * work_per_row_ / kWorkPerThread;
-  const auto wanted = static_cast<std::int64_t>(
-      std::min({static_cast<double>(num_threads_.load()), static_cast<double>(blocks), worth}));
+  const auto wanted =
+      static_cast<std::int64_t>(std::min({static_cast<double>(threads_granted), static_cast<double>(blocks), worth}));
   const auto run_block = [&](std::int64_t b, Workspace& work) {
     block(b * rows, std::min(count, (b + 1) * rows), work);
   };
@@ -244,7 +237,7 @@ void PackedStudent::for_each_block(std::int64_t count, const F& block) const {
 bool PackedStudent::one_by_one(const Rows& rows) const {
   if (rows.count < kFewRows) return true;
   if (rows.count > kMostRows) return false;
-  const double features = rows.dense == nullptr ? 0 : dense_share(rows, file_.num_inputs());
+  const double features = rows.dense == nullptr ? 0 : dense_share(file_, rows, 0, rows.count);
   double alone = 0, together = 0;
   for (std::size_t l = 0; l < file_.layers.size(); ++l) {
     const bool first = l % file_.depth() == 0;

@@ -32,6 +32,12 @@ bool is_prepared(const StudentFile& file, const Rows& rows) {
   return file.features.normalize == Normalize::none && rows.columns == file.num_inputs();
 }
 
+double dense_share(const StudentFile& file, const Rows& rows, std::int64_t begin, std::int64_t end) {
+  std::int64_t values = (end - begin) * (file.num_inputs() - rows.columns);
+  for (std::int64_t j = begin * rows.columns; j < end * rows.columns; ++j) values += rows.dense[j] != 0.0f ? 1 : 0;
+  return static_cast<double>(values) / static_cast<double>((end - begin) * file.num_inputs());
+}
+
 void prepare_row(const StudentFile& file, const Rows& rows, std::int64_t i, float* out) {
   const Features& features = file.features;
   const float* from = rows.dense + i * rows.columns;

@@ -23,6 +23,8 @@ struct Rows {
 
 // Whether dense rows are already what the first layer takes.
 bool is_prepared(const StudentFile& file, const Rows& rows);
+// The share of dense rows [begin, end) that is not zero; positions from the table count as dense.
+double dense_share(const StudentFile& file, const Rows& rows, std::int64_t begin, std::int64_t end);
 // Dense row i as the first layer takes it: features normalised, its position behind them, zeros for a node without one.
 void prepare_row(const StudentFile& file, const Rows& rows, std::int64_t i, float* out);
 

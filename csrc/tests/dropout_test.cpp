@@ -50,9 +50,9 @@ struct DropCase {
 template <typename T>
 void drop(DropCase<T>& c) {
   const auto& [rows, width, slots] = c.sizes;
-  const core::Dropout<T> a{c.x.data(), rows, width, slots, c.seed.data(), c.dropped, c.scale, c.y.data()};
-  const core::DropoutGradX<T> g{c.grad_y.data(), rows,      width,   slots,
-                                c.seed.data(),   c.dropped, c.scale, c.grad_x.data()};
+  const core::DropoutMask<T> mask{rows, width, slots, c.seed.data(), c.dropped, c.scale};
+  const core::Dropout<T> a{mask, c.x.data(), c.y.data()};
+  const core::DropoutGradX<T> g{mask, c.grad_y.data(), c.grad_x.data()};
   Device device;
   if constexpr (kOnDevice) {
     core::cuda::dropout(a, device.call());

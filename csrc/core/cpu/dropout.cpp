@@ -68,7 +68,7 @@ template <typename T>
 class Factor {
  public:
   using A = Accumulator<T>;
-  Factor(std::uint16_t dropped, A scale) : dropped_(dropped), scale_(scale) {}
+  explicit Factor(const DropoutMask<T>& mask) : dropped_(mask.dropped), scale_(mask.scale) {}
 
   A of(Level level) const { return level.bits >= dropped_ ? scale_ : A{0}; }
   FloatVector of(FloatVector levels) const {
@@ -93,10 +93,12 @@ void drop(const Factor<T>& factor, const T* x, const Level* level, std::int64_t 
   for (; d < width; ++d) y[d] = narrow<T>(widen(x[d]) * factor.of(level[d]));
 }
 
-// Every element for itself, whatever rows they make.
+// Of one slot, every element for itself, whatever rows they make.
 template <typename T>
-void drop_all(const Factor<T>& factor, const T* x, std::int64_t elements, std::int64_t seed, T* y) {
-  for_each_item(divide_up(elements, kLevelsTogether), kLevelsTogether, seed,
+void drop_all(const DropoutMask<T>& mask, const T* x, T* y) {
+  const Factor<T> factor(mask);
+  const std::int64_t elements = mask.num_rows * mask.width;
+  for_each_item(divide_up(elements, kLevelsTogether), kLevelsTogether, *mask.seed,
                 [&](std::int64_t part, const Level* level) {
                   const std::int64_t first = part * kLevelsTogether;
                   drop(factor, x + first, level, std::min(kLevelsTogether, elements - first), y + first);
@@ -105,8 +107,8 @@ void drop_all(const Factor<T>& factor, const T* x, std::int64_t elements, std::i
 
 // sum = the slots of a row of the gradient, times their factors, in a vector of columns or in one.
 template <typename T, typename V>
-V sum_slots(const DropoutGradX<T>& a, const Factor<T>& factor, const T* grad_y, const Level* level, V sum) {
-  for (std::int64_t r = 0; r < a.slots; ++r, grad_y += a.width, level += a.width) {
+V sum_slots(const DropoutMask<T>& mask, const Factor<T>& factor, const T* grad_y, const Level* level, V sum) {
+  for (std::int64_t r = 0; r < mask.slots; ++r, grad_y += mask.width, level += mask.width) {
     if constexpr (std::is_same_v<V, FloatVector>) {
       sum += load(grad_y) * factor.of(load(level));
     } else {
@@ -120,12 +122,13 @@ V sum_slots(const DropoutGradX<T>& a, const Factor<T>& factor, const T* grad_y, 
 
 template <typename T>
 void dropout(const Dropout<T>& a) {
-  const Factor<T> factor(a.dropped, a.scale);
-  if (a.slots == 1) return drop_all(factor, a.x, a.num_rows * a.width, *a.seed, a.y);
-  for_each_item(a.num_rows, a.slots * a.width, *a.seed, [&](std::int64_t i, const Level* level) {
-    T* y = a.y + i * a.slots * a.width;
-    for (std::int64_t r = 0; r < a.slots; ++r) {
-      drop(factor, a.x + i * a.width, level + r * a.width, a.width, y + r * a.width);
+  const DropoutMask<T>& mask = a.mask;
+  if (mask.slots == 1) return drop_all(mask, a.x, a.y);
+  const Factor<T> factor(mask);
+  for_each_item(mask.num_rows, mask.slots * mask.width, *mask.seed, [&](std::int64_t i, const Level* level) {
+    T* y = a.y + i * mask.slots * mask.width;
+    for (std::int64_t r = 0; r < mask.slots; ++r) {
+      drop(factor, a.x + i * mask.width, level + r * mask.width, mask.width, y + r * mask.width);
     }
   });
 }
@@ -133,18 +136,19 @@ void dropout(const Dropout<T>& a) {
 template <typename T>
 void dropout_grad_x(const DropoutGradX<T>& a) {
   using A = Accumulator<T>;
-  const Factor<T> factor(a.dropped, a.scale);
-  if (a.slots == 1) return drop_all(factor, a.grad_y, a.num_rows * a.width, *a.seed, a.grad_x);
-  for_each_item(a.num_rows, a.slots * a.width, *a.seed, [&](std::int64_t i, const Level* level) {
-    const T* grad_y = a.grad_y + i * a.slots * a.width;
-    T* grad_x = a.grad_x + i * a.width;
+  const DropoutMask<T>& mask = a.mask;
+  if (mask.slots == 1) return drop_all(mask, a.grad_y, a.grad_x);
+  const Factor<T> factor(mask);
+  for_each_item(mask.num_rows, mask.slots * mask.width, *mask.seed, [&](std::int64_t i, const Level* level) {
+    const T* grad_y = a.grad_y + i * mask.slots * mask.width;
+    T* grad_x = a.grad_x + i * mask.width;
     std::int64_t d = 0;
     if constexpr (!std::is_same_v<T, double>) {
-      for (; d + kLanes<float> <= a.width; d += kLanes<float>) {
-        store(grad_x + d, sum_slots(a, factor, grad_y + d, level + d, FloatVector{}));
+      for (; d + kLanes<float> <= mask.width; d += kLanes<float>) {
+        store(grad_x + d, sum_slots(mask, factor, grad_y + d, level + d, FloatVector{}));
       }
     }
-    for (; d < a.width; ++d) grad_x[d] = narrow<T>(sum_slots(a, factor, grad_y + d, level + d, A{0}));
+    for (; d < mask.width; ++d) grad_x[d] = narrow<T>(sum_slots(mask, factor, grad_y + d, level + d, A{0}));
   });
 }
 

@@ -2,8 +2,8 @@
 // outputs in registers, so that every weight is read once and a ReLU's zeros cost nothing; the floor is the time to
 // stream k experts' used rows. Many rows: grouped by expert inside a block that stays in the second-level cache, then a
 // register tile over panels of the weights, or of rows that are mostly zeros the products of a single row, one expert
-// after another. All add in one order (experts ascending, bias first, features ascending,
-// the gate and then an int8 row's scale multiplied into the feature), so a row's result does not depend on its batch.
+// after another. All add in one order (experts ascending, bias first, features ascending, the gate and then an int8
+// row's scale multiplied into the feature), so a row's result does not depend on its batch.
 // Narrow weights are widened in registers; bfloat16 dot products would round differently, and run at half the rate of
 // float32 on Zen 4.
 #include "core/cpu/routed_layer.h"
@@ -280,6 +280,21 @@ void pack_panels_of(const RoutedLayer& a, const W* weight, float* panels) {
   }
 }
 
+// f(expert, slots, count) for every expert, after y was set to zero; then the layer's ReLU.
+template <typename F>
+void by_expert(const RoutedLayer& a, std::int64_t rows, const std::int64_t* index, const BlockScratch& scratch,
+               float* y, const F& f) {
+  const std::int64_t size = rows * padded(a.out);
+  std::fill(y, y + size, 0.0f);
+  counting_sort(index, rows * a.k, a.experts, scratch.offsets, scratch.slots);  // slots: row * k + choice
+  for (std::int64_t e = 0; e < a.experts; ++e) {
+    f(e, scratch.slots + scratch.offsets[e], scratch.offsets[e + 1] - scratch.offsets[e]);
+  }
+  if (a.relu) {
+    for (std::int64_t i = 0; i < size; i += kLane) store(y + i, relu(load(y + i)));
+  }
+}
+
 }  // namespace
 
 std::int64_t compress(const float* x, std::int64_t n, float* value, std::int32_t* column) {
@@ -322,25 +337,6 @@ void routed_row(const RoutedLayer& a, const SparseRow& x, float* gate, std::int6
 void pack_panels(const RoutedLayer& a, float* panels) {
   with_weight_type(a.type, [&](auto* kind) { pack_panels_of(a, static_cast<decltype(kind)>(a.weight), panels); });
 }
-
-namespace {
-
-// f(expert, slots, count) for every expert, after y was set to zero; then the layer's ReLU.
-template <typename F>
-void by_expert(const RoutedLayer& a, std::int64_t rows, const std::int64_t* index, const BlockScratch& scratch,
-               float* y, const F& f) {
-  const std::int64_t size = rows * padded(a.out);
-  std::fill(y, y + size, 0.0f);
-  counting_sort(index, rows * a.k, a.experts, scratch.offsets, scratch.slots);  // slots: row * k + choice
-  for (std::int64_t e = 0; e < a.experts; ++e) {
-    f(e, scratch.slots + scratch.offsets[e], scratch.offsets[e + 1] - scratch.offsets[e]);
-  }
-  if (a.relu) {
-    for (std::int64_t i = 0; i < size; i += kLane) store(y + i, relu(load(y + i)));
-  }
-}
-
-}  // namespace
 
 void routed_block(const RoutedLayer& a, const float* x, std::int64_t x_stride, std::int64_t rows, const float* gate,
                   const std::int64_t* index, const BlockScratch& scratch, float* y) {

@@ -17,7 +17,7 @@ struct RoutedLayer {
   const void* weight;   // [experts, in, out]: a feature's row holds its weights to all outputs, zero features skip it
   const float* weight_scale;  // [experts, in]: what an int8 row is multiplied by; null for other types
   const float* bias;          // [experts, out]
-  const float* panels;        // weight and bias as pack_panels leaves them; only routed_block reads it
+  const float* panels;        // weight and bias as pack_panels leaves them; only blocks of rows read it
   std::int64_t in, out, experts, k;
   std::int64_t compared;  // columns that are compared: `in`, or those of the projected row
   WeightType type;
